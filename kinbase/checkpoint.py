@@ -1,0 +1,187 @@
+"""The contract between an importer and kinbase: the records an importer yields.
+
+An importer is a module with two functions::
+
+    recognises(source: str) -> bool          # cheap: looks at names and first bytes, raises nothing
+    open(source: str) -> Iterator[Record]    # raises CheckpointError; yields, never stores
+
+It is found by the entry point group ``kinbase.importers`` and knows no database. Every record
+names a model by the label the source uses for it; ``None`` means "the model this file lies
+beside" and is filled in by the loader.
+"""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+
+DTYPE_BYTES = {
+    "F64": 8,
+    "F32": 4,
+    "F16": 2,
+    "BF16": 2,
+    "F8_E4M3": 1,
+    "F8_E5M2": 1,
+    "I64": 8,
+    "U64": 8,
+    "I32": 4,
+    "U32": 4,
+    "I16": 2,
+    "U16": 2,
+    "I8": 1,
+    "U8": 1,
+    "BOOL": 1,
+}
+"""Bytes per element of each safetensors dtype code that is read."""
+
+FLOAT_DTYPES = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
+"""The dtypes that hold weights. The others are buffers, which have no delta."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """One tensor of a checkpoint, read by position.
+
+    `read(start, out)` fills the writable byte buffer `out` with the tensor's little-endian
+    row-major bytes from byte `start` on; it is called from several threads at once, reads no more than it
+    was asked for, and raises CheckpointError when the file is shorter than it said.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    read: Callable[[int, memoryview], None]
+
+    @property
+    def numel(self) -> int:
+        """Number of elements; 1 for a scalar."""
+        product = 1
+        for extent in self.shape:
+            product *= extent
+        return product
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes the elements take in the file."""
+        return self.numel * DTYPE_BYTES[self.dtype]
+
+
+@dataclass(frozen=True, slots=True)
+class FileStamp:
+    """What tells that a file was not touched since it was read: path, size in bytes, mtime in ns."""
+
+    path: str
+    size: int
+    mtime_ns: int
+
+    @classmethod
+    def of(cls, path: str | os.PathLike[str]) -> "FileStamp":
+        """The stamp of the file at `path`; raises OSError when there is none."""
+        real = Path(path).resolve()
+        status = real.stat()
+        return cls(str(real), status.st_size, status.st_mtime_ns)
+
+
+@dataclass(slots=True)
+class Checkpoint:
+    """The weights of one model, opened but not read.
+
+    `tensors` are whole weights, or, when `delta_of` names a model, the change an adapter makes
+    to that model's tensors (tensors not listed are unchanged). `skipped` maps the name of each
+    tensor that holds no weights of its own to the reason (tied, integer buffer, quantised).
+    `close` releases the files.
+    """
+
+    name: str
+    source: str
+    tensors: list[Tensor]
+    files: list[FileStamp] = field(default_factory=list)
+    delta_of: str | None = None
+    skipped: dict[str, str] = field(default_factory=dict)
+    close: Callable[[], None] = lambda: None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors."""
+        return sum(tensor.nbytes for tensor in self.tensors)
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What a source says of one model. None: not said."""
+
+    model: str | None = None
+    architecture: str | None = None
+    license: str | None = None
+    revision: str | None = None
+    relation: str | None = None
+    parameters: int | None = None
+    dtype: str | None = None
+    created_at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Alias:
+    """Another name of a model: an old repo id, a redirect, a path, ``name@revision``."""
+
+    alias: str
+    model: str | None = None
+    kind: str = "name"
+
+
+@dataclass(frozen=True, slots=True)
+class Edge:
+    """A claim that `child` was made from `parent`.
+
+    `relation` is finetune, merge, adapter, quantized or base (the model a merge's deltas are
+    taken against); `evidence` is config, card, adapter, gguf, user, run, weights or reported;
+    `weight` is the parent's coefficient where it is one number; `detail` keeps the rest as JSON
+    values (gradient, density, t, revision).
+    """
+
+    parent: str
+    relation: str
+    evidence: str
+    child: str | None = None
+    method: str | None = None
+    weight: float | None = None
+    detail: dict[str, object] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """One benchmark result, in the unit its source uses (accuracies as fractions or percent)."""
+
+    benchmark: str
+    metric: str
+    value: float
+    model: str | None = None
+    stderr: float | None = None
+    n_shot: int | None = None
+    split: str | None = None
+    source: str | None = None
+    evaluated_at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ReportedKinship:
+    """Kinship somebody else measured: PCC and cosine in [-1, 1], Euclidean distance."""
+
+    model_a: str
+    model_b: str
+    base: str | None = None
+    pcc: float | None = None
+    cs: float | None = None
+    ed: float | None = None
+    source: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Something in the source that could not be read, in one line; the rest was."""
+
+    message: str
+
+
+Record = Checkpoint | Facts | Alias | Edge | Score | ReportedKinship | Problem

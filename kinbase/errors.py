@@ -1,0 +1,27 @@
+"""The errors a user can meet, one base and few leaves, caught once at the edge (kinbase.cli).
+
+A message is one line: what happened, then what to do. Anything that is not a KinbaseError
+is a bug and shows its traceback. Exit codes are the CLI's contract.
+"""
+
+
+class KinbaseError(Exception):
+    """The request failed: unknown model, failed query, wrong base."""
+
+    exit_code = 1
+
+
+class CheckpointError(KinbaseError):
+    """A file that was to be imported is truncated, lying, unsafe or of an unknown kind."""
+
+
+class UsageError(KinbaseError):
+    """The arguments contradict each other."""
+
+    exit_code = 2
+
+
+class DatabaseError(KinbaseError):
+    """The database file is locked, unreadable, foreign, or of another schema."""
+
+    exit_code = 3
