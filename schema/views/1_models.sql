@@ -1,0 +1,88 @@
+-- Models, their names and the sums of their deltas.
+
+create or replace view aliases as
+select name as alias, name as model, 'name' as kind from raw.model
+union all
+select alias, name, kind from raw.alias join raw.model using (model_id);
+
+comment on view aliases is 'Every name that leads to a model: its own, paths, revisions, redirects.';
+comment on column aliases.alias is 'the other name';
+comment on column aliases.model is 'the model''s name';
+comment on column aliases.kind is 'name, path, revision or redirect';
+
+create or replace view models as
+select
+    m.name,
+    m.digest,
+    b.name as base,
+    coalesce(b.name, case when m.model_id in (select base_id from raw.model) then m.name end) as family,
+    m.architecture,
+    m.parameters,
+    m.dtype,
+    m.bytes,
+    m.license,
+    m.source,
+    m.revision,
+    coalesce(m.relation, c.relation) as relation,
+    m.digest is not null as has_weights,
+    m.created_at,
+    m.imported_at
+from raw.model m
+left join raw.model b on b.model_id = m.base_id
+left join (
+    select child_id, arg_min(relation, claimed_at) as relation
+    from raw.claim where relation <> 'base' group by child_id
+) c on c.child_id = m.model_id;
+
+comment on view models is 'One row a model, those known only by name included.';
+comment on column models.name is 'label; see aliases for the others';
+comment on column models.digest is 'content: made from tensor names, shapes, dtypes and bytes';
+comment on column models.base is 'the model its deltas are measured against';
+comment on column models.family is 'name of the base shared by all members, the base itself included';
+comment on column models.parameters is 'number of weights, tied ones once';
+comment on column models.dtype is 'dtype of most weights, as safetensors writes it';
+comment on column models.bytes is 'bytes of weights';
+comment on column models.source is 'where it was imported from';
+comment on column models.revision is 'commit of the source, where it has one';
+comment on column models.relation is 'how it was made: finetune, merge, adapter, quantized';
+comment on column models.has_weights is 'false for a model known only by name';
+comment on column models.created_at is 'when it was made, as its source says';
+comment on column models.imported_at is 'when it came into this database';
+
+create or replace view deltas as
+select
+    m.name as model,
+    b.name as base,
+    t.name as tensor,
+    d.numel,
+    d.sum / d.numel as mean,
+    sqrt(greatest(d.sumsq / d.numel - (d.sum / d.numel) ** 2, 0)) as std,
+    sqrt(d.sumsq) as l2,
+    d.max_abs,
+    d.zeros,
+    d.nonfinite
+from raw.delta d
+join raw.model m using (model_id)
+join raw.model b on b.model_id = d.base_id
+join raw.tensor t on t.base_id = d.base_id and t.position = d.position;
+
+comment on view deltas is 'Each tensor''s weights minus the base''s: one row a model and tensor.';
+comment on column deltas.numel is 'elements compared';
+comment on column deltas.mean is 'of the delta; NULL when an element is not finite, like std, l2 and max_abs';
+comment on column deltas.std is 'standard deviation of the delta';
+comment on column deltas.l2 is 'Euclidean length of the delta';
+comment on column deltas.max_abs is 'largest change of one element';
+comment on column deltas.zeros is 'elements equal to the base''s';
+comment on column deltas.nonfinite is 'elements that are NaN or infinite';
+
+create or replace view skipped as
+select m.name as model, s.tensor, s.reason from raw.skipped s join raw.model m using (model_id);
+
+comment on view skipped is 'Tensors that took no part in kinship, and why.';
+
+create or replace macro family(m) as table
+select f.* from models f
+where f.family = (select family from models where name = (select model from aliases where alias = m limit 1))
+order by f.name;
+
+comment on macro table family is 'family(m): every model measured against the same base as m, the base included';

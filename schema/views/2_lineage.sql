@@ -1,0 +1,80 @@
+-- Who was made from whom, and who says so.
+
+create or replace view lineage as
+select
+    p.name as parent,
+    c.name as child,
+    k.relation,
+    k.method,
+    k.weight,
+    k.evidence,
+    k.detail,
+    k.source
+from raw.claim k
+join raw.model p on p.model_id = k.parent_id
+join raw.model c on c.model_id = k.child_id
+union all
+-- A model nobody names a parent of still descends from the base it is measured against.
+select b.name, m.name, 'base', null, null, 'user', null, null
+from raw.model m
+join raw.model b on b.model_id = m.base_id
+where m.model_id not in (select child_id from raw.claim);
+
+comment on view lineage is 'One row a claimed or measured edge; several claims about one edge stay apart.';
+comment on column lineage.parent is 'what the child was made from';
+comment on column lineage.child is 'what was made';
+comment on column lineage.relation is 'finetune, merge, adapter, quantized; base: what the deltas were taken against';
+comment on column lineage.method is 'of a merge: linear, slerp, ties, ...';
+comment on column lineage.weight is 'the parent''s coefficient, where it is one number';
+comment on column lineage.evidence is 'who says so: config, card, adapter, gguf, user, run, weights or reported';
+comment on column lineage.detail is 'JSON: gradients, density, t, revision and whatever else was said';
+comment on column lineage.source is 'the file that said it';
+
+-- The same edges by id, once each, for the closures below.
+create or replace view raw.edge as
+select distinct parent_id, child_id from raw.claim
+union all
+select base_id, model_id from raw.model
+where base_id is not null and model_id not in (select child_id from raw.claim);
+
+create or replace macro resolve(m) as (
+    select model_id from raw.model where name = (select model from aliases where alias = m limit 1)
+);
+
+comment on macro resolve is 'resolve(m): the model_id behind a name or alias';
+
+create or replace macro ancestors(m) as table
+with recursive up(model_id, generation) using key (model_id) as (
+    select resolve(m), 0
+    union
+    select e.parent_id, up.generation + 1
+    from up
+    join raw.edge e on e.child_id = up.model_id
+    left join recurring.up seen on seen.model_id = e.parent_id
+    where seen.model_id is null         -- met already, by a path no longer: also what ends a cycle
+)
+select name as model, generation
+from up join raw.model using (model_id)
+where generation > 0
+order by generation, model;
+
+comment on macro table ancestors is
+    'ancestors(m): everything m was made from, with the fewest steps to it';
+
+create or replace macro descendants(m) as table
+with recursive down(model_id, generation) using key (model_id) as (
+    select resolve(m), 0
+    union
+    select e.child_id, down.generation + 1
+    from down
+    join raw.edge e on e.parent_id = down.model_id
+    left join recurring.down seen on seen.model_id = e.child_id
+    where seen.model_id is null
+)
+select name as model, generation
+from down join raw.model using (model_id)
+where generation > 0
+order by generation, model;
+
+comment on macro table descendants is
+    'descendants(m): everything made from m, with the fewest steps to it';

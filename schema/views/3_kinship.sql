@@ -1,0 +1,179 @@
+-- Kinship: similarity of weight deltas (Model Kinship, arXiv 2410.12613, equations 3 and 4), from stored
+-- sums. A sum over several tensors is the sum of their sums; a ratio is taken once, at the end.
+
+-- Pearson correlation of two deltas; NULL where one of them does not vary. The variance is a difference
+-- of sums, so below 1e-12 of the second moment it is rounding, not variation.
+create or replace macro pearson(n, sum_a, sum_b, sumsq_a, sumsq_b, dot) as
+    case
+        when sumsq_a - sum_a * sum_a / n > 1e-12 * sumsq_a and sumsq_b - sum_b * sum_b / n > 1e-12 * sumsq_b
+        then greatest(-1.0, least(1.0, (dot - sum_a * sum_b / n)
+            / sqrt(sumsq_a - sum_a * sum_a / n) / sqrt(sumsq_b - sum_b * sum_b / n)))
+    end;
+comment on macro pearson is 'pearson(n, sum_a, sum_b, sumsq_a, sumsq_b, dot): PCC from sums; NULL if undefined';
+
+-- Signed, unlike the published tool's.
+create or replace macro cosine(sumsq_a, sumsq_b, dot) as
+    case when sumsq_a > 0 and sumsq_b > 0
+        then greatest(-1.0, least(1.0, dot / sqrt(sumsq_a) / sqrt(sumsq_b)))
+    end;
+comment on macro cosine is 'cosine(sumsq_a, sumsq_b, dot): cosine similarity from sums; NULL for a zero delta';
+
+create or replace macro euclidean(sumsq_a, sumsq_b, dot) as sqrt(greatest(sumsq_a + sumsq_b - 2 * dot, 0));
+comment on macro euclidean is 'euclidean(sumsq_a, sumsq_b, dot): distance from sums';
+
+-- Every measured pair in both directions.
+create or replace view raw.both_ways as
+select a_id, b_id, base_id, numel, sum_a, sum_b, sumsq_a, sumsq_b, dot, dots from raw.pair
+union all
+select b_id, a_id, base_id, numel, sum_b, sum_a, sumsq_b, sumsq_a, dot, dots from raw.pair;
+
+create or replace view kinship_all as
+select
+    a.name as model_a,
+    b.name as model_b,
+    base.name as base,
+    pearson(numel, sum_a, sum_b, sumsq_a, sumsq_b, dot) as pcc,
+    cosine(sumsq_a, sumsq_b, dot) as cs,
+    euclidean(sumsq_a, sumsq_b, dot) as ed,
+    0.0 as stderr,
+    numel / t.parameters as coverage,
+    'exact' as method,
+    null as source
+from raw.both_ways p
+join raw.model a on a.model_id = p.a_id
+join raw.model b on b.model_id = p.b_id
+join raw.model base on base.model_id = p.base_id
+join (select base_id, sum(numel)::double as parameters from raw.tensor group by base_id) t
+    on t.base_id = p.base_id
+union all
+select a.name, b.name, base.name, e.pcc, e.cs, e.ed, e.stderr, e.coverage, e.method, e.source
+from (
+    select a_id, b_id, base_id, method, pcc, cs, ed, stderr, coverage, source from raw.estimate
+    union all
+    select b_id, a_id, base_id, method, pcc, cs, ed, stderr, coverage, source from raw.estimate
+) e
+join raw.model a on a.model_id = e.a_id
+join raw.model b on b.model_id = e.b_id
+left join raw.model base on base.model_id = e.base_id;
+
+create or replace view kinship as
+select model_a, model_b, base, pcc, cs, ed, stderr, coverage, method
+from kinship_all
+qualify row_number() over (
+    partition by model_a, model_b
+    order by
+        case method when 'exact' then 0 when 'reported' then 2 else 1 end,
+        stderr nulls last, method, source
+) = 1;
+
+create or replace view kinship_by_tensor as
+with tensor_pair as (
+    select a_id, b_id, base_id, unnest(dots) as dot, generate_subscripts(dots, 1) as position
+    from raw.both_ways
+),
+sums as (
+    select
+        p.a_id, p.b_id, p.base_id, p.position, p.dot,
+        coalesce(x.numel, least(da.numel, db.numel)) as numel,
+        coalesce(x.sum_a, da.sum) as sum_a,
+        coalesce(x.sum_b, db.sum) as sum_b,
+        coalesce(x.sumsq_a, da.sumsq) as sumsq_a,
+        coalesce(x.sumsq_b, db.sumsq) as sumsq_b
+    from tensor_pair p
+    join raw.delta da on da.model_id = p.a_id and da.base_id = p.base_id and da.position = p.position
+    join raw.delta db on db.model_id = p.b_id and db.base_id = p.base_id and db.position = p.position
+    left join (
+        select a_id, b_id, base_id, position, numel, sum_a, sum_b, sumsq_a, sumsq_b from raw.pair_part
+        union all
+        select b_id, a_id, base_id, position, numel, sum_b, sum_a, sumsq_b, sumsq_a from raw.pair_part
+    ) x on x.a_id = p.a_id and x.b_id = p.b_id and x.base_id = p.base_id and x.position = p.position
+    where p.dot is not null
+)
+select
+    a.name as model_a,
+    b.name as model_b,
+    base.name as base,
+    t.name as tensor,
+    pearson(s.numel, sum_a, sum_b, sumsq_a, sumsq_b, dot) as pcc,
+    cosine(sumsq_a, sumsq_b, dot) as cs,
+    euclidean(sumsq_a, sumsq_b, dot) as ed,
+    s.numel, sum_a, sum_b, sumsq_a, sumsq_b, dot
+from sums s
+join raw.model a on a.model_id = s.a_id
+join raw.model b on b.model_id = s.b_id
+join raw.model base on base.model_id = s.base_id
+join raw.tensor t on t.base_id = s.base_id and t.position = s.position;
+
+-- Which layer and block of a transformer a tensor belongs to, by the naming of the common architectures.
+create or replace macro tensor_layer(tensor) as
+    try_cast(regexp_extract(tensor, '(?:^|\.)(?:layers?|h|blocks?)\.(\d+)\.', 1) as integer);
+comment on macro tensor_layer is 'tensor_layer(name): number of the layer, from 0; NULL outside the layers';
+
+create or replace macro tensor_block(tensor) as
+    case
+        when regexp_matches(tensor, '(^|\.)(lm_head|embed_out|output|score|classifier)\.(weight|bias)$') then 'head'
+        when regexp_matches(tensor, 'norm[^.]*\.(weight|bias)$|(^|\.)ln_[^.]*\.(weight|bias)$', 'i') then 'norm'
+        when regexp_matches(tensor, 'attn|attention|\.(q|k|v|o)_proj\.') then 'attn'
+        when regexp_matches(tensor, 'mlp|moe|feed_forward|ffn|experts|\.fc\d|intermediate|_proj\.|\.output\.dense')
+            then 'mlp'
+        when regexp_matches(tensor, 'embed|wte|wpe') then 'embed'
+        else 'other'
+    end;
+comment on macro tensor_block is 'tensor_block(name): attn, mlp, norm, embed, head or other';
+
+create or replace view kinship_by_layer as
+select
+    model_a, model_b, base, layer, block,
+    pearson(sum(numel), sum(sum_a), sum(sum_b), sum(sumsq_a), sum(sumsq_b), sum(dot)) as pcc,
+    cosine(sum(sumsq_a), sum(sumsq_b), sum(dot)) as cs,
+    euclidean(sum(sumsq_a), sum(sumsq_b), sum(dot)) as ed,
+    sum(numel)::bigint as numel
+from (select *, tensor_layer(tensor) as layer, tensor_block(tensor) as block from kinship_by_tensor)
+group by model_a, model_b, base, layer, block;
+
+create or replace view kinship_by_block as
+select
+    model_a, model_b, base, block,
+    pearson(sum(numel), sum(sum_a), sum(sum_b), sum(sumsq_a), sum(sumsq_b), sum(dot)) as pcc,
+    cosine(sum(sumsq_a), sum(sumsq_b), sum(dot)) as cs,
+    euclidean(sum(sumsq_a), sum(sumsq_b), sum(dot)) as ed,
+    sum(numel)::bigint as numel
+from (select *, tensor_block(tensor) as block from kinship_by_tensor)
+group by model_a, model_b, base, block;
+
+comment on view kinship is
+    'One row an ordered pair: similarity of their deltas, by the best method known (exact, sampled or sketch, reported).';
+comment on view kinship_all is 'Kinship by every method known, in both directions.';
+comment on view kinship_by_tensor is 'Kinship tensor by tensor, with the sums any other grouping is made from.';
+comment on view kinship_by_layer is 'Kinship by layer and block (attn, mlp, norm, embed, head, other), from sums.';
+comment on view kinship_by_block is 'Kinship of all layers'' blocks of one kind together, from sums.';
+comment on column kinship.pcc is 'Pearson correlation of the deltas; NULL when one is constant';
+comment on column kinship.cs is 'cosine of the deltas, signed; NULL when one is zero';
+comment on column kinship.ed is 'Euclidean distance of the deltas, so of the weights';
+comment on column kinship.stderr is 'standard error of pcc and cs; 0 for exact, NULL when not said';
+comment on column kinship.coverage is 'parameters compared over parameters of the base';
+comment on column kinship.method is 'exact, sampled, sketch or reported';
+comment on column kinship_all.source is 'who reported it';
+comment on column kinship_by_tensor.numel is 'elements compared';
+comment on column kinship_by_layer.layer is 'from 0; NULL outside the layers';
+
+create or replace macro nearest_kin(m, k) as table
+select model_b as model, pcc, cs, ed, stderr, coverage, method
+from kinship
+where model_a = (select model from aliases where alias = m limit 1)
+order by pcc desc nulls last, model_b
+limit k;
+comment on macro table nearest_kin is 'nearest_kin(m, k): the k models most akin to m by PCC';
+
+create or replace macro group_kinship(members) as table
+with named as (select distinct model from aliases where list_contains(members, alias))
+select
+    avg(pcc) as pcc,
+    avg(cs) as cs,
+    avg(ed) as ed,
+    count(*) as pairs,
+    (select count(*) from named) as models
+from kinship
+where model_a in (from named) and model_b in (from named) and model_a < model_b;
+comment on macro table group_kinship is
+    'group_kinship([m, ...]): mean kinship over all pairs (arXiv 2410.12613, equation 4); pairs: how many are known';
