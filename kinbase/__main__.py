@@ -1,0 +1,5 @@
+"""`python -m kinbase`."""
+
+from kinbase.cli import main
+
+main()

@@ -1,0 +1,194 @@
+"""The verbs of Kinbase in Python: a database that answers with Polars frames.
+
+    import kinbase
+
+    db = kinbase.open("kinbase.duckdb")
+    db.import_(["models/base", "models/tuned"], base="base")
+    db.kinship(["tuned"])
+
+Each verb opens the file for one unit of work. All raise DatabaseError when it cannot be used and
+KinbaseError for an unknown model.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import networkx as nx
+import polars as pl
+
+from kinbase import importing, lineage, records
+from kinbase.errors import UsageError
+from kinbase.importing import Report
+from kinbase.store import Connection, Store
+
+METRICS = ("pcc", "cs", "ed")
+GROUPINGS = {"tensor": "kinship_by_tensor", "layer": "kinship_by_layer", "block": "kinship_by_block"}
+
+
+class Kinbase:
+    """The database at `path`. `wait` bounds, in seconds, how long another process's lock is waited for."""
+
+    def __init__(self, path: str | Path = "kinbase.duckdb", *, wait: float = 10.0) -> None:
+        self.store = Store(path, wait=wait)
+
+    # In.
+
+    def import_(
+        self,
+        sources: Sequence[str | Path],
+        *,
+        base: str | Path | None = None,
+        name: str | None = None,
+        device: str = "auto",
+        metadata_only: bool = False,
+        kinship: bool = True,
+        report: Report = lambda done, total: None,
+    ) -> pl.DataFrame:
+        """Import checkpoints and records: one row a source with source, model, status, base and notes.
+
+        See `kinbase.importing.import_sources`. A source that fails has status "failed" and the reason in
+        its notes.
+        """
+        found = importing.import_sources(
+            self.store, [str(s) for s in sources], base=str(base) if base else None, name=name, device=device,
+            metadata_only=metadata_only, kinship=kinship, report=report,
+        )  # fmt: skip
+        rows = [(s.source, s.name, s.status, s.base, s.notes) for s in found]
+        schema = {
+            "source": pl.String,
+            "model": pl.String,
+            "status": pl.String,
+            "base": pl.String,
+            "notes": pl.List(pl.String),
+        }
+        return pl.DataFrame(rows, schema=schema, orient="row")
+
+    def migrate(self) -> list[str]:
+        """Bring the file to this version's schema; the names of the scripts that ran."""
+        return self.store.migrate()
+
+    # Out.
+
+    def sql(self, query: str, parameters: Sequence[Any] = (), *, timeout: float = 0) -> pl.DataFrame:
+        """The result of a read-only query that sees the database and nothing else; `timeout` in seconds."""
+        with self.store.bounded(timeout) as con:
+            return frame(con, query, parameters)
+
+    def models(self, pattern: str = "") -> pl.DataFrame:
+        """The view `models`, those whose name contains `pattern`, by family."""
+        query = "from models where contains(lower(name), lower(?)) order by family nulls last, base nulls first, name"
+        return self.sql(query, [pattern])
+
+    def show(self, model: str) -> pl.DataFrame:
+        """Everything about one model: its row of `models` with aliases, parents, children, scores, kin and skipped tensors as lists."""
+        with self.store.reading() as con:
+            return frame(con, SHOW, [records.resolve(con, model)])
+
+    def ancestors(self, model: str) -> pl.DataFrame:
+        """What a model was made from: model, generation (fewest steps up)."""
+        return self._of(model, "from ancestors(?)")
+
+    def descendants(self, model: str) -> pl.DataFrame:
+        """What was made from a model: model, generation (fewest steps down)."""
+        return self._of(model, "from descendants(?)")
+
+    def family(self, model: str) -> pl.DataFrame:
+        """Rows of `models` measured against the same base, the base included."""
+        return self._of(model, "from family(?)")
+
+    def nearest_kin(self, model: str, k: int = 10) -> pl.DataFrame:
+        """The k models most akin to one: model, pcc, cs, ed, stderr, coverage, method."""
+        return self._of(model, "from nearest_kin(?, ?)", k)
+
+    def kinship(self, models: Sequence[str] = (), *, by: str | None = None) -> pl.DataFrame:
+        """Kinship among `models` (none: all), each pair once; `by` tensor, layer or block."""
+        if by is not None and by not in GROUPINGS:
+            raise UsageError(f"kinship goes by {', '.join(GROUPINGS)}, not by {by!r}")
+        with self.store.reading() as con:
+            names = [records.resolve(con, model) for model in models]
+            chosen = "" if not names else "and list_contains($1, model_a) and list_contains($1, model_b)"
+            order = "order by all" if by else "order by model_a, model_b"
+            query = f"from {GROUPINGS[by] if by else 'kinship'} where model_a < model_b {chosen} {order}"
+            return frame(con, query, [names] if names else [])
+
+    def group_kinship(self, models: Sequence[str]) -> pl.DataFrame:
+        """Mean kinship over all pairs of `models`: pcc, cs, ed, pairs (known ones), models."""
+        with self.store.reading() as con:
+            return frame(con, "from group_kinship(?)", [[records.resolve(con, model) for model in models]])
+
+    def tree(self, model: str, *, up: bool = True, down: bool = True, depth: int = 1000) -> nx.DiGraph:
+        """The lineage graph around a model; see `kinbase.lineage.graph`."""
+        with self.store.reading() as con:
+            return lineage.graph(con, model, up=up, down=down, depth=depth)
+
+    def measure(
+        self, models: Sequence[str], *, device: str = "auto", report: Report = lambda done, total: None
+    ) -> list[str]:
+        """Measure the pairs among `models` that have no exact kinship yet; lines on those that could not be."""
+        return importing.measure_missing(self.store, models, device=device, report=report)
+
+    def names(self) -> list[str]:
+        """All model names."""
+        return self.sql("select name from models order by name")["name"].to_list()
+
+    def resolved(self, models: Sequence[str]) -> list[str]:
+        """The names of models given by name, alias or prefix, each once."""
+        with self.store.reading() as con:
+            return list(dict.fromkeys(records.resolve(con, model) for model in models))
+
+    def _of(self, model: str, query: str, *parameters: Any) -> pl.DataFrame:
+        with self.store.reading() as con:
+            return frame(con, query, [records.resolve(con, model), *parameters])
+
+
+def frame(con: Connection, query: str, parameters: Sequence[Any] = ()) -> pl.DataFrame:
+    """The result of a query as a frame.
+
+    By rows: DuckDB's Arrow stream would be faster for millions of them, but leaves Polars and DuckDB
+    printing leak warnings when Python exits (duckdb 2.0, polars 2.1).
+    """
+    result = con.sql(query, params=list(parameters))
+    schema = {name: _polars(kind) for name, kind in zip(result.columns, result.types, strict=True)}
+    return pl.DataFrame(result.fetchall(), schema=schema, orient="row")
+
+
+def _polars(kind: Any) -> pl.DataType | type[pl.DataType]:
+    """The Polars type of a DuckDB type; text for what Polars has no counterpart of."""
+    if kind.id in ("list", "array"):
+        return pl.List(_polars(kind.children[0][1]))
+    if kind.id == "struct":
+        return pl.Struct({name: _polars(child) for name, child in kind.children})
+    if kind.id == "decimal":
+        return pl.Decimal(*(value for _, value in kind.children))
+    return SCALARS.get(kind.id, pl.String)
+
+
+SCALARS: dict[str, pl.DataType | type[pl.DataType]] = {
+    "boolean": pl.Boolean, "tinyint": pl.Int8, "smallint": pl.Int16, "integer": pl.Int32, "bigint": pl.Int64,
+    "hugeint": pl.Int128, "utinyint": pl.UInt8, "usmallint": pl.UInt16, "uinteger": pl.UInt32,
+    "ubigint": pl.UInt64, "float": pl.Float32, "double": pl.Float64, "blob": pl.Binary, "date": pl.Date,
+    "time": pl.Time, "timestamp": pl.Datetime("us"), "timestamp with time zone": pl.Datetime("us", "UTC"),
+    "interval": pl.Duration("us"), "null": pl.Null,
+}  # fmt: skip
+
+
+SHOW = """
+select
+    m.*,
+    (select list({'alias': alias, 'kind': kind} order by alias) from aliases where model = m.name and alias <> m.name) as aliases,
+    (select list({'parent': parent, 'relation': relation, 'method': method, 'weight': weight, 'evidence': evidence}
+        order by parent, evidence) from lineage where child = m.name) as parents,
+    (select list({'child': child, 'relation': relation, 'method': method, 'weight': weight, 'evidence': evidence}
+        order by child, evidence) from lineage where parent = m.name) as children,
+    (select list({'benchmark': benchmark, 'metric': metric, 'value': value, 'stderr': stderr, 'n_shot': n_shot, 'source': source}
+        order by benchmark, metric) from scores where model = m.name) as scores,
+    (select list({'model': model, 'pcc': pcc, 'cs': cs, 'ed': ed, 'stderr': stderr, 'method': method})
+        from nearest_kin($1, 5)) as kin,
+    (select list({'tensor': tensor, 'reason': reason} order by tensor) from skipped where model = m.name) as skipped,
+    (select sum(numel) / nullif((select sum(t.numel) from raw.tensor t where t.base_id = any_value(d.base_id)), 0)
+        from raw.delta d join raw.model using (model_id) where name = m.name and d.nonfinite = 0) as coverage,
+    (select list({'tensor': tensor, 'nonfinite': nonfinite} order by tensor)
+        from deltas where model = m.name and nonfinite > 0) as nonfinite
+from models m where m.name = $1
+"""

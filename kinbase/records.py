@@ -1,0 +1,429 @@
+"""Records to rows and names to models: every statement that writes the tables, in one place.
+
+All functions take a connection of `Store.writing()` and are part of its one transaction; those that
+only look names up serve `Store.reading()` as well.
+"""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import TYPE_CHECKING
+
+from kinbase.checkpoint import Alias, Edge, Facts, FileStamp, ReportedKinship, Score
+from kinbase.errors import KinbaseError
+from kinbase.store import Connection
+
+if TYPE_CHECKING:  # importing numpy for an annotation would slow down every command
+    from kinbase.kinship import FloatArray
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A stored model with weights: where an importer finds it, and the files as they were."""
+
+    model_id: int
+    name: str
+    digest: str
+    source: str
+    base_id: int | None
+    measured: bool
+    files: frozenset[FileStamp]
+
+
+# Names.
+
+
+def find(con: Connection, label: str) -> int | None:
+    """The model_id behind an exact name or alias, or None."""
+    row = con.execute(
+        "select model_id from raw.model where name = $1 union all select model_id from raw.alias where alias = $1",
+        [label],
+    ).fetchone()
+    return row[0] if row else None
+
+
+def resolve(con: Connection, label: str) -> str:
+    """The name of the model meant by a name, an alias, or the only prefix of a name or digest.
+
+    Raises KinbaseError naming the near ones when it is unknown or ambiguous.
+    """
+    rows = con.execute(
+        """
+        select distinct model from (
+            select model, 0 as rank from aliases where alias = $1
+            union all
+            select name, 1 from raw.model where starts_with(name, $1) or (length($1) >= 6 and starts_with(digest, $1))
+        )
+        qualify rank = min(rank) over ()
+        order by model limit 6
+        """,
+        [label],
+    ).fetchall()
+    names = [name for (name,) in rows]
+    if len(names) == 1:
+        return str(names[0])
+    if names:
+        raise KinbaseError(
+            f"{label!r} could be {', '.join(names[:5])}{', ...' if len(names) > 5 else ''}: say more of the name"
+        )
+    known = [name for (name,) in con.execute("select alias from aliases").fetchall()]
+    if not known:
+        raise KinbaseError(
+            f"there is no model {label!r}: the database has none yet, `kinbase import` adds some"
+        )
+    near = (
+        get_close_matches(label, known, n=3, cutoff=0.4)
+        or [n for n in known if label.lower() in n.lower()][:3]
+    )
+    hint = f"did you mean {', '.join(near)}?" if near else "`kinbase ls` lists them"
+    raise KinbaseError(f"there is no model {label!r}: {hint}")
+
+
+def named(con: Connection, label: str) -> int:
+    """The model_id behind a name or alias; a row without weights is made for a name not met before."""
+    found = find(con, label)
+    if found is not None:
+        return found
+    row = con.execute("insert into raw.model (name) values (?) returning model_id", [label]).fetchone()
+    assert row
+    return int(row[0])
+
+
+def name_of(con: Connection, model_id: int) -> str:
+    """The name of a stored model."""
+    row = con.execute("select name from raw.model where model_id = ?", [model_id]).fetchone()
+    assert row
+    return str(row[0])
+
+
+def base_or_parents(con: Connection, label: str) -> tuple[str | None, list[str]] | None:
+    """For a known label: the base its model is measured against or is itself, or else its parents' names."""
+    model_id = find(con, label)
+    if model_id is None:
+        return None
+    row = con.execute(
+        """
+        select coalesce(b.name, case when m.digest is not null then m.name end), m.name
+        from raw.model m left join raw.model b on b.model_id = m.base_id where m.model_id = ?
+        """,
+        [model_id],
+    ).fetchone()
+    assert row
+    parents = con.execute(
+        "select distinct parent from lineage where child = ? order by parent", [row[1]]
+    ).fetchall()
+    return row[0], [parent for (parent,) in parents]
+
+
+def members(con: Connection) -> list[Member]:
+    """The models with weights, in the order they came."""
+    rows = con.execute(
+        """
+        select model_id, m.name, digest, source, base_id, model_id in (select model_id from raw.delta),
+            list({'path': f.path, 'size': f.size, 'mtime_ns': f.mtime_ns}) filter (f.path is not null)
+        from raw.model m left join raw.file f using (model_id)
+        where digest is not null
+        group by all order by model_id
+        """
+    ).fetchall()
+    return [Member(*row[:6], frozenset(FileStamp(**file) for file in row[6] or [])) for row in rows]
+
+
+def missing_pairs(con: Connection, names: Sequence[str]) -> dict[str, list[tuple[str, str]]]:
+    """Pairs of one family without exact kinship, by base: among `names`, or of the only one with its family."""
+    rows = con.execute(
+        """
+        with member as (
+            select m.model_id, m.name, b.name as base from raw.model m join raw.model b on b.model_id = m.base_id
+            where m.digest is not null and b.digest is not null
+        )
+        select a.base, a.name, b.name
+        from member a join member b on a.base = b.base and a.model_id < b.model_id
+        where if(len($1) = 1, $1[1] in (a.name, b.name), list_contains($1, a.name) and list_contains($1, b.name))
+            and (a.model_id, b.model_id) not in (select (a_id, b_id) from raw.pair)
+        order by all
+        """,
+        [list(names)],
+    ).fetchall()
+    found: dict[str, list[tuple[str, str]]] = {}
+    for base, a, b in rows:
+        found.setdefault(base, []).append((a, b))
+    return found
+
+
+# Models.
+
+
+def put_model(
+    con: Connection, name: str, digest: str, source: str, files: Iterable[FileStamp]
+) -> tuple[int, str]:
+    """Store a model's identity; its model_id and name.
+
+    A row known only by name becomes whole. Weights that are stored already only gain a name.
+    Raises KinbaseError when the name stands for other weights.
+    """
+    known = con.execute("select model_id, name from raw.model where digest = ?", [digest]).fetchone()
+    holder = find(con, name)
+    row = con.execute("select name, digest from raw.model where model_id = ?", [holder]).fetchone()
+    if row is not None and row[1] is not None and row[1] != digest:
+        raise KinbaseError(
+            f"{name!r} is the name of other weights already ({row[1][:12]}): give this one another with --name"
+        )
+    if known is not None:
+        put_alias(con, known[0], Alias(name))
+        model_id, name = known
+    else:
+        model_id = named(con, name)
+        con.execute("update raw.model set digest = ? where model_id = ?", [digest, model_id])
+    put_source(con, model_id, source)
+    put_files(con, model_id, files)
+    return model_id, name
+
+
+def put_source(con: Connection, model_id: int, source: str) -> None:
+    """Remember where an importer finds the model again."""
+    con.execute("update raw.model set source = ? where model_id = ?", [source, model_id])
+
+
+def put_files(con: Connection, model_id: int, files: Iterable[FileStamp]) -> None:
+    """Remember what a model's weights were read from, in place of what was known."""
+    con.execute("delete from raw.file where model_id = ?", [model_id])
+    rows = [[model_id, file.path, file.size, file.mtime_ns] for file in files]
+    if rows:
+        con.executemany("insert into raw.file values (?, ?, ?, ?)", rows)
+
+
+def put_facts(con: Connection, model_id: int, facts: Facts) -> None:
+    """Fill in what a source says of a model; what it does not say, or the weights tell, stays as it was."""
+    con.execute(
+        """
+        update raw.model set
+            architecture = coalesce($2, architecture), license = coalesce($3, license),
+            revision = coalesce($4, revision), relation = coalesce($5, relation),
+            parameters = if(digest is null, coalesce($6, parameters), parameters),
+            dtype = if(digest is null, coalesce($7, dtype), dtype), created_at = coalesce($8, created_at)
+        where model_id = $1
+        """,
+        [
+            model_id, facts.architecture, facts.license, facts.revision, facts.relation,
+            facts.parameters, facts.dtype, facts.created_at,
+        ],
+    )  # fmt: skip
+
+
+def put_size(con: Connection, model_id: int, parameters: int, dtype: str | None, nbytes: int) -> None:
+    """Store what the tensors themselves say of a model's size."""
+    con.execute(
+        "update raw.model set parameters = ?, dtype = ?, bytes = ? where model_id = ?",
+        [parameters, dtype, nbytes, model_id],
+    )
+
+
+def put_base(con: Connection, model_id: int, base_id: int) -> None:
+    """Make a model a member of the family measured against `base_id`; what was measured against another goes."""
+    con.execute("update raw.model set base_id = ? where model_id = ?", [base_id, model_id])
+    con.execute("delete from raw.delta where model_id = ? and base_id <> ?", [model_id, base_id])
+    for table in ("pair", "pair_part"):
+        con.execute(f"delete from raw.{table} where ? in (a_id, b_id) and base_id <> ?", [model_id, base_id])
+
+
+def put_alias(con: Connection, model_id: int, alias: Alias) -> None:
+    """Add a name for a model. A row known only by that name becomes one with the model."""
+    known = find(con, alias.alias)
+    if known == model_id:
+        return
+    if known is not None:
+        row = con.execute("select name, digest from raw.model where model_id = ?", [known]).fetchone()
+        assert row
+        if row[1] is not None or row[0] != alias.alias:
+            # A path moves to whatever lies there now; any other name stays with whom it was given to.
+            if alias.kind == "path" and row[0] != alias.alias:
+                con.execute("update raw.alias set model_id = ? where alias = ?", [model_id, alias.alias])
+                return
+            raise KinbaseError(
+                f"{alias.alias!r} is a name of {row[0]!r} already: it cannot be another model's too"
+            )
+        _join(con, known, model_id)
+    con.execute("insert into raw.alias values (?, ?, ?)", [alias.alias, model_id, alias.kind])
+
+
+def _join(con: Connection, old: int, new: int) -> None:
+    """Give all that was said of a row without weights to another model, and drop the row."""
+    for table, column in (
+        ("alias", "model_id"),
+        ("score", "model_id"),
+        ("claim", "child_id"),
+        ("claim", "parent_id"),
+    ):
+        con.execute(f"update raw.{table} set {column} = ? where {column} = ?", [new, old])
+    con.execute(
+        """
+        create or replace temp table joined as
+        select if(a_id = $1, $2, a_id) as x, if(b_id = $1, $2, b_id) as y, * exclude (a_id, b_id)
+        from raw.estimate where $1 in (a_id, b_id)
+        """,
+        [old, new],
+    )
+    con.execute("delete from raw.estimate where ? in (a_id, b_id)", [old])
+    con.execute(
+        "insert into raw.estimate select least(x, y), greatest(x, y), * exclude (x, y) from joined where x <> y"
+    )
+    con.execute("update raw.estimate set base_id = ? where base_id = ?", [new, old])
+    con.execute("update raw.model set base_id = ? where base_id = ?", [new, old])
+    con.execute("delete from raw.model where model_id = ?", [old])
+
+
+# What is said.
+
+
+def put_edges(con: Connection, subject: str | None, source: str, edges: Sequence[Edge]) -> None:
+    """Store claims in place of what the same source claimed before."""
+    con.execute("delete from raw.claim where source = ?", [source])
+    for edge in edges:
+        child = edge.child or subject
+        if child is None:
+            raise KinbaseError(
+                f"{source} names parents but not the child: say which model it speaks of with --name"
+            )
+        child_id, parent_id = named(con, child), named(con, edge.parent)
+        if child_id == parent_id:
+            continue  # a card that names itself
+        detail = json.dumps(edge.detail, default=str) if edge.detail else None
+        con.execute(
+            "insert into raw.claim (child_id, parent_id, relation, method, weight, evidence, detail, source) values (?, ?, ?, ?, ?, ?, ?, ?)",
+            [child_id, parent_id, edge.relation, edge.method, edge.weight, edge.evidence, detail, source],
+        )
+
+
+def put_scores(con: Connection, subject: str | None, scores: Sequence[Score]) -> None:
+    """Add benchmark results; one that is stored already is not stored twice."""
+    for score in scores:
+        model = score.model or subject
+        if model is None:
+            raise KinbaseError("the results do not say of which model they are: name it with --name")
+        con.execute(
+            """
+            insert into raw.score (model_id, benchmark, metric, value, stderr, n_shot, split, source, evaluated_at)
+            select $1, $2, $3, $4, $5, $6, $7, $8, $9
+            where not exists (
+                select 1 from raw.score
+                where model_id = $1 and benchmark = $2 and metric = $3 and value = $4
+                    and n_shot is not distinct from $6 and split is not distinct from $7
+                    and source is not distinct from $8 and evaluated_at is not distinct from $9
+            )
+            """,
+            [
+                named(con, model), score.benchmark, score.metric, score.value, score.stderr,
+                score.n_shot, score.split, score.source, score.evaluated_at,
+            ],
+        )  # fmt: skip
+
+
+def put_reported(con: Connection, source: str, pairs: Sequence[ReportedKinship]) -> None:
+    """Store kinship that somebody else measured, in place of what the same source reported before."""
+    con.execute("delete from raw.estimate where source = ? and method = 'reported'", [source])
+    for pair in pairs:
+        ids = sorted((named(con, pair.model_a), named(con, pair.model_b)))
+        base_id = named(con, pair.base) if pair.base else None
+        con.execute(
+            "insert into raw.estimate (a_id, b_id, base_id, method, pcc, cs, ed, source) values (?, ?, ?, 'reported', ?, ?, ?, ?)",
+            [*ids, base_id, pair.pcc, pair.cs, pair.ed, pair.source or source],
+        )
+
+
+# What the pass found.
+
+
+def put_tensors(con: Connection, base_id: int, names: Sequence[str], numels: Sequence[int]) -> None:
+    """Store a base's tensors in the order of the pass, once."""
+    if not con.execute("select 1 from raw.tensor where base_id = ? limit 1", [base_id]).fetchone():
+        con.execute(
+            "insert into raw.tensor select $1, unnest(range(1, len($2) + 1)), unnest($2), unnest($3)",
+            [base_id, list(names), list(numels)],
+        )
+
+
+def put_deltas(con: Connection, model_id: int, base_id: int, columns: "Mapping[str, FloatArray]") -> None:
+    """Store one member's sums by tensor position [T]: numel, sum, sumsq, max_abs, zeros, nonfinite.
+
+    Tensors with numel 0 are left out; NaN becomes NULL.
+    """
+    con.execute("delete from raw.delta where model_id = ?", [model_id])
+    con.execute(
+        """
+        insert into raw.delta
+        select $1, $2, position, numel, nullif(sum, 'nan'), nullif(sumsq, 'nan'), nullif(max_abs, 'nan'), zeros, nonfinite
+        from (
+            select unnest(range(1, len($3) + 1)) as position, unnest($3) as numel, unnest($4) as sum,
+                unnest($5) as sumsq, unnest($6) as max_abs, unnest($7) as zeros, unnest($8) as nonfinite
+        )
+        where numel > 0
+        """,
+        [
+            model_id,
+            base_id,
+            *(columns[name] for name in ("numel", "sum", "sumsq", "max_abs", "zeros", "nonfinite")),
+        ],
+    )
+
+
+def put_skipped(con: Connection, model_id: int, reasons: Mapping[str, str]) -> None:
+    """Store why tensors took no part, in place of what was known."""
+    con.execute("delete from raw.skipped where model_id = ?", [model_id])
+    if reasons:
+        con.execute(
+            "insert into raw.skipped select $1, unnest($2), unnest($3)",
+            [model_id, list(reasons), list(reasons.values())],
+        )
+
+
+@dataclass(slots=True)
+class Pair:
+    """Sums of one measured pair: totals over the tensors aligned in both, and <d_a, d_b> by position [T]."""
+
+    a_id: int
+    b_id: int
+    numel: int
+    sum_a: float
+    sum_b: float
+    sumsq_a: float
+    sumsq_b: float
+    dots: "FloatArray"
+    parts: list[tuple[int, int, float, float, float, float]]
+
+    def swapped(self) -> "Pair":
+        """The same pair told from the other side."""
+        return Pair(
+            self.b_id, self.a_id, self.numel, self.sum_b, self.sum_a, self.sumsq_b, self.sumsq_a, self.dots,
+            [(position, numel, sb, sa, qb, qa) for position, numel, sa, sb, qa, qb in self.parts],
+        )  # fmt: skip
+
+
+def put_pairs(con: Connection, base_id: int, pairs: Iterable[Pair]) -> None:
+    """Store measured pairs, in place of earlier measurements of the same pairs."""
+    ordered = [pair if pair.a_id < pair.b_id else pair.swapped() for pair in pairs]
+    if not ordered:
+        return
+    ids = [[pair.a_id for pair in ordered], [pair.b_id for pair in ordered]]
+    for table in ("pair", "pair_part"):
+        con.execute(f"delete from raw.{table} where (a_id, b_id) in (select (unnest($1), unnest($2)))", ids)
+    con.execute(
+        """
+        insert into raw.pair
+        select a_id, b_id, $3, numel, sum_a, sum_b, sumsq_a, sumsq_b,
+            list_sum(list_filter(dots, lambda x: not isnan(x))),
+            list_transform(dots, lambda x: if(isnan(x), null, x))
+        from (
+            select unnest($1) as a_id, unnest($2) as b_id, unnest($4) as numel, unnest($5) as sum_a,
+                unnest($6) as sum_b, unnest($7) as sumsq_a, unnest($8) as sumsq_b, unnest($9) as dots
+        )
+        """,
+        [
+            *ids, base_id, [p.numel for p in ordered], [p.sum_a for p in ordered], [p.sum_b for p in ordered],
+            [p.sumsq_a for p in ordered], [p.sumsq_b for p in ordered], [p.dots for p in ordered],
+        ],
+    )  # fmt: skip
+    parts = [[pair.a_id, pair.b_id, base_id, *part] for pair in ordered for part in pair.parts]
+    if parts:
+        con.executemany("insert into raw.pair_part values (?, ?, ?, ?, ?, ?, ?, ?, ?)", parts)

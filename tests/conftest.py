@@ -1,0 +1,50 @@
+"""Fixtures every test may use: the tiny family on disk, a database it was imported into, and the command line."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import families
+
+import kinbase
+
+
+@pytest.fixture(scope="session")
+def family(tmp_path_factory):
+    """Folders of the fixture family by name: base, ft_a, ft_b, ft_c, merge_ab = 0.6 ft_a + 0.4 ft_b."""
+    return families.make_family(tmp_path_factory.mktemp("family"))
+
+
+@pytest.fixture
+def db(tmp_path, family):
+    """A database with the whole family in it."""
+    db = kinbase.open(tmp_path / "kin.duckdb")
+    report = db.import_(family.values(), base="base")
+    assert set(report["status"]) == {"imported"}
+    return db
+
+
+@pytest.fixture
+def cli(tmp_path):
+    """Run the command line in a process of its own, in `tmp_path`: cli("ls", ...) -> CompletedProcess."""
+
+    def run(*arguments, stdin=None, env=None, **options):
+        command = [sys.executable, "-m", "kinbase", *map(str, arguments)]
+        environment = {**os.environ, "KINBASE_DB": str(tmp_path / "kin.duckdb"), **(env or {})}
+        return subprocess.run(
+            command,
+            cwd=tmp_path,
+            env=environment,
+            input=stdin,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            **options,
+        )
+
+    return run
