@@ -1,0 +1,176 @@
+"""A checkpoint folder: config.json and the weights in one file, in shards, or in loose files."""
+
+import os
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from kinbase.checkpoint import Checkpoint, Record
+from kinbase.errors import CheckpointError
+
+from . import pytorch, safetensors
+from .files import KEPT_OPEN, absolute, inside, is_folder, listing, read_json, shown, snapshot_sha
+from .plain import records
+
+ADAPTER_CONFIG = "adapter_config.json"
+
+_KINDS = (
+    (".safetensors", (".safetensors",), ("model.safetensors", "diffusion_pytorch_model.safetensors")),
+    (".bin", (".bin", ".pt", ".pth"), ("pytorch_model.bin", "diffusion_pytorch_model.bin")),
+)
+"""For each kind, in the order of preference: what its index ends in before `.index.json`, the ends of
+its files' names, and the names of a whole checkpoint in one file."""
+
+_NOT_WEIGHTS = ("adapter_", "training_args", "optimizer", "scheduler", "scaler", "rng_state", "random_states")
+"""How files begin that lie beside weights and are none."""
+
+_SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.\w+")
+
+
+def recognises(source: str) -> bool:
+    """Whether `source` is a folder with weights or a config.json that is no snapshot and no adapter."""
+    return is_folder(source) and snapshot_sha(source) is None and holds_weights(source)
+
+
+def holds_weights(folder: str) -> bool:
+    """Whether `folder` holds full weights, or at least a config.json and no adapter."""
+    try:
+        names = listing(folder)
+    except CheckpointError:
+        return False
+    if ADAPTER_CONFIG not in names:
+        return "config.json" in names or any(
+            _indexes(names, kind) or _loose(names, ends) for kind, ends, _ in _KINDS
+        )
+    # Trainers leave heads and optimiser states beside an adapter: only what is surely a model counts.
+    return any(
+        _indexes(names, kind)
+        or any(name in singles or _SHARD.fullmatch(name) for name in _loose(names, ends))
+        for kind, ends, singles in _KINDS
+    )
+
+
+def open(source: str) -> Iterator[Record]:
+    """The Checkpoint of a folder, and what its config.json says; raises CheckpointError."""
+    name = absolute(source).name
+    yield from open_as(source, name)
+
+
+def open_as(folder: str, name: str) -> Iterator[Record]:
+    """As `open`, for a folder whose model is called `name` (a snapshot's is not the folder's)."""
+    config = read_json(inside(folder, "config.json")) if "config.json" in listing(folder) else None
+    weights = checkpoint(folder)
+    weights.name = name
+    yield from records(weights, config)
+
+
+def checkpoint(folder: str) -> Checkpoint:
+    """All weights of `folder` as one Checkpoint.
+
+    As in transformers a whole file comes before shards and safetensors before pickles; loose files
+    count together, last of their kind. Raises CheckpointError when there are none, when files and
+    index disagree, or when a file is not what its format allows.
+    """
+    names = listing(folder)
+    for kind, ends, singles in _KINDS:
+        whole = [name for name in singles if name in names]
+        indexes = _indexes(names, kind)
+        loose = _loose(names, ends)
+        if whole:
+            return _join(folder, whole[:1])
+        if len(indexes) > 1:
+            raise CheckpointError(
+                f"{shown(folder)} has several indexes ({', '.join(map(shown, indexes[:4]))}); leave one in it"
+            )
+        if indexes:
+            return _sharded(folder, indexes[0])
+        if loose:
+            _all_shards_there(folder, loose)
+            return _join(folder, loose)
+    raise CheckpointError(
+        f"{shown(folder)} holds no weights: looked for .safetensors, .bin, .pt and .pth files and for "
+        "an index of shards; download them, or give the folder that has them"
+    )
+
+
+def _indexes(names: list[str], kind: str) -> list[str]:
+    found = [
+        name
+        for name in names
+        if name.endswith(kind + ".index.json") and not name.startswith((".", "adapter_"))
+    ]
+    usual = [name for name in found if name in (f"model{kind}.index.json", f"pytorch_model{kind}.index.json")]
+    return usual or found
+
+
+def _loose(names: list[str], ends: tuple[str, ...]) -> list[str]:
+    found = [
+        name for name in sorted(names) if name.endswith(ends) and not name.startswith((".", *_NOT_WEIGHTS))
+    ]
+    # Mistral and Llama repos hold the weights once more under their makers' own names.
+    return [name for name in found if not name.startswith("consolidated")] or found
+
+
+def _all_shards_there(folder: str, files: list[str]) -> None:
+    """Raises CheckpointError when files called `x-00001-of-00003` are not all three there."""
+    found: dict[tuple[str, int], set[int]] = {}
+    for name in files:
+        match = _SHARD.fullmatch(name)
+        if match:
+            found.setdefault((match[1], int(match[3])), set()).add(int(match[2]))
+    for (stem, count), numbers in found.items():
+        if len(numbers) != count:
+            raise CheckpointError(
+                f"{shown(folder)} has {len(numbers)} of the {count} shards of {shown(stem)}; download the rest"
+            )
+
+
+def _sharded(folder: str, index: str) -> Checkpoint:
+    """The shards an index names, each holding exactly the tensors the index says."""
+    what = shown(Path(folder) / index)
+    weight_map = read_json(inside(folder, index), strict=True).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(f"{what} has no weight_map; download the index again")
+    wanted: dict[str, set[str]] = {}
+    for tensor, file in weight_map.items():
+        if not isinstance(file, str):
+            raise CheckpointError(f"{what} gives {shown(tensor)} no file; download the index again")
+        wanted.setdefault(file, set()).add(tensor)
+    for file in wanted:
+        if not os.path.lexists(inside(folder, file)):
+            raise CheckpointError(f"{what} names the shard {shown(file)}, which is missing; download it")
+    return _join(folder, sorted(wanted), wanted)
+
+
+def _join(folder: str, files: list[str], wanted: Mapping[str, set[str]] | None = None) -> Checkpoint:
+    """The tensors of several files as one Checkpoint; `wanted` says which tensors each must hold."""
+    whole = Checkpoint(absolute(folder).name, folder, [])
+    origin: dict[str, str] = {}
+    parts: list[Checkpoint] = []
+    for number, file in enumerate(files):
+        path = inside(folder, file)
+        module = safetensors if file.endswith(".safetensors") else pytorch
+        part = module.checkpoint(path, kept=number < KEPT_OPEN)
+        parts.append(part)
+        held = [tensor.name for tensor in part.tensors] + list(part.skipped)
+        if wanted is not None and wanted[file] != set(held):
+            odd = min(wanted[file] ^ set(held))
+            fault = "does not hold" if odd in wanted[file] else "holds, against the index,"
+            raise CheckpointError(f"{shown(path)} {fault} the tensor {shown(odd)}; download the folder again")
+        for name in held:
+            if name in origin:
+                raise CheckpointError(
+                    f"{shown(folder)}: {shown(origin[name])} and {shown(file)} both hold {shown(name)}; "
+                    "import the one you mean by its own path"
+                )
+            origin[name] = file
+        whole.tensors += part.tensors
+        whole.skipped |= part.skipped
+        whole.files += part.files
+
+    def close() -> None:
+        for part in parts:
+            part.close()
+
+    whole.close = close
+    return whole

@@ -1,0 +1,241 @@
+"""A torch file (.bin, .pt, .pth): unpickled with weights_only and without its data, which is read by position."""
+
+import os
+import re
+import warnings
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from kinbase.checkpoint import DTYPE_BYTES, Checkpoint, Record, Tensor
+from kinbase.errors import CheckpointError
+
+from .files import WeightsFile, is_file, shown
+from .plain import HEADS, records
+from .safetensors import reader
+
+_NESTED = ("state_dict", "model_state_dict", "model", "module")
+"""Keys under which training scripts keep the state dict."""
+
+_DTYPES = {
+    "float64": "F64",
+    "float32": "F32",
+    "float16": "F16",
+    "bfloat16": "BF16",
+    "float8_e4m3fn": "F8_E4M3",
+    "float8_e5m2": "F8_E5M2",
+    "int64": "I64",
+    "uint64": "U64",
+    "int32": "I32",
+    "uint32": "U32",
+    "int16": "I16",
+    "uint16": "U16",
+    "int8": "I8",
+    "uint8": "U8",
+    "bool": "BOOL",
+}
+
+_PICKLE_LIMIT = 100_000_000
+"""Bytes of the pickle that describes the tensors; as much as a safetensors header may have."""
+
+
+def recognises(source: str) -> bool:
+    """Whether `source` is a file named as torch files are."""
+    return source.endswith((".bin", ".pt", ".pth")) and is_file(source)
+
+
+def open(source: str) -> Iterator[Record]:
+    """The weights of one file and what they say of the model; raises CheckpointError."""
+    yield from records(checkpoint(source))
+
+
+def checkpoint(path: str | os.PathLike[str], kept: bool = True) -> Checkpoint:
+    """The state dict in the file at `path` as a Checkpoint, named after its stem.
+
+    `kept`: as in WeightsFile. Tensors that share one storage and layout count once. Raises
+    CheckpointError when the file is not torch's zip format, holds more than weights, or describes
+    tensors its storages do not hold.
+    """
+    what = shown(path)
+    file = WeightsFile(path, kept)
+    storages = _storages(file)
+    state = _state_dict(_unpickle(path), what)
+    tensors: list[Tensor] = []
+    skipped: dict[str, str] = {}
+    seen: dict[tuple[object, ...], str] = {}
+    # A head tied to its embedding is listed under the embedding's name, as safetensors files have it.
+    for name in sorted(state, key=lambda name: name.endswith(HEADS)):
+        value = state[name]
+        reason = _unread(value)
+        if reason:
+            skipped[name] = reason
+            continue
+        layout = _layout(value, name, what, file.stamp.size, storages)
+        code, shape, strides, origin = layout
+        if layout in seen and prod(shape) > 0:
+            skipped[name] = f"tied to {seen[layout]}"
+            continue
+        seen[layout] = name
+        if value.is_contiguous():
+            read = reader(file, origin, prod(shape) * DTYPE_BYTES[code])
+        else:
+            read = _strided(file, origin, shape, strides, DTYPE_BYTES[code])
+        tensors.append(Tensor(name, code, shape, read))
+    return Checkpoint(
+        Path(path).stem, str(path), tensors, files=[file.stamp], skipped=skipped, close=file.close
+    )
+
+
+def _storages(file: WeightsFile) -> dict[int, int]:
+    """{offset: bytes} of the records of the zip; raises CheckpointError when torch did not write it.
+
+    Every record has to be stored as it is: a compressed one could be any size once unpacked.
+    """
+    what = shown(file.path)
+    records: dict[int, int] = {}
+    try:
+        if not zipfile.is_zipfile(file.path):
+            raise CheckpointError(
+                f"{what} is truncated or in torch's old format, which cannot be read piece by piece; save it "
+                "again with torch.save, or as .safetensors"
+            )
+        with zipfile.ZipFile(file.path) as archive:
+            for info in archive.infolist():
+                if info.compress_type != zipfile.ZIP_STORED or info.compress_size != info.file_size:
+                    raise CheckpointError(
+                        f"{what} has a compressed record; torch writes none, so it is refused"
+                    )
+                if info.filename.endswith(".pkl") and info.file_size > _PICKLE_LIMIT:
+                    raise CheckpointError(f"{what} describes itself in {info.file_size} bytes; it is refused")
+                head = bytearray(30)
+                end = info.header_offset + len(head) + info.file_size
+                if not 0 <= info.header_offset <= end <= file.stamp.size:
+                    raise zipfile.BadZipFile("a record lies outside the file")
+                file.read(info.header_offset, memoryview(head))
+                names = int.from_bytes(head[26:28], "little") + int.from_bytes(head[28:30], "little")
+                offset = info.header_offset + len(head) + names
+                records[offset] = info.file_size
+                if info.filename.endswith("/byteorder"):
+                    order = bytearray(6)
+                    file.read(offset, memoryview(order))
+                    if order != b"little":
+                        raise CheckpointError(f"{what} was written big-endian; save it again on this machine")
+    except CheckpointError:
+        raise
+    except Exception as error:  # a hostile zip can raise nearly anything
+        raise CheckpointError(f"{what} is a damaged zip ({shown(error)}); download it again") from None
+    finally:
+        file.close()
+    return records
+
+
+def _unpickle(path: str | os.PathLike[str]) -> object:
+    """What the file holds, its tensors on the meta device: with shapes and offsets, without data."""
+    import torch
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of old or odd pickles, which are read or refused all the same
+            return torch.load(path, map_location="meta", weights_only=True)
+    except MemoryError:
+        cause = "it asks for more memory than there is"
+    except Exception as error:  # a hostile pickle can raise anything
+        # torch's own first line advises weights_only=False; only what it met is of use.
+        met = re.search(r"GLOBAL ([\w.]+)", str(error))
+        cause = f"it wants to run {shown(met[1])}" if met else type(error).__name__
+    raise CheckpointError(
+        f"{shown(path)} cannot be unpickled as plain weights ({cause}) and is refused, since any other way "
+        "could run its code; ask for a .safetensors file"
+    )
+
+
+def _state_dict(loaded: object, what: str) -> dict[str, Any]:
+    """The mapping of names to tensors in what was unpickled; raises CheckpointError when there is none."""
+    import torch
+
+    for nested in (None, *_NESTED):
+        state = loaded.get(nested) if nested and isinstance(loaded, Mapping) else loaded
+        if isinstance(state, Mapping) and any(isinstance(value, torch.Tensor) for value in state.values()):
+            named = {name: value for name, value in state.items() if isinstance(name, str)}
+            if not all(map(_is_text, named)):
+                raise CheckpointError(f"{what} has a tensor whose name is not text; it is refused")
+            return named
+    raise CheckpointError(f"{what} holds no state dict (a mapping of names to tensors); nothing to import")
+
+
+def _is_text(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:  # half a surrogate pair, which no database takes
+        return False
+    return True
+
+
+def _unread(value: object) -> str | None:
+    """Why a value of a state dict holds no weights, or None."""
+    import torch
+
+    if not isinstance(value, torch.Tensor):
+        return "not a tensor"
+    if value.layout != torch.strided or value.is_quantized:
+        return "sparse or quantised"
+    dtype = str(value.dtype).removeprefix("torch.")
+    return None if dtype in _DTYPES else f"dtype {dtype} is not read"
+
+
+def _layout(
+    value: Any, name: str, what: str, size: int, storages: Mapping[int, int]
+) -> tuple[str, tuple[int, ...], tuple[int, ...], int]:
+    """(dtype, shape, strides in elements, offset in the file) of a tensor on the meta device."""
+    code = _DTYPES[str(value.dtype).removeprefix("torch.")]
+    shape, strides = tuple(value.shape), tuple(value.stride())
+    width = DTYPE_BYTES[code]
+    storage = getattr(value.untyped_storage(), "_checkpoint_offset", None)
+    if storage is None:
+        import torch
+
+        raise CheckpointError(
+            f"{what}: torch {torch.__version__} does not say where {shown(name)} lies; upgrade torch, or "
+            "save it as .safetensors"
+        )
+    last = value.storage_offset() + sum((n - 1) * s for n, s in zip(shape, strides, strict=True))
+    held = storages.get(storage, -1)
+    if prod(shape) and (held < 0 or (last + 1) * width > held or min(strides, default=0) < 0):
+        raise CheckpointError(f"{what}: tensor {shown(name)} reaches beyond its storage; download it again")
+    if prod(shape) * width > size:
+        raise CheckpointError(f"{what}: tensor {shown(name)} claims more than the file holds; it is refused")
+    return code, shape, strides, storage + value.storage_offset() * width
+
+
+def _strided(
+    file: WeightsFile, origin: int, shape: tuple[int, ...], strides: tuple[int, ...], width: int
+) -> Callable[[int, memoryview], None]:
+    """`Tensor.read` of a tensor that is not contiguous in the file, a few rows at a time.
+
+    The file is mapped for each read and the rows are copied into order.
+    """
+    nbytes = prod(shape) * width
+    row = nbytes // shape[0]
+    span = 1 + sum((n - 1) * s for n, s in zip(shape, strides, strict=True))
+
+    def read(start: int, out: memoryview) -> None:
+        import numpy as np
+
+        if start < 0 or start + len(out) > nbytes:
+            raise ValueError(f"bytes {start} to {start + len(out)} of a tensor of {nbytes} bytes")
+        if not out:
+            return
+        file.read(origin + span * width - 1, memoryview(bytearray(1)))  # a mapped file may not end early
+        mapped = np.memmap(file.path, np.uint8, "r", origin, (span * width,))
+        elements = mapped.view(f"V{width}")
+        whole = np.lib.stride_tricks.as_strided(
+            elements, shape, [s * width for s in strides], writeable=False
+        )
+        first, last = start // row, -(-(start + len(out)) // row)
+        data = np.ascontiguousarray(whole[first:last]).view(np.uint8).reshape(-1)
+        skip = start - first * row
+        out[:] = data[skip : skip + len(out)].data
+
+    return read

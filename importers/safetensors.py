@@ -1,0 +1,162 @@
+"""One .safetensors file: its header checked to the byte, its tensors read by position."""
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from kinbase.checkpoint import DTYPE_BYTES, Checkpoint, Record, Tensor
+from kinbase.errors import CheckpointError
+
+from .files import WeightsFile, is_file, parse_object, shown
+from .plain import records
+
+HEADER_LIMIT = 100_000_000
+"""Bytes of a header; the format's own limit."""
+
+UNREAD_DTYPE_BITS = {
+    "F4": 4,
+    "F6_E2M3": 6,
+    "F6_E3M2": 6,
+    "F8_E8M0": 8,
+    "F8_E4M3FNUZ": 8,
+    "F8_E5M2FNUZ": 8,
+    "C64": 64,
+}
+"""Dtypes the format knows and kinbase has no arithmetic for; their lengths are checked all the same."""
+
+_LARGEST = 2**63 - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One tensor of a header; `offset` counts from the start of the file."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int
+    nbytes: int
+
+
+def recognises(source: str) -> bool:
+    """Whether `source` is a .safetensors file."""
+    return source.endswith(".safetensors") and is_file(source)
+
+
+def open(source: str) -> Iterator[Record]:
+    """The weights of one file and what they say of the model; raises CheckpointError."""
+    yield from records(checkpoint(source))
+
+
+def checkpoint(path: str | os.PathLike[str], kept: bool = True) -> Checkpoint:
+    """The file at `path` as a Checkpoint, named after its stem.
+
+    `kept`: as in WeightsFile. Raises CheckpointError when the file is not exactly what the format
+    allows.
+    """
+    file = WeightsFile(path, kept)
+    tensors: list[Tensor] = []
+    skipped: dict[str, str] = {}
+    try:
+        entries = read_header(file)
+    finally:
+        file.close()
+    for entry in entries:
+        if entry.dtype in DTYPE_BYTES:
+            read = reader(file, entry.offset, entry.nbytes)
+            tensors.append(Tensor(entry.name, entry.dtype, entry.shape, read))
+        else:
+            skipped[entry.name] = f"dtype {shown(entry.dtype)} is not read"
+    return Checkpoint(
+        Path(path).stem, str(path), tensors, files=[file.stamp], skipped=skipped, close=file.close
+    )
+
+
+def reader(file: WeightsFile, origin: int, nbytes: int) -> Callable[[int, memoryview], None]:
+    """`Tensor.read` of the `nbytes` bytes at `origin` of `file`."""
+
+    def read(start: int, out: memoryview) -> None:
+        if start < 0 or start + len(out) > nbytes:
+            raise ValueError(f"bytes {start} to {start + len(out)} of a tensor of {nbytes} bytes")
+        file.read(origin + start, out)
+
+    return read
+
+
+def read_header(file: WeightsFile) -> list[Entry]:
+    """The tensors of a file, in the order they lie in it.
+
+    Raises CheckpointError when the header is longer than the format or the file allows, is not a
+    JSON object with the format's fields, or when the tensors do not cover the data exactly.
+    """
+    what, size = shown(file.path), file.stamp.size
+    if size < 8:
+        raise CheckpointError(f"{what} is truncated: {size} bytes, no safetensors header; download it again")
+    head = bytearray(8)
+    file.read(0, memoryview(head))
+    length = int.from_bytes(head, "little")
+    if length > HEADER_LIMIT:
+        raise CheckpointError(f"{what} claims a header of {length} bytes; it is not a safetensors file")
+    if length > size - 8:
+        raise CheckpointError(
+            f"{what} claims a header of {length} bytes but has {size - 8} after the length; download it again"
+        )
+    raw = bytearray(length)
+    file.read(8, memoryview(raw))
+    header = parse_object(bytes(raw), f"the header of {what}")
+    metadata = header.pop("__metadata__", None) or {}
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise CheckpointError(f"the header of {what} has metadata that is not text; download it again")
+    data = size - 8 - length
+    entries = sorted(
+        (_entry(name, value, data, what) for name, value in header.items()),
+        key=lambda entry: (entry.offset, entry.nbytes),
+    )
+    end = 0
+    for entry in entries:
+        if entry.offset != end:
+            fault = "overlaps the tensor before it" if entry.offset < end else "leaves a hole before it"
+            raise CheckpointError(
+                f"{what}: tensor {shown(entry.name)} {fault}; the file is malformed, refused"
+            )
+        end += entry.nbytes
+    if end != data:
+        raise CheckpointError(
+            f"{what}: its tensors take {end} bytes and {data} follow the header; the file is malformed, refused"
+        )
+    return [Entry(e.name, e.dtype, e.shape, 8 + length + e.offset, e.nbytes) for e in entries]
+
+
+def _entry(name: str, value: object, data: int, what: str) -> Entry:
+    """One header entry, checked by itself; its offset counts from the start of the data."""
+
+    def refuse(fault: str) -> CheckpointError:
+        return CheckpointError(f"{what}: tensor {shown(name)} {fault}; the file is malformed, refused")
+
+    if not isinstance(value, dict):
+        raise refuse("is not described by an object")
+    dtype, shape, offsets = (value.get(key) for key in ("dtype", "shape", "data_offsets"))
+    if not isinstance(dtype, str):
+        raise refuse("has no dtype")
+    if not isinstance(shape, list) or not all(_is_size(extent) for extent in shape):
+        raise refuse("has a shape that is no list of sizes")
+    if not isinstance(offsets, list) or len(offsets) != 2 or not all(_is_size(offset) for offset in offsets):
+        raise refuse("has data_offsets that are no pair of sizes")
+    begin, end = offsets
+    if not begin <= end <= data:
+        raise refuse(f"lies at {begin} to {end} of {data} bytes of data (truncated, or lying)")
+    bits = 8 * DTYPE_BYTES[dtype] if dtype in DTYPE_BYTES else UNREAD_DTYPE_BITS.get(dtype)
+    if bits is not None:
+        numel = 1
+        for extent in shape:
+            numel *= extent
+            if numel * bits > _LARGEST:  # at each step, or a zero could hide an absurd product
+                raise refuse("has a shape whose product overflows")
+        if numel * bits != 8 * (end - begin):
+            raise refuse(f"takes {end - begin} bytes, which {dtype} x {shown(shape)} does not")
+    return Entry(name, dtype, tuple(shape), begin, end - begin)
+
+
+def _is_size(value: object) -> bool:
+    return type(value) is int and 0 <= value <= _LARGEST  # bool is an int to isinstance
