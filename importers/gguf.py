@@ -1,0 +1,190 @@
+"""GGUF files, for what their header says of the model (ggml docs/gguf.md): lineage, never weights.
+
+The header is read here and not by the `gguf` package: its reader makes a numpy object of every
+vocabulary entry (11 s and 0.8 GB for a vocabulary of 128,000) and follows a length that lies (60
+bytes made it take 3 GB). Here a value is read only if its key is wanted, and skipped otherwise.
+
+`general.source.*` names what the file was converted from: that is the quantised model's parent,
+and then the base models are the parents of that source. Without it the base models are all that
+is known of where the file comes from.
+"""
+
+import os
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from kinbase.checkpoint import Edge, Facts, Record
+from kinbase.errors import CheckpointError
+
+from .files import open_regular, shown
+from .untrusted import head, model_id, name, problems
+
+MAX_HEADER = 256 * 1024 * 1024
+"""Bytes of metadata that are walked through; the largest vocabularies take about 20 MB."""
+_MAX_KEY = 65535
+_MAX_TEXT = 1024 * 1024
+_MAX_BASES = 1000
+
+_STRING, _ARRAY = 8, 9
+_FORMATS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
+
+FILE_TYPES = {
+    0: "F32", 1: "F16", 2: "Q4_0", 3: "Q4_1", 7: "Q8_0", 8: "Q5_0", 9: "Q5_1", 10: "Q2_K", 11: "Q3_K_S",
+    12: "Q3_K_M", 13: "Q3_K_L", 14: "Q4_K_S", 15: "Q4_K_M", 16: "Q5_K_S", 17: "Q5_K_M", 18: "Q6_K", 19: "IQ2_XXS",
+    20: "IQ2_XS", 21: "Q2_K_S", 22: "IQ3_XS", 23: "IQ3_XXS", 24: "IQ1_S", 25: "IQ4_NL", 26: "IQ3_S", 27: "IQ3_M",
+    28: "IQ2_S", 29: "IQ2_M", 30: "IQ4_XS", 31: "IQ1_M", 32: "BF16", 36: "TQ1_0", 37: "TQ2_0", 38: "MXFP4_MOE",
+    39: "NVFP4", 40: "Q1_0",
+}  # fmt: skip
+"""`general.file_type`: which type most of the tensors have."""
+
+
+def recognises(source: str) -> bool:
+    """A file that begins with the magic, whatever it is called."""
+    return head(source, 4) == b"GGUF"
+
+
+def open(source: str) -> Iterator[Record]:
+    """Facts and edges of the model the file holds."""
+    path = Path(source)
+    try:
+        with os.fdopen(open_regular(path), "rb") as file:
+            values, parameters = _header(file, os.fstat(file.fileno()).st_size)
+    except OSError as error:
+        raise CheckpointError(f"cannot read {shown(path)}: {error.strerror}") from None
+    except (EOFError, _LyingError) as error:
+        raise CheckpointError(
+            f"{shown(path)} has a GGUF header that is cut short or wrong: {error}"
+        ) from None
+    refused: list[str] = []
+
+    def text(key: str) -> str | None:
+        value = values.get(key)
+        return name(value, refused) if isinstance(value, str) else None
+
+    file_type = values.get("general.file_type")
+    dtype = FILE_TYPES.get(file_type) if isinstance(file_type, int) else None
+    quantised = dtype not in ("F32", "F16", "BF16")
+    kept = {"file_type": dtype, "quantized_by": text("general.quantized_by")}
+    detail: dict[str, object] = {key: value for key, value in kept.items() if value}
+    origin = model_id(
+        text("general.source.huggingface.repository")
+        or text("general.source.repo_url")
+        or text("general.source.url"),
+        refused,
+    )
+    yield Facts(
+        architecture=text("general.architecture"),
+        license=text("general.license.name")
+        if text("general.license") == "other"
+        else text("general.license"),
+        relation="quantized" if quantised or origin else None,
+        parameters=parameters,
+        dtype=dtype,
+    )
+    if origin:
+        yield Edge(origin, "quantized", "gguf", detail=detail)
+    stated = values.get("general.base_model.count", 0)
+    bases = range(min(stated, _MAX_BASES) if isinstance(stated, int) else 0)
+    if isinstance(stated, int) and stated > _MAX_BASES:
+        refused.append(f"all but {_MAX_BASES} of {stated:,} base models")
+    for index in bases:
+        key = f"general.base_model.{index}."
+        repository = text(key + "repo_url") or text(key + "url")
+        parts = [part.replace(" ", "-") for part in (text(key + "organization"), text(key + "name")) if part]
+        parent = model_id(repository, refused) or "/".join(parts)
+        if not parent:
+            refused.append(f"base model {index}, which has no name")
+            continue
+        version = text(key + "version")
+        relation = "merge" if len(bases) > 1 else "quantized" if quantised and not origin else "finetune"
+        more: dict[str, object] = {"version": version} if version else {}
+        yield Edge(parent, relation, "gguf", origin, detail=more if origin else detail | more)
+    yield from problems(path.name, refused)
+
+
+class _LyingError(Exception):
+    """The header contradicts itself or the file."""
+
+
+def _header(file: BinaryIO, size: int) -> tuple[dict[str, object], int | None]:
+    """The values of the `general.` keys, and the number of parameters if the file holds all tensors."""
+    if file.read(4) != b"GGUF":
+        raise _LyingError("no GGUF magic")
+    version, tensors, pairs = struct.unpack("<IQQ", _exactly(file, 20))
+    if version not in (2, 3):
+        raise _LyingError(f"version {version} (2 and 3 are read, little-endian)")
+    limit = min(size, MAX_HEADER)
+    values: dict[str, object] = {}
+    split = False
+    for _ in range(pairs):
+        key = _text(file, limit, _MAX_KEY)
+        (kind,) = struct.unpack("<I", _exactly(file, 4))
+        if key.startswith("general.") and kind != _ARRAY:
+            if key in values:
+                raise _LyingError(f"the key {shown(key)} twice")
+            values[key] = _text(file, limit, _MAX_TEXT) if kind == _STRING else _scalar(file, kind)
+        else:
+            split = split or key == "split.count"
+            _skip(file, kind, limit, 0)
+    parameters = 0
+    for _ in range(tensors):
+        _text(file, limit, _MAX_KEY)
+        (dimensions,) = struct.unpack("<I", _exactly(file, 4))
+        if dimensions > 8:
+            raise _LyingError(f"a tensor of {dimensions} dimensions")
+        product = 1
+        for extent in struct.unpack(f"<{dimensions}Q", _exactly(file, 8 * dimensions)):
+            product *= extent
+        parameters += product
+        _exactly(file, 12)
+    return values, parameters if 0 < parameters < 2**53 and not split else None
+
+
+def _exactly(file: BinaryIO, length: int) -> bytes:
+    data = file.read(length)
+    if len(data) != length:
+        raise EOFError(f"it ends after {file.tell():,} bytes")
+    return data
+
+
+def _length(file: BinaryIO) -> int:
+    return int.from_bytes(_exactly(file, 8), "little")
+
+
+def _forward(file: BinaryIO, length: int, limit: int) -> None:
+    if file.tell() + length > limit:
+        raise _LyingError(f"a value of {length:,} bytes that ends beyond {limit:,}")
+    file.seek(length, 1)
+
+
+def _text(file: BinaryIO, limit: int, longest: int) -> str:
+    length = _length(file)
+    if length > longest or length > limit:
+        raise _LyingError(f"a text of {length:,} bytes")
+    return _exactly(file, length).decode("utf-8", errors="replace")
+
+
+def _scalar(file: BinaryIO, kind: int) -> object:
+    if kind not in _FORMATS:
+        raise _LyingError(f"a value of unknown type {kind}")
+    code = "<" + _FORMATS[kind]
+    return struct.unpack(code, _exactly(file, struct.calcsize(code)))[0]
+
+
+def _skip(file: BinaryIO, kind: int, limit: int, depth: int) -> None:
+    if kind == _STRING:
+        _forward(file, _length(file), limit)
+    elif kind in _FORMATS:
+        _forward(file, struct.calcsize("<" + _FORMATS[kind]), limit)
+    elif kind == _ARRAY and depth < 4:
+        (inner,) = struct.unpack("<I", _exactly(file, 4))
+        count = _length(file)
+        if inner in _FORMATS:
+            _forward(file, count * struct.calcsize("<" + _FORMATS[inner]), limit)
+            return
+        for _ in range(count):
+            _skip(file, inner, limit, depth + 1)
+    else:
+        raise _LyingError(f"a value of unknown type {kind}")

@@ -1,0 +1,166 @@
+"""YAML from strangers: the YAML 1.2 core schema as plain Python values, or one clear refusal.
+
+The document is built from ruamel's event stream, not by a constructor, so that no tag can name a
+class and so that size, depth and alias expansion are bounded while it is read: an alias costs as
+much as the nodes it stands for (billion laughs), and what a node contains cannot contain it.
+`on` and `yes` are text as YAML 1.2 says, `1e-3` is a number, dates stay text, keys are text, and
+`<<` merges mappings because hand-written merge configs use it.
+"""
+
+import re
+from dataclasses import dataclass, field
+
+from ruamel.yaml import YAML, events
+from ruamel.yaml.error import YAMLError
+
+from kinbase.errors import CheckpointError
+
+MAX_CHARS = 1024 * 1024
+"""The longest real card headers (a thousand evaluation results) are half of this."""
+MAX_NODES = 200_000
+MAX_DEPTH = 50
+
+_CORE_TAGS = {"tag:yaml.org,2002:" + kind for kind in ("str", "int", "float", "bool", "null", "map", "seq")}
+_WORDS: dict[str, bool | None] = {
+    **dict.fromkeys(["", "~", "null", "Null", "NULL"], None),
+    **dict.fromkeys(["true", "True", "TRUE"], True),
+    **dict.fromkeys(["false", "False", "FALSE"], False),
+}
+_INT = re.compile(r"[-+]?[0-9]{1,18}")
+_BASED = re.compile(r"0o[0-7]{1,20}|0x[0-9a-fA-F]{1,15}")
+_FLOAT = re.compile(
+    r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)"
+)
+_SURROGATES = re.compile("[\ud800-\udfff]")
+
+
+class _RefusedError(Exception):
+    """Legal YAML that is not read here; the text says why."""
+
+
+@dataclass(slots=True)
+class _Node:
+    """A collection being read: its value, its anchor, and what it costs to expand it."""
+
+    value: dict[str, object] | list[object]
+    anchor: str | None
+    size: int = 1
+    height: int = 1
+    key: str | None = None
+    merged: list[dict[str, object]] = field(default_factory=list)
+
+
+def load(text: str, where: str) -> list[object]:
+    """The documents in `text`; CheckpointError, one line beginning with `where`, if it is not safe YAML."""
+    if len(text) > MAX_CHARS:
+        raise CheckpointError(f"{where}: {len(text):,} characters of YAML; at most {MAX_CHARS:,} are read")
+    try:
+        return _documents(text)
+    except _RefusedError as error:
+        raise CheckpointError(f"{where}: YAML that is not read: {error}") from error
+    except YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f" at line {mark.line + 1}" if mark else ""
+        what = getattr(error, "problem", None) or "characters that YAML forbids"
+        raise CheckpointError(f"{where}: not YAML: {' '.join(str(what).split())[:120]}{line}") from error
+    except (
+        ValueError,
+        OverflowError,
+        AssertionError,
+        IndexError,
+        KeyError,
+        AttributeError,
+        TypeError,
+    ) as error:
+        # Not ruamel's own errors, but what its scanner and parser raise on some broken input.
+        raise CheckpointError(f"{where}: not YAML: {type(error).__name__} in its parser") from error
+
+
+def _documents(text: str) -> list[object]:
+    documents: list[object] = []
+    anchors: dict[str, tuple[object, int, int]] = {}
+    stack: list[_Node] = []
+    nodes = 0
+
+    def put(value: object, size: int, height: int) -> None:
+        if len(stack) + height > MAX_DEPTH:
+            raise _RefusedError(f"deeper than {MAX_DEPTH} levels")
+        if not stack:
+            documents.append(value)
+            return
+        node = stack[-1]
+        node.size += size
+        node.height = max(node.height, height + 1)
+        if isinstance(node.value, list):
+            node.value.append(value)
+        elif node.key is None:
+            if isinstance(value, list | dict):
+                raise _RefusedError("a mapping key that is a collection")
+            node.key = str(value)
+        else:
+            if node.key == "<<" and _mappings(value):
+                node.merged += _mappings(value)
+            else:
+                node.value[node.key] = value
+            node.key = None
+
+    for event in YAML(typ="safe", pure=True).parse(text):
+        if isinstance(event, events.DocumentStartEvent):
+            anchors.clear()
+        elif isinstance(event, events.AliasEvent):
+            if event.anchor not in anchors:
+                raise _RefusedError(f"the alias *{event.anchor[:40]} names nothing that is complete")
+            value, size, height = anchors[event.anchor]
+            nodes += size
+            put(value, size, height)
+        elif isinstance(event, events.CollectionStartEvent):
+            _check_tag(event.tag)
+            stack.append(_Node({} if isinstance(event, events.MappingStartEvent) else [], event.anchor))
+            nodes += 1
+            if len(stack) > MAX_DEPTH:
+                raise _RefusedError(f"deeper than {MAX_DEPTH} levels")
+        elif isinstance(event, events.CollectionEndEvent):
+            node = stack.pop()
+            if isinstance(node.value, dict):
+                for other in node.merged:
+                    node.value = {**other, **node.value}
+            if node.anchor:
+                anchors[node.anchor] = (node.value, node.size, node.height)
+            put(node.value, node.size, node.height)
+        elif isinstance(event, events.ScalarEvent):
+            _check_tag(event.tag)
+            is_key = bool(stack) and isinstance(stack[-1].value, dict) and stack[-1].key is None
+            scalar = _SURROGATES.sub("\ufffd", event.value)
+            plain = event.style in (None, "") and not event.tag
+            value = _resolved(scalar) if plain and not is_key else scalar
+            nodes += 1
+            if event.anchor:
+                anchors[event.anchor] = (value, 1, 0)
+            put(value, 1, 0)
+        if nodes > MAX_NODES:
+            raise _RefusedError(f"more than {MAX_NODES:,} nodes once its aliases are expanded")
+    return documents
+
+
+def _check_tag(tag: object) -> None:
+    """Nothing but the core types: a tag is how YAML names code."""
+    if tag and str(tag) not in _CORE_TAGS and str(tag) != "!":
+        raise _RefusedError(f"the tag {str(tag)[:60]!r}")
+
+
+def _mappings(value: object) -> list[dict[str, object]]:
+    """What `<<` merges: a mapping, or several of which the first wins; nothing otherwise."""
+    several = value if isinstance(value, list) else [value]
+    return [item for item in several if isinstance(item, dict)] if several else []
+
+
+def _resolved(text: str) -> object:
+    if text in _WORDS:
+        return _WORDS[text]
+    if _INT.fullmatch(text):
+        return int(text)
+    if _BASED.fullmatch(text):
+        return int(text, 0)
+    if _FLOAT.fullmatch(text):
+        return float(text.lower().replace(".inf", "inf").replace(".nan", "nan"))
+    return text

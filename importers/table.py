@@ -1,0 +1,219 @@
+"""Plain tables whose columns are the public views': models, lineage, scores, kinship, aliases.
+
+Which view a table is follows from its columns. It must have that view's required ones; columns no
+view has are named and left out; what a view derives (digest, family, coverage, ...) is known and
+left out without a word. A cell that is empty, NaN or "N/A" says nothing, and a row that says
+nothing where something is required is left out by its number. An edge is reported by the table
+unless its evidence column says more; a child's base is an edge too.
+"""
+
+import difflib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from kinbase.checkpoint import Alias, Edge, Facts, Problem, Record, ReportedKinship, Score
+from kinbase.errors import CheckpointError
+
+from . import frames
+from .cells import Rows, is_empty
+from .files import shown
+from .untrusted import number
+
+EVIDENCE = ("config", "card", "adapter", "gguf", "user", "run", "weights", "reported")
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """The columns of a public view: required, read when there, and known but derived by kinbase itself."""
+
+    required: tuple[str, ...]
+    optional: tuple[str, ...]
+    derived: tuple[str, ...] = ()
+
+    def known(self) -> set[str]:
+        """All three."""
+        return {*self.required, *self.optional, *self.derived}
+
+
+VIEWS = {
+    "lineage": View(("parent", "child", "relation"), ("method", "weight", "evidence", "detail", "source")),
+    "scores": View(
+        ("model", "benchmark", "metric", "value"),
+        ("stderr", "n_shot", "split", "source", "evaluated_at"),
+        ("imported_at", "latest"),
+    ),
+    "kinship": View(
+        ("model_a", "model_b"), ("base", "pcc", "cs", "ed", "source"), ("stderr", "coverage", "method")
+    ),
+    "aliases": View(("alias", "model"), ("kind",)),
+    "models": View(
+        ("name",),
+        ("base", "architecture", "parameters", "dtype", "license", "revision", "relation", "created_at"),
+        ("digest", "family", "bytes", "source", "has_weights", "imported_at"),
+    ),
+}
+
+
+def recognises(source: str) -> bool:
+    """A table with at least two columns of one view, one of them required (so that a lack can be named)."""
+    return _view(frames.columns(source)) is not None
+
+
+def open(source: str) -> Iterator[Record]:
+    """The rows of one table."""
+    path = Path(source)
+    columns = frames.columns(source)
+    kind = _view(columns)
+    if kind is None:
+        raise CheckpointError(f"{shown(source)} has the columns of no view ({', '.join(VIEWS)})")
+    view = VIEWS[kind]
+    unknown = [column for column in columns if column not in view.known()]
+    missing = [column for column in view.required if column not in columns]
+    if missing:
+        raise CheckpointError(f"{shown(source)} looks like {kind} but {_lack(missing, unknown)}")
+    if kind == "kinship" and not {"pcc", "cs", "ed"} & set(columns):
+        raise CheckpointError(f"{shown(source)} looks like kinship but has none of the columns pcc, cs, ed")
+    if unknown:
+        listed = ", ".join(shown(column) for column in unknown[:10]) + (", ..." if len(unknown) > 10 else "")
+        yield Problem(f"{path.name}: columns that {kind} does not have were left out: {listed}")
+    cells = Rows(path.name)
+    frame = frames.read(source, {*view.required, *view.optional})
+    readers = {
+        "lineage": _lineage,
+        "scores": _scores,
+        "kinship": _kinship,
+        "aliases": _aliases,
+        "models": _models,
+    }
+    if frame.is_empty():
+        yield Problem(f"{path.name}: no rows")
+    yield from readers[kind](cells, frame.iter_rows(named=True))
+    yield from cells.problems()
+
+
+def _view(columns: list[str]) -> str | None:
+    """The view with most columns in common: all required ones first, else a near miss."""
+    given = set(columns)
+    best = max(VIEWS, key=lambda v: (given >= set(VIEWS[v].required), len(given & VIEWS[v].known())))
+    view = VIEWS[best]
+    enough = len(given & view.known()) >= 2 and given & set(view.required)
+    return best if enough else None
+
+
+def _lack(missing: list[str], unknown: list[str]) -> str:
+    """Which columns are missing, with what may have been meant."""
+    parts = []
+    for column in missing:
+        near = difflib.get_close_matches(column, unknown, 1, 0.5)
+        parts.append(f"{column} (is it {shown(near[0])}?)" if near else column)
+    return f"lacks the column{'s' * (len(missing) > 1)} {', '.join(parts)}"
+
+
+def _lineage(cells: Rows, rows: Iterator[dict[str, object]]) -> Iterator[Record]:
+    for row in cells.of(rows):
+        names = cells.names(row, "parent", "child")
+        relation = cells.text(row, "relation")
+        if names is None or relation is None:
+            if names is not None:
+                cells.refuse("no relation, left out")
+            continue
+        evidence = cells.text(row, "evidence") or "reported"
+        if evidence not in EVIDENCE:
+            cells.refuse(f"evidence is none of {', '.join(EVIDENCE)}; kept as reported")
+            evidence = "reported"
+        detail = _detail(cells, row.get("detail"))
+        source = cells.text(row, "source")
+        if source:
+            detail.setdefault("source", source)
+        method, weight = cells.text(row, "method"), cells.number_in(row, "weight")
+        yield Edge(names[0], relation, evidence, names[1], method, weight, detail)
+
+
+def _detail(cells: Rows, value: object) -> dict[str, object]:
+    """The detail column: JSON text, or the struct that a Parquet or JSON table holds instead."""
+    if isinstance(value, str) and not is_empty(value):
+        try:
+            value = json.loads(value, parse_constant=str)
+        except (ValueError, RecursionError):
+            cells.refuse("detail is no JSON, cell left out")
+            return {}
+    if isinstance(value, dict):
+        return {key: item for key, item in value.items() if item is not None}
+    if not is_empty(value):
+        cells.refuse("detail is no JSON object, cell left out")
+    return {}
+
+
+def _scores(cells: Rows, rows: Iterator[dict[str, object]]) -> Iterator[Record]:
+    for row in cells.of(rows):
+        names = cells.names(row, "model")
+        benchmark, metric = cells.text(row, "benchmark"), cells.text(row, "metric")
+        value = number(row.get("value"))
+        if names is None:
+            continue
+        if benchmark is None or metric is None or value is None:
+            lacking = [
+                c for c, v in (("benchmark", benchmark), ("metric", metric), ("value", value)) if v is None
+            ]
+            cells.refuse(f"no {' and no '.join(lacking)}, left out")
+            continue
+        yield Score(
+            benchmark,
+            metric,
+            value,
+            names[0],
+            stderr=cells.number_in(row, "stderr"),
+            n_shot=cells.shots_in(row, "n_shot"),
+            split=cells.text(row, "split"),
+            source=cells.text(row, "source"),
+            evaluated_at=cells.moment_in(row, "evaluated_at"),
+        )
+
+
+def _kinship(cells: Rows, rows: Iterator[dict[str, object]]) -> Iterator[Record]:
+    seen = set()
+    for row in cells.of(rows):
+        names = cells.names(row, "model_a", "model_b")
+        if names is None:
+            continue
+        pcc, cs, ed = (cells.number_in(row, column) for column in ("pcc", "cs", "ed"))
+        base = cells.text(row, "base")
+        report = ReportedKinship(min(names), max(names), base, pcc, cs, ed, cells.text(row, "source"))
+        if names[0] == names[1]:
+            cells.refuse("a model and itself, left out")
+        elif any(value is not None and abs(value) > 1 for value in (pcc, cs)) or (ed is not None and ed < 0):
+            cells.refuse("a correlation beyond 1 or a negative distance, left out")
+        elif pcc is None and cs is None and ed is None:
+            cells.refuse("neither pcc nor cs nor ed, left out")
+        elif report not in seen:
+            seen.add(report)  # the view has every pair in both directions
+            yield report
+
+
+def _aliases(cells: Rows, rows: Iterator[dict[str, object]]) -> Iterator[Record]:
+    for row in cells.of(rows):
+        names = cells.names(row, "alias", "model")
+        if names and names[0] != names[1]:  # the view lists each name as its own alias too
+            yield Alias(names[0], names[1], cells.text(row, "kind") or "name")
+
+
+def _models(cells: Rows, rows: Iterator[dict[str, object]]) -> Iterator[Record]:
+    for row in cells.of(rows):
+        names = cells.names(row, "name")
+        if names is None:
+            continue
+        yield Facts(
+            names[0],
+            architecture=cells.text(row, "architecture"),
+            license=cells.text(row, "license"),
+            revision=cells.text(row, "revision"),
+            relation=cells.text(row, "relation"),
+            parameters=cells.count_in(row, "parameters"),
+            dtype=cells.text(row, "dtype"),
+            created_at=cells.moment_in(row, "created_at"),
+        )
+        base = cells.text(row, "base")
+        if base and base != names[0]:
+            yield Edge(base, "base", "reported", names[0])
