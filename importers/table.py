@@ -1,4 +1,4 @@
-"""Plain tables whose columns are the public views': models, lineage, scores, kinship, aliases.
+"""Plain tables whose columns are the public views': models, lineage, scores, kinship, aliases, tasks, experts.
 
 Which view a table is follows from its columns. It must have that view's required ones; columns no
 view has are named and left out; what a view derives (digest, family, coverage, ...) is known and
@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from kinbase.checkpoint import Alias, Edge, Facts, Problem, Record, ReportedKinship, Score
+from kinbase.checkpoint import Alias, Edge, Facts, Problem, Record, ReportedKinship, Score, Task, Training
 from kinbase.errors import CheckpointError
 
 from . import frames
@@ -48,6 +48,8 @@ VIEWS = {
         ("model_a", "model_b"), ("base", "pcc", "cs", "ed", "source"), ("stderr", "coverage", "method")
     ),
     "aliases": View(("alias", "model"), ("kind",)),
+    "tasks": View(("benchmark", "category"), ()),
+    "experts": View(("model", "benchmark"), ()),
     "models": View(
         ("name",),
         ("base", "architecture", "parameters", "dtype", "license", "revision", "relation", "created_at"),
@@ -86,6 +88,8 @@ def open(source: str) -> Iterator[Record]:
         "kinship": _kinship,
         "aliases": _aliases,
         "models": _models,
+        "tasks": _tasks,
+        "experts": _experts,
     }
     if frame.is_empty():
         yield Problem(f"{path.name}: no rows")
@@ -96,10 +100,18 @@ def open(source: str) -> Iterator[Record]:
 def _view(columns: list[str]) -> str | None:
     """The view with most columns in common: all required ones first, else a near miss."""
     given = set(columns)
-    best = max(VIEWS, key=lambda v: (given >= set(VIEWS[v].required), len(given & VIEWS[v].known())))
+    best = max(VIEWS, key=lambda v: (_fits(VIEWS[v], given), len(given & VIEWS[v].known())))
     view = VIEWS[best]
     enough = len(given & view.known()) >= 2 and given & set(view.required)
     return best if enough else None
+
+
+def _fits(view: View, given: set[str]) -> bool:
+    """Whether all required columns are there; of a view that has no others, they must be all there are.
+
+    Otherwise a table of scores with a misspelt column would be one of experts.
+    """
+    return given >= set(view.required) and (bool(view.optional) or given == set(view.required))
 
 
 def _lack(missing: list[str], unknown: list[str]) -> str:
@@ -197,6 +209,24 @@ def _aliases(cells: Rows, rows: Iterator[dict[str, object]]) -> Iterator[Record]
         names = cells.names(row, "alias", "model")
         if names and names[0] != names[1]:  # the view lists each name as its own alias too
             yield Alias(names[0], names[1], cells.text(row, "kind") or "name")
+
+
+def _tasks(cells: Rows, rows: Iterator[dict[str, object]]) -> Iterator[Record]:
+    for row in cells.of(rows):
+        benchmark, category = cells.text(row, "benchmark"), cells.text(row, "category")
+        if benchmark and category:
+            yield Task(benchmark, category)
+        else:
+            cells.refuse(f"no {'category' if benchmark else 'benchmark'}, left out")
+
+
+def _experts(cells: Rows, rows: Iterator[dict[str, object]]) -> Iterator[Record]:
+    for row in cells.of(rows):
+        names, benchmark = cells.names(row, "model"), cells.text(row, "benchmark")
+        if names and benchmark:
+            yield Training(benchmark, names[0])
+        elif names:
+            cells.refuse("no benchmark, left out")
 
 
 def _models(cells: Rows, rows: Iterator[dict[str, object]]) -> Iterator[Record]:

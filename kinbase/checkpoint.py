@@ -178,10 +178,26 @@ class ReportedKinship:
 
 
 @dataclass(frozen=True, slots=True)
+class Task:
+    """What a benchmark is about, for means by category."""
+
+    benchmark: str
+    category: str
+
+
+@dataclass(frozen=True, slots=True)
+class Training:
+    """A benchmark that a model was trained for."""
+
+    benchmark: str
+    model: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Problem:
     """Something in the source that could not be read, in one line; the rest was."""
 
     message: str
 
 
-Record = Checkpoint | Facts | Alias | Edge | Score | ReportedKinship | Problem
+Record = Checkpoint | Facts | Alias | Edge | Score | ReportedKinship | Task | Training | Problem

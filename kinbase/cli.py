@@ -99,16 +99,26 @@ def import_(
     tally: dict[str, int] = {}
     for source, model, status, base_name, notes in found.iter_rows():
         tally[status] = tally.get(status, 0) + 1
-        against = f" against {base_name}" if base_name and base_name != model and status == "imported" else ""
-        what = {"imported": f"imported {model}{against}", "unchanged": f"{model} is unchanged", "alias": f"{model} again",
-                "records": f"read {source}", "metadata": f"{model} without its weights", "failed": f"{source} failed"}[status]  # fmt: skip
-        say(what if status != "failed" else f"{what}: {notes[-1]}")
-        for note in notes if status != "failed" else notes[:-1]:
+        against = f" against {base_name}" if base_name and base_name != model else ""
+        say(
+            {
+                "imported": f"imported {model}{against}",
+                "unchanged": f"{model} is unchanged",
+                "alias": f"{source} is {model} again",
+                "records": f"read {source}",
+                "metadata": f"{model}, without its weights",
+                "failed": f"{source} failed: {notes[-1] if notes else ''}",
+            }[status]
+        )
+        for note in notes[:-1] if status == "failed" else notes:
             say(f"  {note}")
-        if status == "imported" and not base_name and found.height == 1:
-            say("  no base is known, so kinship waits: import it again with --base, or as the base of others")
     if found.height > 1:
         say(", ".join(f"{number} {status}" for status, number in tally.items()))
+    bases = set(found["base"])
+    waiting = [row["model"] for row in found.iter_rows(named=True) if row["status"] == "imported" and not row["base"]]
+    waiting = [model for model in waiting if model not in bases]
+    if waiting:
+        say(f"no base is known for {', '.join(waiting)}: what were they tuned from? Import them again with --base")
     if tally.get("failed"):
         raise SystemExit(1)
 
@@ -267,6 +277,73 @@ def _metrics(text: str) -> list[str]:
 
 
 @cli.command()
+@click.argument("child", type=Models())
+@click.argument("parents", nargs=-1, required=True, type=Models(), metavar="PARENT...")
+@click.option("--relation", metavar="NAME", help="finetune, merge, adapter, quantized or base; default: by the number of PARENTs.")
+@click.option("--method", metavar="NAME", help="Of a merge: linear, slerp, ties, ...")
+@click.option("--weight", "weights", type=float, multiple=True, metavar="W", help="A parent's coefficient; once for each.")
+@click.pass_obj
+def link(
+    db: "Callable[[], Kinbase]", child: str, parents: tuple[str, ...], relation: str | None, method: str | None,
+    weights: tuple[float, ...],
+) -> None:  # fmt: skip
+    """Say that CHILD was made from the PARENTs. A parent not known yet becomes a name without weights."""
+    from kinbase.output import say
+
+    base = db()
+    known = set(base.names())
+    rows = base.link(child, parents, relation=relation, method=method, weights=weights)
+    for row in rows.filter(evidence="user").iter_rows(named=True):
+        new = "" if row["parent"] in known else " (known by name only)"
+        say(" ".join(w for w in (row["parent"] + new, "->", row["child"], row["relation"], row["method"]) if w))
+
+
+@cli.command()
+@click.argument("child", type=Models())
+@click.argument("parents", nargs=-1, type=Models(), metavar="[PARENT...]")
+@click.pass_obj
+def unlink(db: "Callable[[], Kinbase]", child: str, parents: tuple[str, ...]) -> None:
+    """Take back what `link` said of CHILD and the PARENTs, or all of it. What files claim stays."""
+    from kinbase.output import say
+
+    for parent in db().unlink(child, parents):
+        say(f"{child} is no longer linked to {parent}")
+
+
+@cli.command()
+@click.argument("models", nargs=-1, type=Models(), metavar="[MODEL...]")
+@click.option("--tolerance", metavar="T", default=0.02, show_default=True, help="What rounding explains, in percent.")
+@rows_out
+@click.pass_obj
+def check(
+    db: "Callable[[], Kinbase]", models: tuple[str, ...], tolerance: float, form: str | None, output: str | None
+) -> None:  # fmt: skip
+    """Hold what is claimed of the MODELs, or of all, against what it follows from.
+
+    Printed averages and merge gains are recomputed from their scores, licences and ages compared along the
+    lineage, circles and bare names told. A verdict is contradicted, undecidable (what would decide it is not
+    here) or supported; the exit code is 0 whatever they are.
+    """
+    _frame(db().check(models, tolerance=tolerance), form, output)
+
+
+@cli.command()
+@click.argument("models", nargs=-1, type=Models(), metavar="[MODEL...]")
+@click.option("-o", "--output", metavar="FILE", required=True, help="Its ending says what is written.")
+@click.pass_obj
+def export(db: "Callable[[], Kinbase]", models: tuple[str, ...], output: str) -> None:
+    """Write the lineage of the MODELs, or of all, for another program; or the whole database.
+
+    .graphml (NetworkX, Gephi), .dot (Graphviz), .mmd or .md (Mermaid, GitHub), .json (node-link) hold the graph.
+    A folder FILE.kinbase holds the whole database, a Parquet file a table, and `kinbase import` reads it again.
+    """
+    from kinbase.output import say
+
+    db().export(output, models)
+    say(f"wrote {output}")
+
+
+@cli.command()
 @click.argument("query")
 @click.option(
     "--timeout", metavar="SECONDS", default=300.0, show_default=True, help="Stop the query after; 0: never."
@@ -306,16 +383,59 @@ def migrate(db: "Callable[[], Kinbase]") -> None:
 
 
 @cli.command()
+@click.option("--web", is_flag=True, help="In a browser instead of this terminal.")
+@click.option("--host", default="localhost", show_default=True, help="With --web: whoever reaches it reads the database.")
+@click.option("--port", default=8000, show_default=True, help="With --web.")
+@click.pass_obj
+def tui(db: "Callable[[], Kinbase]", web: bool, host: str, port: int) -> None:
+    """Explore the database: families, kinship, lineage, SQL. F1 helps, Ctrl+Q leaves."""
+    path = db().store.path
+    if web:
+        from kinbase.tui.serving import serve
+
+        serve(path, host, port)
+        return
+    if not (sys.stdout.isatty() or os.environ.get("TEXTUAL_DRIVER")):
+        raise UsageError("the terminal UI needs a terminal: see `kinbase ls` and `kinbase sql`, or `kinbase tui --web`")
+    from kinbase.tui.app import KinbaseApp
+
+    app = KinbaseApp(path)
+    app.run()
+    if app.return_code:
+        raise SystemExit(app.return_code)
+
+
+@cli.command()
 @click.option(
     "--dir", "folder", metavar="FOLDER", default="kinbase-demo", show_default=True, help="Where it is made."
 )
-@click.option("--seed", default=0, show_default=True)
+@click.option("--seed", metavar="N", default=0, show_default=True, help="Of all training.")
 @click.pass_context
 def demo(ctx: click.Context, folder: str, seed: int) -> None:
-    """Make a real family offline in about a minute: train it, merge it, import it, show who is related to whom."""
-    from kinbase.demo import run
+    """Make a real family offline in about a minute: train, merge and measure it, import it, show who is related to whom.
 
-    run(folder, seed=seed)
+    The models stay in FOLDER, and the database, unless --db names another, in FOLDER/kinbase.duckdb.
+    """
+    from pathlib import Path
+
+    from kinbase.output import demo_page, progress, say
+
+    root = ctx.find_root()
+    say("training a family of tiny language models on six-digit exercises, for real: about a minute")
+    with progress("training", unit="") as report:
+        from kinbase.demo import make_family
+
+        folders = make_family(Path(folder), seed=seed, progress=lambda name, share: report(round(1000 * share), 1000))
+    chosen = root.get_parameter_source("db") is not click.core.ParameterSource.DEFAULT
+    path = root.params["db"] if chosen else str(Path(folder, "kinbase.duckdb"))
+    base = _database(path, wait=root.params["wait"])
+    with progress("measuring") as report:
+        found = base.import_(folders, base=folders[0].name, report=report)
+    for source, status, notes in found.select("source", "status", "notes").iter_rows():
+        if status == "failed":
+            raise KinbaseError(f"{source}: {notes[-1]}")
+    for line in demo_page(base, folders[0].name, folder):
+        click.echo(line)
 
 
 # Rows out.
@@ -342,7 +462,7 @@ def _frame(frame: "pl.DataFrame", form: str | None, output: str | None) -> None:
 
 
 def _rows(columns: Sequence[str], rows: Any, form: str | None, output: str | None) -> None:
-    from kinbase.output import write_rows
+    from kinbase.output import write_rows, written
 
     form = _format(form, output)
     if form == "parquet":
@@ -350,7 +470,7 @@ def _rows(columns: Sequence[str], rows: Any, form: str | None, output: str | Non
 
         pl.DataFrame(list(rows), schema=list(columns), orient="row").write_parquet(_parquet_path(output))
     elif output:
-        with open(output, "w", encoding="utf-8", newline="") as out:
+        with written(output) as out:
             write_rows(columns, rows, form, out)
     else:
         write_rows(columns, rows, form)

@@ -17,12 +17,16 @@ from typing import Any
 import networkx as nx
 import polars as pl
 
-from kinbase import importing, lineage, records
-from kinbase.errors import UsageError
+from kinbase import checking, exporting, importing, lineage, records
+from kinbase.errors import KinbaseError, UsageError
 from kinbase.importing import Report
 from kinbase.store import Connection, Store
 
 METRICS = ("pcc", "cs", "ed")
+RELATIONS = ("finetune", "merge", "adapter", "quantized", "base")
+IMPORTED: dict[str, pl.DataType | type[pl.DataType]] = {
+    "source": pl.String, "model": pl.String, "status": pl.String, "base": pl.String, "notes": pl.List(pl.String()),
+}  # fmt: skip
 GROUPINGS = {"tensor": "kinship_by_tensor", "layer": "kinship_by_layer", "block": "kinship_by_block"}
 
 
@@ -50,19 +54,65 @@ class Kinbase:
         See `kinbase.importing.import_sources`. A source that fails has status "failed" and the reason in
         its notes.
         """
+        whole = [str(source) for source in sources if exporting.is_whole(str(source))]
+        if whole:
+            if len(sources) > 1 or base or name:
+                raise UsageError(f"{whole[0]} is a whole database: import it by itself, without --base or --name")
+            stored = exporting.read_all(self.store, whole[0])
+            notes = [f"a whole database: {stored['model']} models, {stored['claim']} claims, {stored['score']} scores"]
+            return pl.DataFrame([(whole[0], None, "records", None, notes)], schema=IMPORTED, orient="row")
         found = importing.import_sources(
             self.store, [str(s) for s in sources], base=str(base) if base else None, name=name, device=device,
             metadata_only=metadata_only, kinship=kinship, report=report,
         )  # fmt: skip
         rows = [(s.source, s.name, s.status, s.base, s.notes) for s in found]
-        schema = {
-            "source": pl.String,
-            "model": pl.String,
-            "status": pl.String,
-            "base": pl.String,
-            "notes": pl.List(pl.String),
-        }
-        return pl.DataFrame(rows, schema=schema, orient="row")
+        return pl.DataFrame(rows, schema=IMPORTED, orient="row")
+
+    def link(
+        self,
+        child: str,
+        parents: Sequence[str],
+        *,
+        relation: str | None = None,
+        method: str | None = None,
+        weights: Sequence[float] = (),
+    ) -> pl.DataFrame:
+        """Say that `child` was made from `parents`: the child's rows of `lineage`.
+
+        `relation` is finetune, merge, adapter, quantized or base; by default merge for several parents,
+        finetune for one. `weights` are the parents' coefficients. A parent that is not known yet becomes a
+        name without weights. Saying it again replaces what was said.
+        """
+        relation = relation or ("merge" if len(parents) > 1 else "finetune")
+        if relation not in RELATIONS:
+            raise UsageError(f"there is no relation {relation!r}: choose of {', '.join(RELATIONS)}")
+        if weights and len(weights) != len(parents):
+            raise UsageError(f"{len(parents)} parents and {len(weights)} weights: give one each, or none")
+        with self.store.reading() as con:
+            child = records.resolve(con, child)
+            names = [records.meant(con, parent) or parent for parent in parents]
+        with self.store.writing() as con:
+            for i, parent in enumerate(names):
+                records.put_link(con, child, parent, relation, method, weights[i] if weights else None)
+        return self.sql("from lineage where child = ? order by parent, evidence", [child])
+
+    def unlink(self, child: str, parents: Sequence[str] = ()) -> list[str]:
+        """Take back what `link` said of a child and `parents` (none: all of them); the parents it was said of.
+
+        What cards, configs and other files claim stays. Raises KinbaseError when there is nothing to take back.
+        """
+        with self.store.reading() as con:
+            child = records.resolve(con, child)
+            names = [records.resolve(con, parent) for parent in parents]
+        with self.store.writing() as con:
+            dropped = records.drop_links(con, child, names)
+            missing = [name for name in names if name not in dropped]
+            if missing or not dropped:
+                whom = ", ".join(missing) or "any parent"
+                raise KinbaseError(
+                    f"nobody linked {child} to {whom} by hand: what files claim is changed by importing them again"
+                )
+        return dropped
 
     def migrate(self) -> list[str]:
         """Bring the file to this version's schema; the names of the scripts that ran."""
@@ -121,6 +171,36 @@ class Kinbase:
         """The lineage graph around a model; see `kinbase.lineage.graph`."""
         with self.store.reading() as con:
             return lineage.graph(con, model, up=up, down=down, depth=depth)
+
+    def check(self, models: Sequence[str] = (), *, tolerance: float = checking.TOLERANCE) -> pl.DataFrame:
+        """What is claimed of `models` (none: of all) against what it follows from: subject, claim, verdict, detail.
+
+        See `kinbase.checking.findings`; `tolerance` is in percent.
+        """
+        with self.store.reading() as con:
+            names = {records.resolve(con, model) for model in models}
+            rows = [row for row in checking.findings(con, tolerance) if not names or row[0] in names]
+        return pl.DataFrame(
+            rows, schema=dict.fromkeys(("subject", "claim", "verdict", "detail"), pl.String), orient="row"
+        )
+
+    def graph(self, models: Sequence[str] = ()) -> nx.DiGraph:
+        """The lineage of `models`, or of all; see `kinbase.exporting.graph`."""
+        with self.store.reading() as con:
+            return exporting.graph(con, models)
+
+    def export(self, path: str | Path, models: Sequence[str] = ()) -> None:
+        """Write the lineage of `models`, or of all, as the ending of `path` says; .kinbase: the whole database.
+
+        See `kinbase.exporting`.
+        """
+        path = str(path)
+        if path.rstrip("/").endswith(exporting.FOLDER):
+            if models:
+                raise UsageError(f"{path} takes the whole database, not some models of it")
+            exporting.write_all(self.store, path.rstrip("/"))
+        else:
+            exporting.write_graph(self.graph(models), path)
 
     def measure(
         self, models: Sequence[str], *, device: str = "auto", report: Report = lambda done, total: None

@@ -10,7 +10,7 @@ A source that fails is reported and the others go on; nothing is stored of it.
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -29,6 +29,8 @@ from kinbase.checkpoint import (
     Record,
     ReportedKinship,
     Score,
+    Task,
+    Training,
 )
 from kinbase.errors import CheckpointError, KinbaseError, UsageError
 from kinbase.store import Connection, Store
@@ -132,8 +134,10 @@ def read(source: str, name: str | None = None) -> Source:
     try:
         known = importers()
         result.records = _open(source, known)
-        if path.is_dir():
-            result.records += _read_beside(path, known)
+        result.checkpoint = next((r for _, r in result.records if isinstance(r, Checkpoint)), None)
+        folder = Path(result.checkpoint.source) if result.checkpoint else path
+        if folder.is_dir():
+            result.records += _read_beside(folder, known)
         elif not result.records:
             raise CheckpointError(
                 f"no importer knows what {source} is: `kinbase import --help` lists what can be read"
@@ -145,9 +149,8 @@ def read(source: str, name: str | None = None) -> Source:
                 f"{source} holds neither weights (*.safetensors, pytorch_model.bin, adapter_model.safetensors) nor "
                 "records (card, config, results, tables): is it the right folder?"
             )
-        result.checkpoint = next(
-            (record for _, record in result.records if isinstance(record, Checkpoint)), None
-        )
+        if name and not result.checkpoint:
+            result.records = _renamed(result.records, name)
         result.name = name or (result.checkpoint.name if result.checkpoint else _subject(path))
         if result.checkpoint and name:
             result.checkpoint.name = name
@@ -166,11 +169,17 @@ def _open(source: str, known: Iterable[ModuleType]) -> list[tuple[str, Record]]:
 
 
 def _read_beside(folder: Path, known: Sequence[ModuleType]) -> list[tuple[str, Record]]:
-    """The records of every file directly in `folder` (and of .eval_results) that is not weights."""
+    """The records of every file directly in `folder` (and of .eval_results) that is not weights.
+
+    A link that leaves the folder is not followed, but for the Hub cache's own, which lead to its blobs.
+    """
+    real = folder.resolve()
+    homes = [real, real.parents[1] / "blobs"] if real.parent.name == "snapshots" else [real]
     files = [*sorted(folder.iterdir()), *sorted(folder.glob(".eval_results/*"))]
-    found = []
+    found: list[tuple[str, Record]] = []
     for path in files:
-        if path.is_file() and path.suffix.lower() not in WEIGHTS:
+        inside = any(path.resolve().is_relative_to(home) for home in homes)
+        if inside and path.is_file() and path.suffix.lower() not in WEIGHTS:
             try:
                 found += _open(str(path), known)
             except CheckpointError as error:  # a card that cannot be read does not keep the weights out
@@ -178,14 +187,31 @@ def _read_beside(folder: Path, known: Sequence[ModuleType]) -> list[tuple[str, R
     return found
 
 
+def _renamed(found: list[tuple[str, Record]], name: str) -> list[tuple[str, Record]]:
+    """The records of a source that speaks of one model, under another name for it; others as they are."""
+    labels = {record.model for _, record in found if isinstance(record, Facts | Score) and record.model}
+    labels |= {record.child for _, record in found if isinstance(record, Edge) and record.child}
+    if len(labels) != 1:
+        return found
+    changed: list[tuple[str, Record]] = []
+    for file, record in found:
+        if isinstance(record, Edge):
+            record = replace(record, child=name)
+        elif isinstance(record, Facts | Score):
+            record = replace(record, model=name)
+        changed.append((file, record))
+    return changed
+
+
 def _subject(path: Path) -> str | None:
-    """The model a lone record file speaks of, unless it says so itself: its folder's, as in a checkpoint."""
-    return path.resolve().parent.name if path.is_file() else None
+    """The model that records without a name speak of: their folder's, as in a checkpoint; a GGUF file is one itself."""
+    path = path.resolve()
+    return path.stem if path.suffix.lower() in WEIGHTS else path.name if path.is_dir() else path.parent.name
 
 
 def _refuse_unnamed(source: Source) -> None:
     silent = (
-        (isinstance(r, Edge) and r.child is None) or (isinstance(r, Score | Facts) and r.model is None)
+        (isinstance(r, Edge) and r.child is None) or (isinstance(r, Score | Facts | Training) and r.model is None)
         for _, r in source.records
     )
     if source.name is None and any(silent):
@@ -319,23 +345,20 @@ def _measure(
         arriving = next((s for s in found if s.arriving and s.name == base_name), None)
         known, gone = open_members(store, base_name, without=[s.name for s in group])
         try:
-            base = arriving.checkpoint if arriving else known.pop(base_name, None)
+            base = arriving.checkpoint if arriving else known.get(base_name)
+            others = [checkpoint for name, checkpoint in known.items() if name != base_name]
             if base is None:
                 for source in group:
-                    source.notes.append(
-                        f"the files of its base {base_name} are gone or changed: kinship waits for them"
-                    )
+                    source.notes.append(f"the files of its base {base_name} are gone or changed: kinship waits")
                 continue
             for source in group:
-                source.notes += [
-                    f"no kinship with {member}: its files are gone or changed" for member in gone
-                ]
+                source.notes += [f"no kinship with {name}: its files are gone or changed" for name in gone]
             while group:
-                checkpoints = [s.checkpoint for s in group if s.checkpoint] + list(known.values())
                 try:
+                    members = whole(store, [s.checkpoint for s in group if s.checkpoint] + others, base_name)
                     family = measure(
-                        store, base, checkpoints, new=len(group), hash_base=arriving is not None,
-                        device=resolve_device(device, len(checkpoints)), report=report,
+                        store, base, members, new=len(group), hash_base=arriving is not None,
+                        device=resolve_device(device, len(members)), report=report,
                     )  # fmt: skip
                 except CheckpointError as error:
                     group = _without_unreadable(group, error)
@@ -344,7 +367,8 @@ def _measure(
                     if family.coverage(i) == 0:
                         source.fail(KinbaseError(_stranger(family, i)))
                 families.append(family)
-                covered |= {base.name} | {s.name for s in group}
+                # What an adapter was read with is not part of it: its digest is taken of it alone.
+                covered |= {base.name} | {s.name for s, m in zip(group, members, strict=False) if s.checkpoint is m}
                 break
         finally:
             for checkpoint in known.values():
@@ -386,6 +410,27 @@ def open_members(
         else:
             gone.append(member.name)
     return opened, gone
+
+
+def whole(store: Store, members: Sequence[Checkpoint], base: str) -> list[Checkpoint]:
+    """`members` with each adapter of a fine-tune among them read together with that fine-tune's weights.
+
+    An adapter of the base is its own delta; so is one of a model nobody here knows, on the word of
+    whoever chose the base.
+    """
+    from kinbase.adapters import applied
+
+    by_name = {member.name: member for member in members}
+    result = []
+    for member in members:
+        onto = member.delta_of
+        if onto is not None and onto not in by_name and store.path.exists():
+            with store.reading() as con:
+                known = records.find(con, onto)
+                onto = records.name_of(con, known) if known is not None else None
+        tuned = by_name.get(onto) if onto is not None and onto != base else None
+        result.append(member if tuned is None or tuned is member else applied(member, tuned))
+    return result
 
 
 def measure_missing(
@@ -443,7 +488,9 @@ def _measure_known(
     from kinbase.gpu import resolve_device
     from kinbase.measuring import measure
 
-    members = [opened[name] for name in fresh + others]
+    members = whole(store, list(opened.values()), base)
+    at = {member.name: member for member in members}
+    members = [at[name] for name in fresh + others]
     family = measure(
         store,
         opened[base],
@@ -455,7 +502,8 @@ def _measure_known(
     with store.writing() as con:
         stored = {member.name: member for member in records.members(con)}
         for name, digest in family.digests.items():
-            if name not in stored or stored[name].digest != digest:
+            alone = any(member is opened[name] for member in members)
+            if alone and (name not in stored or stored[name].digest != digest):
                 raise CheckpointError(
                     f"{name} is no longer what was imported: import {opened[name].source} again under another --name"
                 )
@@ -506,6 +554,8 @@ def _store(store: Store, found: list[Source], families: "Sequence[Family]") -> N
         for source in found:
             if source.status != "failed":
                 _store_records(con, source)
+            if source.status in ("imported", "metadata") and source.checkpoint:
+                _store_size(con, source.checkpoint)
 
 
 def _store_model(con: Connection, source: Source, digests: dict[str, str]) -> int | None:
@@ -529,19 +579,18 @@ def _store_model(con: Connection, source: Source, digests: dict[str, str]) -> in
         if name != source.name:
             source.notes.append(f"the same weights as {name}: {source.name} is another name of it now")
             source.name = name
-    if source.status != "alias":
+    source.records.insert(0, (source.source, Alias(str(Path(source.source).resolve()), kind="path")))
+    return model_id
+
+
+def _store_size(con: Connection, checkpoint: Checkpoint) -> None:
+    """What the tensors say of a model's size, whatever its files claim; an adapter's are its delta, not itself."""
+    if checkpoint.delta_of is None:
         dtypes = Counter[str]()
         for tensor in checkpoint.tensors:
             dtypes[tensor.dtype] += tensor.numel if tensor.dtype in FLOAT_DTYPES else 0
-        records.put_size(
-            con,
-            model_id,
-            dtypes.total(),
-            max(dtypes, key=dtypes.__getitem__, default=None),
-            checkpoint.nbytes,
-        )
-    source.records.insert(0, (source.source, Alias(str(Path(source.source).resolve()), kind="path")))
-    return model_id
+        dtype = max(dtypes, key=dtypes.__getitem__, default=None)
+        records.put_size(con, records.named(con, checkpoint.name), dtypes.total(), dtype, checkpoint.nbytes)
 
 
 def store_family(con: Connection, family: "Family", ids: dict[str | None, int | None]) -> None:
@@ -584,3 +633,5 @@ def _store_records(con: Connection, source: Source) -> None:
         records.put_edges(con, source.name, file, edges)
         records.put_scores(con, source.name, scores)
         records.put_reported(con, file, reported)
+    records.put_tasks(con, [task for _, task in source.said(Task)])
+    records.put_trainings(con, source.name, [training for _, training in source.said(Training)])

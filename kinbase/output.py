@@ -6,21 +6,29 @@ Names come from files nobody vouches for: `safe` stands between them and every t
 import csv
 import json
 import math
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import date, datetime
 from io import StringIO
 from itertools import chain, islice
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 from unicodedata import category, east_asian_width
 
 if TYPE_CHECKING:
     import networkx as nx
+    import polars as pl
+
+    from kinbase.database import Kinbase
 
 FORMATS = ("table", "csv", "json", "jsonl")
 WIDTHS_FROM = 1000
 """Rows a table's column widths are taken from; later rows only stream."""
+
+MERMAID = re.compile(r'["#&<>`*~]|(?<![^\W_])_|_(?![^\W_])|^[-+]|(?<=^\d)[.)]|(?<=^\d\d)[.)]')
+"""What a Mermaid label must write as an entity: the end of the label, HTML, and what Markdown would read."""
 
 Row = Sequence[Any]
 
@@ -215,14 +223,50 @@ def _is_base(graph: "nx.DiGraph", parent: str, child: str) -> bool:
 def _how(graph: "nx.DiGraph", parent: str, child: str) -> str:
     claims = _claims(graph, parent, child)
     words = dict.fromkeys(
-        safe(word) for c in claims for word in (c["relation"], c["method"]) if word and word != "base"
+        safe(word) for c in claims for word in (c["relation"], c.get("method")) if word and word != "base"
     )
     return " ".join((*words, _weight(graph, parent, child))).strip()
 
 
 def _weight(graph: "nx.DiGraph", parent: str, child: str) -> str:
-    weights = dict.fromkeys(c["weight"] for c in _claims(graph, parent, child) if c["weight"] is not None)
+    weights = dict.fromkeys(
+        c["weight"] for c in _claims(graph, parent, child) if c.get("weight") is not None
+    )
     return "/".join(f"{weight:g}" for weight in weights)
+
+
+def dot(graph: "nx.DiGraph") -> Iterator[str]:
+    """Lines of a lineage graph (`kinbase.exporting.graph`) for Graphviz."""
+    number = {name: f"n{i}" for i, name in enumerate(graph)}
+
+    def quoted(text: str) -> str:
+        text = re.sub(r"&(?=#?\w+;)", "&amp;", safe(text))  # Graphviz knows HTML's entities
+        return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+    yield "digraph lineage {"
+    yield "  node [shape=box];"
+    for name, node in number.items():
+        yield f"  {node} [label={quoted(name)}];"
+    for parent, child in graph.edges:
+        style = ", style=dashed" if _is_base(graph, parent, child) else ""
+        yield f"  {number[parent]} -> {number[child]} [label={quoted(_how(graph, parent, child))}{style}];"
+    yield "}"
+
+
+def mermaid(graph: "nx.DiGraph") -> Iterator[str]:
+    """Lines of a lineage graph (`kinbase.exporting.graph`) as a Mermaid flowchart."""
+    number = {name: f"n{i}" for i, name in enumerate(graph)}
+
+    def quoted(text: str) -> str:
+        return '"' + MERMAID.sub(lambda found: f"#{ord(found[0])};", safe(text)) + '"'
+
+    yield "flowchart TD"
+    for name, node in number.items():
+        yield f"  {node}[{quoted(name)}]"
+    for parent, child in graph.edges:
+        line = "-.->" if _is_base(graph, parent, child) else "-->"
+        how = _how(graph, parent, child)
+        yield f"  {number[parent]} {line}{f'|{quoted(how)}|' if how else ''} {number[child]}"
 
 
 def model_page(about: dict[str, Any]) -> Iterator[str]:
@@ -269,11 +313,68 @@ def model_page(about: dict[str, Any]) -> Iterator[str]:
             yield from ("  " + line for line in out.getvalue().splitlines())
 
 
-@contextmanager
-def progress(description: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar on stderr with rate and time left; nothing when stderr is not a terminal.
+def demo_page(db: "Kinbase", root: str, folder: str) -> Iterator[str]:
+    """Lines that show the demo's family: its tree, accuracies, kinship, what merging gained, and where to go on."""
+    yield "\nWho came from whom"
+    yield from family_tree(db.tree(root))
+    yield "\nAccuracy on held-out exercises, percent"
+    yield from _table(db.sql(DEMO_SCORES))
+    yield "\nKinship: Pearson correlation of what two models changed in the base"
+    pairs = db.kinship()
+    values = {(a, b): pcc for a, b, pcc in pairs.select("model_a", "model_b", "pcc").iter_rows()}
+    names = sorted({*pairs["model_a"], *pairs["model_b"]})
+    yield from matrix(names, values | {(b, a): pcc for (a, b), pcc in values.items()}, "pcc")
+    yield "\nWhat merging gained: average accuracy over the parents' mean, and over the better parent"
+    yield from _table(db.sql(DEMO_GAINS))
+    yield "\nWorth merging next: good, least akin, not merged yet (a heuristic, no promise)"
+    yield from _table(db.sql(DEMO_NEXT, [root]))
+    path = safe(db.store.path)
+    yield f"\nThe models are in {safe(folder)}/models, the database is {path}. Go on with"
+    yield f"  kinbase --db {path} show {safe(names[0])}"
+    yield f"  kinbase --db {path} kin {safe(names[0])} {safe(names[1])} --by block"
+    yield f'  kinbase --db {path} sql "select * from lineage"'
 
-    Yields `report(done, total)`, in bytes.
+
+DEMO_SCORES = """
+pivot (
+    select model, benchmark, 100 * value as value from scores where metric like 'acc%'
+    union all
+    select model, 'average', 100 * avg(value) from scores where metric like 'acc%' group by model
+)
+on benchmark using round(any_value(value), 1) order by average desc
+"""
+DEMO_GAINS = """
+select
+    child, method, array_to_string(parents, ' + ') as parents, round(kinship, 3) as kinship,
+    round(100 * score, 1) as average, round(100 * gain, 1) as gain, round(100 * over_best, 1) as over_best
+from merge_gains where benchmark = 'average' order by gain desc
+"""
+DEMO_NEXT = """
+with good as (
+    select model, round(100 * avg(value), 1) as average from scores
+    where metric like 'acc%' and model <> ? group by model order by average desc limit 6
+)
+select a.model as model_a, a.average as average_a, b.model as model_b, b.average as average_b, round(k.pcc, 3) as kinship
+from good a join good b on a.model <> b.model
+join kinship k on k.model_a = a.model and k.model_b = b.model
+where a.average >= b.average and (a.average > b.average or a.model < b.model)
+    and not exists (from lineage x join lineage y using (child) where x.parent = a.model and y.parent = b.model)
+    and not exists (from lineage where parent in (a.model, b.model) and child in (a.model, b.model))
+order by k.pcc limit 3
+"""
+
+
+def _table(frame: "pl.DataFrame") -> Iterator[str]:
+    out = StringIO()
+    write_rows(frame.columns, frame.iter_rows(), "table", out)
+    yield from out.getvalue().splitlines()
+
+
+@contextmanager
+def progress(description: str, *, unit: str = "bytes") -> Iterator[Callable[[int, int], None]]:
+    """A bar on stderr with rate (of bytes) and time left; nothing when stderr is not a terminal.
+
+    Yields `report(done, total)`.
     """
     if not sys.stderr.isatty():
         yield lambda done, total: None
@@ -283,18 +384,14 @@ def progress(description: str) -> Iterator[Callable[[int, int], None]]:
         BarColumn,
         DownloadColumn,
         Progress,
+        TaskProgressColumn,
         TextColumn,
         TimeRemainingColumn,
         TransferSpeedColumn,
     )
 
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-    )
+    amount = (DownloadColumn(), TransferSpeedColumn()) if unit == "bytes" else (TaskProgressColumn(),)
+    columns = (TextColumn("{task.description}"), BarColumn(), *amount, TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(description, total=None)
 
@@ -302,6 +399,18 @@ def progress(description: str) -> Iterator[Callable[[int, int], None]]:
             bar.update(task, completed=done, total=total)
 
         yield report
+
+
+@contextmanager
+def written(path: str) -> Iterator[TextIO]:
+    """A text file that is there only when it is whole: written beside its place and moved there."""
+    part = Path(f"{path}.part")
+    try:
+        with part.open("w", encoding="utf-8", newline="") as out:
+            yield out
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def say(message: str) -> None:

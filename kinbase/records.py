@@ -7,10 +7,11 @@ only look names up serve `Store.reading()` as well.
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from difflib import get_close_matches
 from typing import TYPE_CHECKING
 
-from kinbase.checkpoint import Alias, Edge, Facts, FileStamp, ReportedKinship, Score
+from kinbase.checkpoint import Alias, Edge, Facts, FileStamp, ReportedKinship, Score, Task, Training
 from kinbase.errors import KinbaseError
 from kinbase.store import Connection
 
@@ -31,6 +32,11 @@ class Member:
     files: frozenset[FileStamp]
 
 
+def _utc(moment: datetime | None) -> datetime | None:
+    """A time as the tables keep it: UTC, without a zone."""
+    return moment.astimezone(UTC).replace(tzinfo=None) if moment and moment.tzinfo else moment
+
+
 # Names.
 
 
@@ -48,6 +54,24 @@ def resolve(con: Connection, label: str) -> str:
 
     Raises KinbaseError naming the near ones when it is unknown or ambiguous.
     """
+    known_as = meant(con, label)
+    if known_as is not None:
+        return known_as
+    known = [name for (name,) in con.execute("select alias from aliases").fetchall()]
+    if not known:
+        raise KinbaseError(
+            f"there is no model {label!r}: the database has none yet, `kinbase import` adds some"
+        )
+    near = (
+        get_close_matches(label, known, n=3, cutoff=0.4)
+        or [n for n in known if label.lower() in n.lower()][:3]
+    )
+    hint = f"did you mean {', '.join(near)}?" if near else "`kinbase ls` lists them"
+    raise KinbaseError(f"there is no model {label!r}: {hint}")
+
+
+def meant(con: Connection, label: str) -> str | None:
+    """`resolve` for a label that may be new: None when nothing is called so. Raises KinbaseError when it is ambiguous."""
     rows = con.execute(
         """
         select distinct model from (
@@ -60,24 +84,12 @@ def resolve(con: Connection, label: str) -> str:
         """,
         [label],
     ).fetchall()
-    names = [name for (name,) in rows]
-    if len(names) == 1:
-        return str(names[0])
-    if names:
+    names = [str(name) for (name,) in rows]
+    if len(names) > 1:
         raise KinbaseError(
             f"{label!r} could be {', '.join(names[:5])}{', ...' if len(names) > 5 else ''}: say more of the name"
         )
-    known = [name for (name,) in con.execute("select alias from aliases").fetchall()]
-    if not known:
-        raise KinbaseError(
-            f"there is no model {label!r}: the database has none yet, `kinbase import` adds some"
-        )
-    near = (
-        get_close_matches(label, known, n=3, cutoff=0.4)
-        or [n for n in known if label.lower() in n.lower()][:3]
-    )
-    hint = f"did you mean {', '.join(near)}?" if near else "`kinbase ls` lists them"
-    raise KinbaseError(f"there is no model {label!r}: {hint}")
+    return names[0] if names else None
 
 
 def named(con: Connection, label: str) -> int:
@@ -207,7 +219,7 @@ def put_facts(con: Connection, model_id: int, facts: Facts) -> None:
         """,
         [
             model_id, facts.architecture, facts.license, facts.revision, facts.relation,
-            facts.parameters, facts.dtype, facts.created_at,
+            facts.parameters, facts.dtype, _utc(facts.created_at),
         ],
     )  # fmt: skip
 
@@ -253,6 +265,7 @@ def _join(con: Connection, old: int, new: int) -> None:
     for table, column in (
         ("alias", "model_id"),
         ("score", "model_id"),
+        ("training", "model_id"),
         ("claim", "child_id"),
         ("claim", "parent_id"),
     ):
@@ -296,28 +309,77 @@ def put_edges(con: Connection, subject: str | None, source: str, edges: Sequence
         )
 
 
+def put_link(
+    con: Connection, child: str, parent: str, relation: str, method: str | None, weight: float | None
+) -> None:
+    """Store what the user says of one edge, in place of what the user said of it before.
+
+    Both are names; a parent not met before becomes a row without weights.
+    Raises KinbaseError when the child would become its own ancestor.
+    """
+    child_id, parent_id = named(con, child), named(con, parent)
+    if child_id == parent_id:
+        raise KinbaseError(f"{child} is {parent}: a model is no parent of its own")
+    if con.execute("select 1 from ancestors(?) where model = ?", [parent, child]).fetchone():
+        raise KinbaseError(f"{parent} descends from {child} already: the claims would go in a circle")
+    con.execute(
+        "delete from raw.claim where child_id = ? and parent_id = ? and evidence = 'user'", [child_id, parent_id]
+    )
+    con.execute(
+        "insert into raw.claim (child_id, parent_id, relation, method, weight, evidence) values (?, ?, ?, ?, ?, 'user')",
+        [child_id, parent_id, relation, method, weight],
+    )
+
+
+def drop_links(con: Connection, child: str, parents: Sequence[str]) -> list[str]:
+    """Forget what the user said of a child's parents (of none given: of all); the parents' names."""
+    rows = con.execute(
+        """
+        delete from raw.claim
+        where evidence = 'user' and child_id = (select model_id from raw.model where name = $1)
+            and (len($2) = 0 or parent_id in (select model_id from raw.model where list_contains($2, name)))
+        returning parent_id
+        """,
+        [child, list(parents)],
+    ).fetchall()
+    return sorted(name_of(con, parent_id) for (parent_id,) in rows)
+
+
 def put_scores(con: Connection, subject: str | None, scores: Sequence[Score]) -> None:
     """Add benchmark results; one that is stored already is not stored twice."""
+    ids: dict[str, int] = {}  # a leaderboard has a dozen scores a model and thousands of models
+    rows = []
     for score in scores:
         model = score.model or subject
         if model is None:
             raise KinbaseError("the results do not say of which model they are: name it with --name")
-        con.execute(
-            """
-            insert into raw.score (model_id, benchmark, metric, value, stderr, n_shot, split, source, evaluated_at)
-            select $1, $2, $3, $4, $5, $6, $7, $8, $9
-            where not exists (
-                select 1 from raw.score
-                where model_id = $1 and benchmark = $2 and metric = $3 and value = $4
-                    and n_shot is not distinct from $6 and split is not distinct from $7
-                    and source is not distinct from $8 and evaluated_at is not distinct from $9
-            )
-            """,
-            [
-                named(con, model), score.benchmark, score.metric, score.value, score.stderr,
-                score.n_shot, score.split, score.source, score.evaluated_at,
-            ],
-        )  # fmt: skip
+        if model not in ids:
+            ids[model] = named(con, model)
+        rows.append([
+            ids[model], score.benchmark, score.metric, score.value, score.stderr,
+            score.n_shot, score.split, score.source, _utc(score.evaluated_at),
+        ])  # fmt: skip
+    if not rows:
+        return
+    con.execute(
+        """
+        insert into raw.score (model_id, benchmark, metric, value, stderr, n_shot, split, source, evaluated_at)
+        select distinct on (model_id, benchmark, metric, value, n_shot, split, source, evaluated_at) *
+        from (
+            select unnest($1::integer[]) as model_id, unnest($2::varchar[]) as benchmark, unnest($3::varchar[]) as metric,
+                unnest($4::double[]) as value, unnest($5::double[]) as stderr, unnest($6::integer[]) as n_shot,
+                unnest($7::varchar[]) as split, unnest($8::varchar[]) as source, unnest($9::timestamp[]) as evaluated_at
+        ) new
+        where not exists (
+            select 1 from raw.score old
+            where old.model_id = new.model_id and old.benchmark = new.benchmark and old.metric = new.metric
+                and old.value = new.value and old.n_shot is not distinct from new.n_shot
+                and old.split is not distinct from new.split and old.source is not distinct from new.source
+                and old.evaluated_at is not distinct from new.evaluated_at
+        )
+        """,
+        [list(column) for column in zip(*rows, strict=True)],
+    )
 
 
 def put_reported(con: Connection, source: str, pairs: Sequence[ReportedKinship]) -> None:
@@ -327,9 +389,68 @@ def put_reported(con: Connection, source: str, pairs: Sequence[ReportedKinship])
         ids = sorted((named(con, pair.model_a), named(con, pair.model_b)))
         base_id = named(con, pair.base) if pair.base else None
         con.execute(
+            "delete from raw.estimate where a_id = ? and b_id = ? and source = ? and method = 'reported'",
+            [*ids, pair.source],
+        )
+        con.execute(
             "insert into raw.estimate (a_id, b_id, base_id, method, pcc, cs, ed, source) values (?, ?, ?, 'reported', ?, ?, ?, ?)",
             [*ids, base_id, pair.pcc, pair.cs, pair.ed, pair.source or source],
         )
+
+
+def put_tasks(con: Connection, tasks: Sequence[Task]) -> None:
+    """Store what benchmarks are about; the last word on each counts."""
+    for task in tasks:
+        con.execute("insert or replace into raw.task values (?, ?)", [task.benchmark, task.category])
+
+
+def put_trainings(con: Connection, subject: str | None, trainings: Sequence[Training]) -> None:
+    """Add the benchmarks models were trained for; one that is stored already is not stored twice."""
+    for training in trainings:
+        model = training.model or subject
+        if model is None:
+            raise KinbaseError("the table does not say which model was trained: name it with --name")
+        con.execute(
+            """
+            insert into raw.training select $1, $2
+            where not exists (select 1 from raw.training where model_id = $1 and benchmark = $2)
+            """,
+            [named(con, model), training.benchmark],
+        )
+
+
+# All there is.
+
+
+def tables(con: Connection) -> list[str]:
+    """The tables, but for the journal of migrations."""
+    rows = con.execute(
+        "select table_name from duckdb_tables() where schema_name = 'raw' and table_name <> 'migration' order by 1"
+    )
+    return [str(name) for (name,) in rows.fetchall()]
+
+
+def put_tables(con: Connection, folder: str) -> dict[str, int]:
+    """Fill an empty database with the tables that `kinbase.exporting.write_all` wrote; rows by table.
+
+    Raises KinbaseError when the database has models already.
+    """
+    if con.execute("select 1 from raw.model limit 1").fetchone():
+        raise KinbaseError(
+            f"the database has models already, and {folder} is a whole one: import it into a new file (--db)"
+        )
+    rows = {}
+    for table in tables(con):
+        file = f"{folder}/{table}.parquet"
+        con.execute(f"insert into raw.{table} by name from read_parquet($1)", [file])
+        ((rows[table],),) = con.execute(f"select count(*) from raw.{table}").fetchall()
+    ((lowest, highest),) = con.execute(
+        "select coalesce(min(model_id), 1), coalesce(max(model_id), 0) from raw.model"
+    ).fetchall()
+    if lowest < 1 or highest > 10_000_000:
+        raise KinbaseError(f"{folder} numbers its models from {lowest} to {highest}: it is damaged")
+    con.execute("select max(nextval('raw.model_ids')) from range(?)", [highest]).fetchall()
+    return rows
 
 
 # What the pass found.

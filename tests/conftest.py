@@ -1,6 +1,7 @@
 """Fixtures every test may use: the tiny family on disk, a database it was imported into, and the command line."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -26,6 +27,29 @@ def db(tmp_path, family):
     db = kinbase.open(tmp_path / "kin.duckdb")
     report = db.import_(family.values(), base="base")
     assert set(report["status"]) == {"imported"}
+    return db
+
+
+@pytest.fixture(scope="session")
+def empty_file(tmp_path_factory):
+    """A database file without models: copying one is ten times faster than making one."""
+    path = tmp_path_factory.mktemp("empty") / "kin.duckdb"
+    with kinbase.open(path).store.writing():
+        return path
+
+
+@pytest.fixture
+def empty(empty_file, tmp_path):
+    """A database without models, where `cli` looks for one."""
+    return kinbase.open(shutil.copy(empty_file, tmp_path / "kin.duckdb"))
+
+
+@pytest.fixture(scope="session")
+def published(tmp_path_factory):
+    """A database of the published family in examples/model-kinship, which has no weights; only for reading."""
+    db = kinbase.open(tmp_path_factory.mktemp("published") / "kin.duckdb")
+    (row,) = db.import_([Path(__file__).parent.parent / "examples" / "model-kinship"]).to_dicts()
+    assert (row["status"], row["notes"]) == ("records", [])
     return db
 
 

@@ -27,44 +27,52 @@ select a_id, b_id, base_id, numel, sum_a, sum_b, sumsq_a, sumsq_b, dot, dots fro
 union all
 select b_id, a_id, base_id, numel, sum_b, sum_a, sumsq_b, sumsq_a, dot, dots from raw.pair;
 
-create or replace view kinship_all as
+create or replace view raw.exact as
 select
-    a.name as model_a,
-    b.name as model_b,
-    base.name as base,
+    p.a_id, p.b_id, p.base_id,
     pearson(numel, sum_a, sum_b, sumsq_a, sumsq_b, dot) as pcc,
     cosine(sumsq_a, sumsq_b, dot) as cs,
     euclidean(sumsq_a, sumsq_b, dot) as ed,
     0.0 as stderr,
     numel / t.parameters as coverage,
     'exact' as method,
-    null as source
+    null::varchar as source
 from raw.both_ways p
-join raw.model a on a.model_id = p.a_id
-join raw.model b on b.model_id = p.b_id
-join raw.model base on base.model_id = p.base_id
-join (select base_id, sum(numel)::double as parameters from raw.tensor group by base_id) t
-    on t.base_id = p.base_id
-union all
-select a.name, b.name, base.name, e.pcc, e.cs, e.ed, e.stderr, e.coverage, e.method, e.source
-from (
-    select a_id, b_id, base_id, method, pcc, cs, ed, stderr, coverage, source from raw.estimate
-    union all
-    select b_id, a_id, base_id, method, pcc, cs, ed, stderr, coverage, source from raw.estimate
-) e
-join raw.model a on a.model_id = e.a_id
-join raw.model b on b.model_id = e.b_id
-left join raw.model base on base.model_id = e.base_id;
+join (select base_id, sum(numel)::double as parameters from raw.tensor group by base_id) t using (base_id);
 
+create or replace view raw.estimated as
+select a_id, b_id, base_id, pcc, cs, ed, stderr, coverage, method, source from raw.estimate
+union all
+select b_id, a_id, base_id, pcc, cs, ed, stderr, coverage, method, source from raw.estimate;
+
+create or replace view kinship_all as
+select
+    a.name as model_a, b.name as model_b, base.name as base, pcc, cs, ed, stderr, coverage, method, k.source
+from (from raw.exact union all from raw.estimated) k
+join raw.model a on a.model_id = k.a_id
+join raw.model b on b.model_id = k.b_id
+left join raw.model base on base.model_id = k.base_id;
+
+-- Ranked among the estimates alone: a rank over all pairs would be computed for all of them, whoever is asked for.
 create or replace view kinship as
-select model_a, model_b, base, pcc, cs, ed, stderr, coverage, method
-from kinship_all
-qualify row_number() over (
-    partition by model_a, model_b
-    order by
-        case method when 'exact' then 0 when 'reported' then 2 else 1 end,
-        stderr nulls last, method, source
-) = 1;
+select
+    a.name as model_a, b.name as model_b, base.name as base, pcc, cs, ed, stderr, coverage, method
+from (
+    from raw.exact
+    union all
+    (
+        from raw.estimated e
+        where not exists (
+            from raw.pair p where p.a_id = least(e.a_id, e.b_id) and p.b_id = greatest(e.a_id, e.b_id)
+        )
+        qualify row_number() over (
+            partition by a_id, b_id order by method = 'reported', stderr nulls last, method, source
+        ) = 1
+    )
+) k
+join raw.model a on a.model_id = k.a_id
+join raw.model b on b.model_id = k.b_id
+left join raw.model base on base.model_id = k.base_id;
 
 create or replace view kinship_by_tensor as
 with tensor_pair as (

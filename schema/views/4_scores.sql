@@ -1,4 +1,4 @@
--- Benchmark results.
+-- Benchmark results, and what merging gained.
 
 create or replace view scores_all as
 select
@@ -15,9 +15,256 @@ qualify row_number() over (
 ) = 1;
 
 comment on view scores is
-    'The latest result of each model, benchmark, metric, n-shot, split and source; scores_all keeps every run.';
+    'The latest result of each model, benchmark, metric, n-shot, split and source; scores_all keeps every run. '
+    'What a source prints of its own arithmetic is kept too: the benchmark "average", and the metric "gain" (of a merge over the mean of its parents).';
 comment on view scores_all is 'Every result that was imported.';
 comment on column scores.value is 'in the unit of its source: a fraction or percent';
 comment on column scores.stderr is 'standard error, as its source says it';
 comment on column scores.n_shot is 'examples shown before the question';
 comment on column scores.evaluated_at is 'when it was measured, as its source says it';
+
+-- Measured results of which more is better, so that they can be averaged and compared.
+create or replace view raw.reading as
+select model, benchmark, value, {'metric': metric, 'n_shot': n_shot, 'split': split, 'source': source} as setting
+from scores
+where metric <> 'gain' and not regexp_matches(metric, 'perplexity|bits_per|loss|error|brier', 'i');
+
+create or replace view raw.merge as
+select child_id as model_id, c.name as model, parents, method
+from (
+    select child_id, list(distinct p.name order by p.name) as parents, min(method) as method
+    from raw.claim k join raw.model p on p.model_id = k.parent_id
+    where k.relation = 'merge'
+    group by child_id
+)
+join raw.model c on c.model_id = child_id;
+
+-- What the benchmarks are about, and who was trained for them.
+
+create or replace view tasks as select benchmark, category from raw.task;
+
+create or replace view experts as
+select distinct m.name as model, t.benchmark from raw.training t join raw.model m using (model_id);
+
+comment on view tasks is 'The category of each benchmark, for means by category.';
+comment on view experts is 'The benchmarks a fine-tuned model was trained for.';
+
+-- The base a merge departs from: that of its family, else the one claimed, else what all its parents were tuned from.
+create or replace view raw.merge_base as
+select model_id, coalesce(b.name, claimed.name, tuned.name) as base
+from raw.merge g
+join raw.model m using (model_id)
+left join raw.model b on b.model_id = m.base_id
+left join (
+    select child_id as model_id, any_value(p.name) as name
+    from raw.claim k join raw.model p on p.model_id = k.parent_id
+    where k.relation = 'base'
+    group by child_id having count(distinct parent_id) = 1
+) claimed using (model_id)
+left join (
+    select g.child_id as model_id, any_value(p.name) as name
+    from raw.claim g
+    join raw.claim f on f.child_id = g.parent_id and f.relation = 'finetune'
+    join raw.model p on p.model_id = f.parent_id
+    where g.relation = 'merge'
+    group by g.child_id having count(distinct f.parent_id) = 1
+) tuned using (model_id);
+
+-- For each merge and benchmark: the parents that were trained for it.
+create or replace view raw.held as
+select
+    g.model, t.benchmark, t.category,
+    list(e.model order by e.model) filter (e.model is not null) as experts
+from raw.merge g
+cross join raw.task t
+left join experts e on e.benchmark = t.benchmark and list_contains(g.parents, e.model)
+group by g.model, t.benchmark, t.category;
+
+-- With whom a merge is compared: with its parents on every benchmark; and, to normalise, with the experts of
+-- a benchmark held in, and with the base on one held out.
+create or replace view raw.counterpart as
+select model, 'parents' as role, null::varchar as benchmark, unnest(parents) as other from raw.merge
+union all
+select model, 'expert', benchmark, unnest(experts) from raw.held
+union all
+select h.model, 'base', h.benchmark, b.base
+from raw.held h
+join raw.merge g using (model)
+join raw.merge_base b using (model_id)
+where h.experts is null and b.base is not null;
+
+-- Which result counts when a benchmark has several: the one that most counterparts have as well, under the same
+-- metric, n-shot and split; then one whose source tested most of them; then normalised before raw; then the
+-- last metric in the alphabet, which prefers acc_norm to acc, mc2 to mc1 and strict-match to flexible-extract.
+-- Results of two sources meet only when both are fractions or neither is, and averages never: what they are
+-- averages of is not said.
+create or replace view raw.compared as
+with candidate as (
+    select
+        c.model, c.role, c.other, r.benchmark, r.setting, r.value as score,
+        arg_min(o.value, {'foreign': o.setting.source is distinct from r.setting.source, 'source': o.setting.source})
+            as value,
+        min(o.setting.source is distinct from r.setting.source)::integer as foreign_source
+    from raw.counterpart c
+    join raw.reading r on r.model = c.model and (c.benchmark is null or c.benchmark = r.benchmark)
+    left join raw.reading o
+        on o.model = c.other and o.benchmark = r.benchmark
+        and o.setting.metric = r.setting.metric
+        and o.setting.n_shot is not distinct from r.setting.n_shot
+        and o.setting.split is not distinct from r.setting.split
+        and (o.setting.source is not distinct from r.setting.source
+            or (r.benchmark <> 'average' and (abs(o.value) <= 1) = (abs(r.value) <= 1)))
+    group by c.model, c.role, c.other, r.benchmark, r.setting, r.value
+)
+select
+    model, role, benchmark, setting, score,
+    count(*) as others,
+    count(value) as known,
+    list({'model': other, 'score': value} order by other) filter (value is not null) as results
+from candidate
+group by model, role, benchmark, setting, score
+qualify row_number() over (
+    partition by model, role, benchmark
+    order by
+        count(*) - count(value), sum(foreign_source), setting.metric <> 'normalised', setting.metric desc,
+        setting.n_shot desc nulls last, setting.split nulls first, setting.source nulls last
+) = 1;
+
+-- Sums go in a fixed order, so that the same scores give the same bits.
+create or replace view merge_gains as
+with benchmark_row as (
+    select
+        model, benchmark, setting.metric as metric, score,
+        if(others >= 2 and known = others, results, null) as results,  -- one named parent is no merge: another is missing
+        abs(score) <= 1 and list_bool_and(list_transform(results, lambda r: abs(r.score) <= 1)) as fraction
+    from raw.compared
+    where role = 'parents'
+),
+shared as (
+    select
+        model, benchmark, score, results,
+        if(fraction and not bool_and(fraction) over (partition by model), 100, 1) as scale
+    from benchmark_row
+    where results is not null and benchmark <> 'average'
+),
+parent_average as (
+    select model, result.model as parent, avg(result.score * scale order by benchmark) as score
+    from (select model, benchmark, scale, unnest(results) as result from shared)
+    group by model, result.model
+),
+average as (
+    select
+        model, avg(score * scale order by benchmark) as score, count(*) as benchmarks,
+        (select list(p.score order by p.parent) from parent_average p where p.model = s.model) as parent_scores
+    from shared s
+    group by model
+),
+line as (
+    select
+        model, benchmark, metric, score, list_transform(results, lambda r: r.score) as parent_scores,
+        null::bigint as benchmarks
+    from benchmark_row
+    where benchmark <> 'average'
+    union all
+    select
+        g.model, 'average', null, coalesce(a.score, printed.score),
+        coalesce(a.parent_scores, list_transform(printed.results, lambda r: r.score)), coalesce(a.benchmarks, 0)
+    from raw.merge g
+    left join average a using (model)
+    left join benchmark_row printed on printed.model = g.model and printed.benchmark = 'average'
+),
+parents_kinship as (
+    select p.model, if(count(k.pcc) = count(*), avg(k.pcc order by p.parent, p.other), null) as kinship
+    from (
+        select model, parent, unnest(parents) as other
+        from (select model, parents, unnest(parents) as parent from raw.merge)
+    ) p
+    left join kinship k on k.model_a = p.parent and k.model_b = p.other
+    where p.parent < p.other
+    group by p.model
+),
+reported as (
+    select model, benchmark, arg_min(value, coalesce(source, '')) as gain
+    from scores where metric = 'gain' group by model, benchmark
+)
+select
+    g.model as child,
+    g.method,
+    g.parents,
+    k.kinship,
+    l.benchmark,
+    l.metric,
+    l.score,
+    list_avg(l.parent_scores) as parents_mean,
+    l.score - list_avg(l.parent_scores) as gain,
+    list_max(l.parent_scores) as best_parent,
+    l.score - list_max(l.parent_scores) as over_best,
+    l.benchmarks,
+    r.gain as reported_gain
+from line l
+join raw.merge g using (model)
+left join parents_kinship k using (model)
+left join reported r on r.model = l.model and r.benchmark = l.benchmark;
+
+comment on view merge_gains is
+    'One row a merge and benchmark, and one for its average: the score less the mean of its parents'' (arXiv 2410.12613, '
+    'equation 6). The average is over the benchmarks that the merge and all its parents have, or the printed one where they '
+    'share none. Of several results the one counts that merge and parents have alike: same metric, n-shot and split, '
+    'if possible of one source; then normalised before raw, acc_norm before acc, mc2 before mc1.';
+comment on column merge_gains.parents is 'by claims of relation merge, each once; a base is none';
+comment on column merge_gains.kinship is 'mean PCC over all pairs of parents; NULL unless all are known';
+comment on column merge_gains.benchmark is 'or average';
+comment on column merge_gains.metric is 'that was compared; NULL for the average';
+comment on column merge_gains.score is 'of the merge; a fraction is taken as percent in an average with percents';
+comment on column merge_gains.parents_mean is 'NULL unless two parents or more are named and all have a score';
+comment on column merge_gains.gain is 'score - parents_mean';
+comment on column merge_gains.best_parent is 'score of the best parent on this benchmark, or on average';
+comment on column merge_gains.over_best is 'score - best_parent';
+comment on column merge_gains.benchmarks is 'how many the average is over; 0: a printed one, of unknown parts';
+comment on column merge_gains.reported_gain is 'the gain as it was published';
+
+-- Normalised scores (What Matters for Model Merging at Scale, arXiv 2410.03617): a benchmark that one of the
+-- experts merged was trained for is held in, and its score is divided by that expert's own (the mean, if
+-- several were); any other is held out, and divided by the base's.
+
+create or replace view normalised_by_task as
+select
+    c.model as merge, b.base, g.method, len(g.parents) as experts,
+    c.benchmark, h.category, c.role = 'expert' as held_in, c.setting.metric as metric, c.score,
+    list_transform(c.results, lambda r: r.model) as reference,
+    list_avg(list_transform(c.results, lambda r: r.score)) as reference_score,
+    c.score / nullif(list_avg(list_transform(c.results, lambda r: r.score)), 0) as normalised
+from raw.compared c
+join raw.held h on h.model = c.model and h.benchmark = c.benchmark
+join raw.merge g on g.model = c.model
+join raw.merge_base b using (model_id)
+where c.role in ('expert', 'base') and c.known = c.others;
+
+comment on view normalised_by_task is
+    'One row a merge and benchmark of known category: its score over that of the expert trained for it (held in) or of the base.';
+comment on column normalised_by_task.experts is 'how many models were merged';
+comment on column normalised_by_task.held_in is 'whether one of them was trained for the benchmark';
+comment on column normalised_by_task.reference is 'whose score it is divided by: the experts trained for it, or the base';
+
+create or replace macro normalised_scores(b) as table
+with category_mean as (
+    select merge, base, method, experts, held_in, category, avg(normalised order by benchmark) as score
+    from normalised_by_task
+    where b is null or base = (select model from aliases where alias = b limit 1)
+    group by merge, base, method, experts, held_in, category
+),
+merge_mean as (
+    select merge, base, method, experts, held_in, avg(score order by category) as score, count(score) as categories
+    from category_mean
+    group by merge, base, method, experts, held_in
+)
+select
+    base, method, experts, held_in, avg(score order by merge) as score, stddev_samp(score order by merge) as spread,
+    count(score) as merges, min(categories) as categories
+from merge_mean
+group by base, method, experts, held_in
+order by base, method, experts, held_in desc;
+
+comment on macro table normalised_scores is
+    'normalised_scores(base): held-in and held-out scores by base (NULL: all), method and number of experts; the mean by '
+    'category, then across categories, then over the merges of one cell (the seeds), with their standard deviation';

@@ -1,0 +1,33 @@
+"""Claims against what they follow from. SQL recomputes (the macro `findings`); a graph finds the circles."""
+
+import networkx as nx
+
+from kinbase.store import Connection
+
+TOLERANCE = 0.02
+"""What rounding explains between a printed average or gain and its parts, in percent."""
+
+Finding = tuple[str, str, str, str]
+
+
+def findings(con: Connection, tolerance: float = TOLERANCE) -> list[Finding]:
+    """Rows of subject, claim, verdict and detail, what is wrong first.
+
+    A verdict is contradicted, undecidable (what it would follow from is not here) or supported.
+    """
+    rows: list[Finding] = con.execute("from findings(?)", [tolerance]).fetchall()
+    return [*_circles(con), *rows]
+
+
+def _circles(con: Connection) -> list[Finding]:
+    """One finding for each set of models that descend from themselves."""
+    edges = nx.DiGraph(
+        con.execute("select distinct parent, child from lineage order by parent, child").fetchall()
+    )
+    circles = sorted(sorted(nodes) for nodes in nx.strongly_connected_components(edges) if len(nodes) > 1)
+    found: list[Finding] = []
+    for nodes in circles:
+        circle = nx.find_cycle(edges.subgraph(nodes), nodes[0])
+        path = " -> ".join([*(parent for parent, _ in circle), circle[0][0]])
+        found.append((nodes[0], "ancestor of itself", "contradicted", f"the claims go in a circle: {path}"))
+    return found
