@@ -1,0 +1,392 @@
+"""The demo family: a base, its fine-tunes, an adapter and merges, trained here in under a minute.
+
+Nothing is faked: every model is trained or merged, saved, and examined on exercises it never saw. The
+base learns five kinds of exercise at once and is stopped half-way; each specialist then practises one
+kind and forgets some of the others; merges of specialists win back what their parents forgot, or not.
+Folders look as they do on the Hub: config.json, safetensors, a model card, mergekit_config.yml, and results
+as lm-evaluation-harness writes them. The same seed gives the same bytes on the same machine.
+"""
+
+import io
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+from ruamel.yaml import YAML
+from torch import Tensor
+
+from kinbase.demo_model import (
+    TASKS,
+    Config,
+    Transformer,
+    add_lora,
+    evaluate,
+    load,
+    save,
+    save_adapter,
+    train,
+    write_weights,
+)
+from kinbase.errors import UsageError
+
+Weights = Mapping[str, Tensor]
+
+CONFIG = Config()
+EXAMPLES = 1000
+"""Held-out exercises of each task: a standard error of at most 1.6 points."""
+REHEARSAL = 0.1
+"""The share of a specialist's training spent on the other tasks; without any it forgets them altogether."""
+LORA_RANK, LORA_ALPHA = 8, 16
+LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+MEASURING = 15
+"""What saving and examining a model costs, in training steps; for the progress bar only."""
+FIRST_DATE = datetime(2025, 1, 1, tzinfo=UTC)
+"""The date of the base's results; each later model's are a day later, so that files are the same every time."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A model trained on a mixture of tasks: the base, a fine-tune of `parent`, or an adapter on it."""
+
+    name: str
+    story: str
+    mix: Mapping[str, float]
+    steps: int
+    lr: float
+    parent: str | None = None
+    lora: bool = False
+
+
+@dataclass(frozen=True)
+class Merged:
+    """A merge: `weights` has one number a parent (linear, task_arithmetic), or t alone (slerp)."""
+
+    name: str
+    story: str
+    method: str
+    parents: tuple[str, ...]
+    weights: tuple[float, ...]
+    base: str | None = None
+
+
+def _mostly(task: str) -> dict[str, float]:
+    """The mixture of a specialist."""
+    rest = REHEARSAL / (len(TASKS) - 1)
+    return {other: 1 - REHEARSAL if other == task else rest for other in TASKS}
+
+
+FAMILY: tuple[Trained | Merged, ...] = (
+    Trained(
+        "digits-base",
+        "The base: five tasks at once, stopped half-way.",
+        {"reverse": 0.8, "sort": 0.6, "rank": 1.6, "total": 2.0, "peak": 0.2},
+        steps=280,
+        lr=3e-3,
+    ),
+    Trained("digits-reverse", "Fine-tuned to reverse.", _mostly("reverse"), 120, 1e-3, "digits-base"),
+    Trained("digits-sort", "Fine-tuned to sort.", _mostly("sort"), 120, 1e-3, "digits-base"),
+    Trained(
+        "digits-sort-twin",
+        "Fine-tuned to sort on other exercises than digits-sort: its nearest kin.",
+        _mostly("sort"),
+        120,
+        1e-3,
+        "digits-base",
+    ),
+    Trained("digits-rank", "Fine-tuned to rank.", _mostly("rank"), 120, 1e-3, "digits-base"),
+    Trained(
+        "digits-rank-lora",
+        "A low-rank adapter that ranks.",
+        _mostly("rank"),
+        120,
+        5e-3,
+        "digits-base",
+        lora=True,
+    ),
+    Merged(
+        "digits-reverse-sort",
+        "Two specialists that are little kin.",
+        "linear",
+        ("digits-reverse", "digits-sort"),
+        (0.6, 0.4),
+    ),
+    Merged(
+        "digits-sort-twins",
+        "Two near twins: little to gain.",
+        "slerp",
+        ("digits-sort", "digits-sort-twin"),
+        (0.5,),
+    ),
+    Merged(
+        "digits-reverse-rank",
+        "Two task vectors added whole to the base.",
+        "task_arithmetic",
+        ("digits-reverse", "digits-rank"),
+        (1.0, 1.0),
+        base="digits-base",
+    ),
+    Merged(
+        "digits-all",
+        "The second generation: a merge merged with the specialist it lacks.",
+        "linear",
+        ("digits-reverse-sort", "digits-rank"),
+        (0.5, 0.5),
+    ),
+)
+"""The family in import order: parents before children."""
+
+
+def make_family(
+    folder: Path,
+    *,
+    seed: int = 0,
+    steps_scale: float = 1.0,
+    progress: Callable[[str, float], None] | None = None,
+) -> list[Path]:
+    """Make the family in `folder`/models and return the model folders: the base first, parents before children.
+
+    A model that is already there whole is not made again, so an interrupted run goes on where it was. A
+    demo of another seed or of an older recipe is replaced; a folder with anything else in it is refused.
+    `steps_scale` scales the training; `progress` hears what is being made and the share done of the whole.
+    """
+    _claim(folder, seed, steps_scale)
+    models = folder / "models"
+    models.mkdir(exist_ok=True)
+    costs = [
+        MEASURING + (_steps(recipe, steps_scale) if isinstance(recipe, Trained) else 0) for recipe in FAMILY
+    ]
+    threads = torch.get_num_threads()
+    # One thread: tensors this small gain a fifth from a second one, lose threefold when another process
+    # wants its core, and would then depend on the number of cores for their last bits.
+    torch.set_num_threads(1)
+    try:
+        for order, recipe in enumerate(FAMILY):
+            done, cost = sum(costs[:order]), costs[order]
+
+            def report(share: float, name: str = recipe.name, done: int = done, cost: int = cost) -> None:
+                if progress is not None:
+                    progress(name, (done + share * (cost - MEASURING)) / sum(costs))
+
+            report(0.0)
+            if not (models / recipe.name).exists():
+                unfinished = models / f".{recipe.name}.part"
+                shutil.rmtree(unfinished, ignore_errors=True)
+                unfinished.mkdir()
+                if isinstance(recipe, Trained):
+                    steps = _steps(recipe, steps_scale)
+                    model = _train(recipe, models, unfinished, steps, 1000 * seed + order, report)
+                else:
+                    model = _merge(recipe, models, unfinished)
+                scores = {task: evaluate(model, task, EXAMPLES) for task in TASKS}
+                _write_results(recipe, unfinished, order, scores)
+                _write_card(recipe, unfinished, scores)
+                unfinished.rename(models / recipe.name)
+        if progress is not None:
+            progress(FAMILY[-1].name, 1.0)
+    finally:
+        torch.set_num_threads(threads)
+    return [models / recipe.name for recipe in FAMILY]
+
+
+def _claim(folder: Path, seed: int, steps_scale: float) -> None:
+    """Mark the folder as holding this very family, after clearing away another demo's models."""
+    marker = folder / ".kinbase-demo.json"
+    recipe = {
+        "seed": seed,
+        "steps_scale": steps_scale,
+        "examples": EXAMPLES,
+        "config": asdict(CONFIG),
+        "family": [asdict(recipe) for recipe in FAMILY],
+    }
+    wanted = json.dumps(recipe, indent=2) + "\n"
+    if marker.exists():
+        if marker.read_text() == wanted:
+            return
+        for model in FAMILY:
+            shutil.rmtree(folder / "models" / model.name, ignore_errors=True)
+    elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UsageError(f"{folder} exists and is not a demo: name a folder that is empty or not there yet")
+    folder.mkdir(parents=True, exist_ok=True)
+    marker.write_text(wanted)
+
+
+# Training.
+
+
+def _steps(recipe: Trained, scale: float) -> int:
+    return max(1, round(recipe.steps * scale))
+
+
+def _train(
+    recipe: Trained, family: Path, folder: Path, steps: int, seed: int, report: Callable[[float], None]
+) -> Transformer:
+    """Train the model or adapter, write it to `folder` and return it as it was written."""
+    model = Transformer(CONFIG, seed) if recipe.parent is None else load(family / recipe.parent)
+    if recipe.lora:
+        assert recipe.parent is not None
+        add_lora(model, LORA_TARGETS, LORA_RANK, LORA_ALPHA, seed)
+        train(model, recipe.mix, steps, recipe.lr, seed, progress=report)
+        save_adapter(model, folder, base=recipe.parent, targets=LORA_TARGETS, r=LORA_RANK, alpha=LORA_ALPHA)
+        return model  # an adapter is written in float32, so this is what was written
+    train(model, recipe.mix, steps, recipe.lr, seed, progress=report)
+    save(model, folder)
+    return load(folder)
+
+
+# Merging, as mergekit does it: in float32, tensor by tensor, on the weights themselves.
+
+
+def _merge(recipe: Merged, family: Path, folder: Path) -> Transformer:
+    """Merge the parents into `folder` and return the child as it was written."""
+    parents = [load(family / name).state_dict() for name in recipe.parents]
+    if recipe.method == "linear":
+        child = _linear(parents, recipe.weights)
+    elif recipe.method == "slerp":
+        child = _slerp(parents[0], parents[1], recipe.weights[0])
+    else:
+        assert recipe.base is not None
+        child = _task_arithmetic(load(family / recipe.base).state_dict(), parents, recipe.weights)
+    write_weights(CONFIG, child, folder)
+    _write_yaml(_mergekit_config(recipe), folder / "mergekit_config.yml")
+    return load(folder)
+
+
+def _linear(parents: list[Weights], weights: tuple[float, ...]) -> dict[str, Tensor]:
+    """The weighted mean."""
+    child = {name: torch.zeros_like(tensor) for name, tensor in parents[0].items()}
+    for parent, weight in zip(parents, weights, strict=True):
+        for name, tensor in child.items():
+            tensor.add_(parent[name], alpha=weight)
+    return {name: tensor / sum(weights) for name, tensor in child.items()}
+
+
+def _slerp(first: Weights, second: Weights, t: float) -> dict[str, Tensor]:
+    """The point t of the way along the arc from each tensor of the first to the second's."""
+    child = {}
+    for name, a in first.items():
+        b = second[name]
+        cosine = (a / a.norm() * (b / b.norm())).sum()
+        if cosine.abs() > 0.9995:  # mergekit's limit, beyond which the sines lose precision
+            child[name] = (1 - t) * a + t * b
+        else:
+            angle = cosine.acos()
+            child[name] = (torch.sin((1 - t) * angle) * a + torch.sin(t * angle) * b) / angle.sin()
+    return child
+
+
+def _task_arithmetic(base: Weights, parents: list[Weights], weights: tuple[float, ...]) -> dict[str, Tensor]:
+    """The base plus the weighted sum of what each parent added to it."""
+    pairs = list(zip(parents, weights, strict=True))
+    return {
+        name: start + torch.stack([weight * (parent[name] - start) for parent, weight in pairs]).sum(0)
+        for name, start in base.items()
+    }
+
+
+# What lies beside the weights.
+
+
+def _mergekit_config(recipe: Merged) -> dict[str, Any]:
+    """The mergekit configuration that gives this child from its parents."""
+    precision = {"dtype": "float32", "out_dtype": "bfloat16"}
+    if recipe.method == "slerp":
+        layers = [0, CONFIG.layers]
+        sources = [{"model": parent, "layer_range": layers.copy()} for parent in recipe.parents]
+        return {
+            "slices": [{"sources": sources}],
+            "merge_method": "slerp",
+            "base_model": recipe.parents[0],
+            "parameters": {"t": recipe.weights[0]},
+            **precision,
+        }
+    models = [
+        {"model": parent, "parameters": {"weight": weight}}
+        for parent, weight in zip(recipe.parents, recipe.weights, strict=True)
+    ]
+    base = {} if recipe.base is None else {"base_model": recipe.base}
+    return {"models": models, "merge_method": recipe.method, **base, **precision}
+
+
+def _write_results(
+    recipe: Trained | Merged, folder: Path, order: int, scores: Mapping[str, tuple[float, float]]
+) -> None:
+    """Write the scores as lm-evaluation-harness does, under its file name."""
+    date = FIRST_DATE + timedelta(days=order)
+    lora = isinstance(recipe, Trained) and recipe.lora
+    record = {
+        "results": {
+            task: {"alias": task, "acc,none": accuracy, "acc_stderr,none": stderr}
+            for task, (accuracy, stderr) in scores.items()
+        },
+        "group_subtasks": {task: [] for task in scores},
+        "configs": {
+            task: {
+                "task": task,
+                "num_fewshot": 0,
+                "output_type": "generate_until",
+                "metadata": {"version": 1.0},
+            }
+            for task in scores
+        },
+        "versions": dict.fromkeys(scores, 1.0),
+        "n-shot": dict.fromkeys(scores, 0),
+        "higher_is_better": {task: {"acc": True} for task in scores},
+        "n-samples": {task: {"original": EXAMPLES, "effective": EXAMPLES} for task in scores},
+        "config": {
+            "model": "kinbase-demo",
+            "model_args": f"pretrained={recipe.parent},peft={recipe.name}"
+            if isinstance(recipe, Trained) and lora
+            else f"pretrained={recipe.name}",
+            "model_dtype": "torch.bfloat16",
+            "model_revision": "main",
+            "batch_size": 256,
+        },
+        "date": date.timestamp(),
+        "model_source": "kinbase-demo",
+        "model_name": recipe.name,
+        "model_name_sanitized": recipe.name,
+    }
+    path = folder / f"results_{date:%Y-%m-%dT%H-%M-%S.%f}.json"
+    path.write_text(json.dumps(record, indent=2) + "\n")
+
+
+def _write_card(recipe: Trained | Merged, folder: Path, scores: Mapping[str, tuple[float, float]]) -> None:
+    """Write README.md: what the Hub reads in the header, what a person reads below it."""
+    header: dict[str, Any] = {
+        "license": "apache-2.0",
+        "library_name": "transformers",
+        "tags": ["kinbase-demo"],
+    }
+    body = f"# {recipe.name}\n\n{recipe.story}\n"
+    if isinstance(recipe, Merged):
+        # mergekit's own cards name every model of the configuration, a task vector's base among them.
+        header["base_model"] = [*recipe.parents, *([recipe.base] if recipe.base else [])]
+        header["base_model_relation"] = "merge"
+        header["tags"] += ["mergekit", "merge"]
+        config = (folder / "mergekit_config.yml").read_text()
+        body += f"\nThe following YAML configuration was used:\n\n```yaml\n{config}```\n"
+    elif recipe.parent is not None:
+        header["base_model"] = recipe.parent
+        header["base_model_relation"] = "adapter" if recipe.lora else "finetune"
+        if recipe.lora:
+            header["library_name"] = "peft"
+    rows = "".join(
+        f"| {task} | {accuracy:.1%} | {stderr:.1%} |\n" for task, (accuracy, stderr) in scores.items()
+    )
+    body += (
+        f"\nHeld-out exercises answered without a fault:\n\n| task | share | stderr |\n|---|---|---|\n{rows}"
+    )
+    path = folder / "README.md"
+    _write_yaml(header, path)
+    path.write_text(f"---\n{path.read_text()}---\n\n{body}")
+
+
+def _write_yaml(record: Mapping[str, Any], path: Path) -> None:
+    text = io.StringIO()
+    YAML().dump(dict(record), text)
+    path.write_text(text.getvalue())
