@@ -279,9 +279,20 @@ def _metrics(text: str) -> list[str]:
 @cli.command()
 @click.argument("child", type=Models())
 @click.argument("parents", nargs=-1, required=True, type=Models(), metavar="PARENT...")
-@click.option("--relation", metavar="NAME", help="finetune, merge, adapter, quantized or base; default: by the number of PARENTs.")
+@click.option(
+    "--relation",
+    metavar="NAME",
+    help="finetune, merge, adapter, quantized or base; default: by the number of parents.",
+)
 @click.option("--method", metavar="NAME", help="Of a merge: linear, slerp, ties, ...")
-@click.option("--weight", "weights", type=float, multiple=True, metavar="W", help="A parent's coefficient; once for each.")
+@click.option(
+    "--weight",
+    "weights",
+    type=float,
+    multiple=True,
+    metavar="W",
+    help="A parent's coefficient; once for each.",
+)
 @click.pass_obj
 def link(
     db: "Callable[[], Kinbase]", child: str, parents: tuple[str, ...], relation: str | None, method: str | None,
@@ -295,7 +306,11 @@ def link(
     rows = base.link(child, parents, relation=relation, method=method, weights=weights)
     for row in rows.filter(evidence="user").iter_rows(named=True):
         new = "" if row["parent"] in known else " (known by name only)"
-        say(" ".join(w for w in (row["parent"] + new, "->", row["child"], row["relation"], row["method"]) if w))
+        say(
+            " ".join(
+                w for w in (row["parent"] + new, "->", row["child"], row["relation"], row["method"]) if w
+            )
+        )
 
 
 @cli.command()
@@ -312,7 +327,9 @@ def unlink(db: "Callable[[], Kinbase]", child: str, parents: tuple[str, ...]) ->
 
 @cli.command()
 @click.argument("models", nargs=-1, type=Models(), metavar="[MODEL...]")
-@click.option("--tolerance", metavar="T", default=0.02, show_default=True, help="What rounding explains, in percent.")
+@click.option(
+    "--tolerance", metavar="T", default=0.02, show_default=True, help="What rounding explains, in percent."
+)
 @rows_out
 @click.pass_obj
 def check(
@@ -433,7 +450,7 @@ def demo(ctx: click.Context, folder: str, seed: int) -> None:
         found = base.import_(folders, base=folders[0].name, report=report)
     for source, status, notes in found.select("source", "status", "notes").iter_rows():
         if status == "failed":
-            raise KinbaseError(f"{source}: {notes[-1]}")
+            raise KinbaseError(f"{source}: {notes[-1]}; a family of another seed wants another --dir")
     for line in demo_page(base, folders[0].name, folder):
         click.echo(line)
 

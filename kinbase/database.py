@@ -57,9 +57,13 @@ class Kinbase:
         whole = [str(source) for source in sources if exporting.is_whole(str(source))]
         if whole:
             if len(sources) > 1 or base or name:
-                raise UsageError(f"{whole[0]} is a whole database: import it by itself, without --base or --name")
+                raise UsageError(
+                    f"{whole[0]} is a whole database: import it by itself, without --base or --name"
+                )
             stored = exporting.read_all(self.store, whole[0])
-            notes = [f"a whole database: {stored['model']} models, {stored['claim']} claims, {stored['score']} scores"]
+            notes = [
+                f"a whole database: {stored['model']} models, {stored['claim']} claims, {stored['score']} scores"
+            ]
             return pl.DataFrame([(whole[0], None, "records", None, notes)], schema=IMPORTED, orient="row")
         found = importing.import_sources(
             self.store, [str(s) for s in sources], base=str(base) if base else None, name=name, device=device,

@@ -13,6 +13,7 @@ import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ from ruamel.yaml import YAML
 from torch import Tensor
 
 from kinbase.demo_model import (
+    EQUALS,
+    FIRST_TASK,
     TASKS,
     Config,
     Transformer,
@@ -74,40 +77,29 @@ class Merged:
     base: str | None = None
 
 
-def _mostly(task: str) -> dict[str, float]:
-    """The mixture of a specialist."""
+BASE = "digits-base"
+
+
+def _specialist(name: str, task: str, story: str, *, lr: float = 1e-3, lora: bool = False) -> Trained:
+    """A model that goes on from the base with nine parts of one task and one part of all the others."""
     rest = REHEARSAL / (len(TASKS) - 1)
-    return {other: 1 - REHEARSAL if other == task else rest for other in TASKS}
+    mix = {other: 1 - REHEARSAL if other == task else rest for other in TASKS}
+    return Trained(name, story, mix, 120, lr, BASE, lora)
 
 
 FAMILY: tuple[Trained | Merged, ...] = (
     Trained(
-        "digits-base",
+        BASE,
         "The base: five tasks at once, stopped half-way.",
         {"reverse": 0.8, "sort": 0.6, "rank": 1.6, "total": 2.0, "peak": 0.2},
-        steps=280,
-        lr=3e-3,
+        280,
+        3e-3,
     ),
-    Trained("digits-reverse", "Fine-tuned to reverse.", _mostly("reverse"), 120, 1e-3, "digits-base"),
-    Trained("digits-sort", "Fine-tuned to sort.", _mostly("sort"), 120, 1e-3, "digits-base"),
-    Trained(
-        "digits-sort-twin",
-        "Fine-tuned to sort on other exercises than digits-sort: its nearest kin.",
-        _mostly("sort"),
-        120,
-        1e-3,
-        "digits-base",
-    ),
-    Trained("digits-rank", "Fine-tuned to rank.", _mostly("rank"), 120, 1e-3, "digits-base"),
-    Trained(
-        "digits-rank-lora",
-        "A low-rank adapter that ranks.",
-        _mostly("rank"),
-        120,
-        5e-3,
-        "digits-base",
-        lora=True,
-    ),
+    _specialist("digits-reverse", "reverse", "Fine-tuned to reverse."),
+    _specialist("digits-sort", "sort", "Fine-tuned to sort."),
+    _specialist("digits-sort-twin", "sort", "Fine-tuned to sort, on other exercises than digits-sort."),
+    _specialist("digits-rank", "rank", "Fine-tuned to rank."),
+    _specialist("digits-rank-lora", "rank", "A low-rank adapter that ranks.", lr=5e-3, lora=True),
     Merged(
         "digits-reverse-sort",
         "Two specialists that are little kin.",
@@ -117,22 +109,22 @@ FAMILY: tuple[Trained | Merged, ...] = (
     ),
     Merged(
         "digits-sort-twins",
-        "Two near twins: little to gain.",
+        "Two specialists in the same task.",
         "slerp",
         ("digits-sort", "digits-sort-twin"),
         (0.5,),
     ),
     Merged(
         "digits-reverse-rank",
-        "Two task vectors added whole to the base.",
+        "Two task vectors, each added whole to the base.",
         "task_arithmetic",
         ("digits-reverse", "digits-rank"),
         (1.0, 1.0),
-        base="digits-base",
+        base=BASE,
     ),
     Merged(
         "digits-all",
-        "The second generation: a merge merged with the specialist it lacks.",
+        "The second generation: a merge, merged with the specialist it lacks.",
         "linear",
         ("digits-reverse-sort", "digits-rank"),
         (0.5, 0.5),
@@ -160,36 +152,37 @@ def make_family(
     costs = [
         MEASURING + (_steps(recipe, steps_scale) if isinstance(recipe, Trained) else 0) for recipe in FAMILY
     ]
+
+    def report(order: int, share: float) -> None:
+        done = sum(costs[:order]) + share * (costs[order] - MEASURING)
+        if progress is not None:
+            progress(FAMILY[order].name, done / sum(costs))
+
     threads = torch.get_num_threads()
-    # One thread: tensors this small gain a fifth from a second one, lose threefold when another process
-    # wants its core, and would then depend on the number of cores for their last bits.
+    # One thread: on tensors this small a second one gains a fifth, loses many times that when another
+    # process wants its core, and makes the last bits depend on the number of cores.
     torch.set_num_threads(1)
     try:
         for order, recipe in enumerate(FAMILY):
-            done, cost = sum(costs[:order]), costs[order]
-
-            def report(share: float, name: str = recipe.name, done: int = done, cost: int = cost) -> None:
-                if progress is not None:
-                    progress(name, (done + share * (cost - MEASURING)) / sum(costs))
-
-            report(0.0)
-            if not (models / recipe.name).exists():
-                unfinished = models / f".{recipe.name}.part"
-                shutil.rmtree(unfinished, ignore_errors=True)
-                unfinished.mkdir()
-                if isinstance(recipe, Trained):
-                    steps = _steps(recipe, steps_scale)
-                    model = _train(recipe, models, unfinished, steps, 1000 * seed + order, report)
-                else:
-                    model = _merge(recipe, models, unfinished)
-                scores = {task: evaluate(model, task, EXAMPLES) for task in TASKS}
-                _write_results(recipe, unfinished, order, scores)
-                _write_card(recipe, unfinished, scores)
-                unfinished.rename(models / recipe.name)
-        if progress is not None:
-            progress(FAMILY[-1].name, 1.0)
+            report(order, 0.0)
+            if (models / recipe.name).exists():
+                continue
+            unfinished = models / f".{recipe.name}.part"
+            shutil.rmtree(unfinished, ignore_errors=True)
+            unfinished.mkdir()
+            if isinstance(recipe, Trained):
+                steps = _steps(recipe, steps_scale)
+                model = _train(recipe, models, unfinished, steps, 1000 * seed + order, partial(report, order))
+            else:
+                model = _merge(recipe, models, unfinished)
+            scores = {task: evaluate(model, task, EXAMPLES) for task in TASKS}
+            _write_results(recipe, unfinished, order, scores)
+            _write_card(recipe, unfinished, scores)
+            unfinished.rename(models / recipe.name)
     finally:
         torch.set_num_threads(threads)
+    if progress is not None:
+        progress(FAMILY[-1].name, 1.0)
     return [models / recipe.name for recipe in FAMILY]
 
 
@@ -378,6 +371,9 @@ def _write_card(recipe: Trained | Merged, folder: Path, scores: Mapping[str, tup
     rows = "".join(
         f"| {task} | {accuracy:.1%} | {stderr:.1%} |\n" for task, (accuracy, stderr) in scores.items()
     )
+    marks = ", ".join(f"{FIRST_TASK + order} {task}" for order, task in enumerate(TASKS))
+    body += "\nAn exercise is a task token, six digits, an equals sign and the six digits of the answer.\n"
+    body += f"Tokens: 0-9 the digits, {EQUALS} the equals sign, {marks}.\n"
     body += (
         f"\nHeld-out exercises answered without a fault:\n\n| task | share | stderr |\n|---|---|---|\n{rows}"
     )

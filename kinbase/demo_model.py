@@ -343,6 +343,7 @@ def save_adapter(
         "modules_to_save": None,
         "peft_type": "LORA",
         "r": r,
+        "revision": None,
         "target_modules": sorted(targets),
         "task_type": "CAUSAL_LM",
         "use_dora": False,

@@ -136,6 +136,9 @@ def read(source: str, name: str | None = None) -> Source:
         result.records = _open(source, known)
         result.checkpoint = next((r for _, r in result.records if isinstance(r, Checkpoint)), None)
         folder = Path(result.checkpoint.source) if result.checkpoint else path
+        if result.checkpoint and folder.exists():
+            # What is stored must be found again from any folder.
+            result.checkpoint.source = str(folder.absolute())
         if folder.is_dir():
             result.records += _read_beside(folder, known)
         elif not result.records:
@@ -554,7 +557,7 @@ def _store(store: Store, found: list[Source], families: "Sequence[Family]") -> N
         for source in found:
             if source.status != "failed":
                 _store_records(con, source)
-            if source.status in ("imported", "metadata") and source.checkpoint:
+            if source.status in ("imported", "metadata", "unchanged") and source.checkpoint:
                 _store_size(con, source.checkpoint)
 
 

@@ -31,6 +31,8 @@ SCRATCH_BYTES = 1 << 19
 
 _INF32 = np.int32(0x7F800000)
 
+BF16 = FLOAT_DTYPES.index("BF16")
+
 NARROW = FLOAT_DTYPES.index("F16")
 """The dtype codes from here on are those of 16 and 8 bits."""
 
@@ -109,6 +111,22 @@ def _subtract32(weights, base, n, out):
     zeros = np.int32(0)
     for k in range(n):
         delta = np.float32(weights[k] - base[k])
+        bits = np.int32(np.float32(delta).view(np.int32) & np.int32(0x7FFFFFFF))
+        peak = max(peak, bits)
+        zeros += np.int32(bits == 0)
+        out[k] = delta
+    return peak, zeros
+
+
+@_compile
+def _subtract_bf16(raw16, base, start, n, out):
+    """_subtract32 of n bfloat16 elements from `start` on, the commonest weights, without a pass to decode."""
+    half = raw16[start : start + n]
+    peak = np.int32(0)
+    zeros = np.int32(0)
+    for k in range(n):
+        weight = np.uint32(np.uint32(half[k]) << np.uint32(16)).view(np.float32)
+        delta = np.float32(weight - base[k])
         bits = np.int32(np.float32(delta).view(np.int32) & np.int32(0x7FFFFFFF))
         peak = max(peak, bits)
         zeros += np.int32(bits == 0)
@@ -284,8 +302,11 @@ def _add_narrow(raw8, raw16, at, stop, codes, members, fresh, block, found, stat
         finite = True
         for a in range(len(members)):
             row = members[a] + 1
-            _decode32(raw8[row], raw16[row], at, n, codes[row], spare)
-            found[0, a], found[1, a] = _subtract32(spare, base, n, deltas[a])
+            if codes[row] == BF16:
+                found[0, a], found[1, a] = _subtract_bf16(raw16[row], base, at, n, deltas[a])
+            else:
+                _decode32(raw8[row], raw16[row], at, n, codes[row], spare)
+                found[0, a], found[1, a] = _subtract32(spare, base, n, deltas[a])
             finite &= found[0, a] < _INF32
         if not finite:
             break

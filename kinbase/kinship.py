@@ -90,7 +90,7 @@ def run(
     free: deque[Tiles] = deque(_tiles(device, rows, row_bytes) for _ in range(count))
     stop = threading.Event()
     pool = ThreadPoolExecutor(count, thread_name_prefix="kinbase-pass")
-    batches = _batches(jobs)
+    batches = _batches(jobs, 8 * plan.new * len(plan.members))
     window: deque[Future[list[Part]]] = deque()
     total: Part | None = None
     try:
@@ -159,10 +159,12 @@ class Piece:
     last: bool
 
 
-def _batches(jobs: Iterable[Job]) -> Iterator[list[Piece]]:
+def _batches(jobs: Iterable[Job], part_bytes: int) -> Iterator[list[Piece]]:
     """Group the jobs' pieces into tasks: large tensors are split, small ones share a task.
 
     Where a tensor is split depends on the family alone, never on its neighbours or the threads.
+    `part_bytes` is what the sums of one piece take, which for a small tensor of a large family is more
+    than its weights.
     """
     batch: list[Piece] = []
     room = PIECE_BYTES
@@ -171,7 +173,7 @@ def _batches(jobs: Iterable[Job]) -> Iterator[list[Piece]]:
         for start in range(0, max(job.numel, 1), step):
             stop = min(start + step, job.numel)
             batch.append(Piece(job, start, stop, stop == job.numel))
-            room -= (stop - start) * job.leaf_bytes // LEAF
+            room -= (stop - start) * job.leaf_bytes // LEAF + part_bytes
             if room <= 0:
                 yield batch
                 batch, room = [], PIECE_BYTES

@@ -40,11 +40,3 @@ def graph(
         result.graph["cut"].append((parent, child))
         result.remove_edge(parent, child)
     return result
-
-
-def parents(edges: nx.DiGraph, model: str) -> list[str]:
-    """The models `model` was made from: its direct ancestors, but for the base a merge's deltas were taken against."""
-    return sorted(
-        parent for parent in edges.predecessors(model)
-        if edges.in_degree(model) == 1 or any(c["relation"] != "base" for c in edges.edges[parent, model]["claims"])
-    )  # fmt: skip

@@ -71,12 +71,14 @@ def write_rows(columns: Sequence[str], rows: Iterable[Row], form: str, out: Text
 def _write_table(columns: Sequence[str], rows: Iterable[Row], out: TextIO) -> None:
     stream = iter(rows)
     first = list(islice(stream, WIDTHS_FROM))
-    right = [
-        any(row[i] is not None for row in first)
-        and all(_is_number(row[i]) or row[i] is None for row in first)
-        for i in range(len(columns))
-    ]
-    cells = [[cell(value) for value in row] for row in first]
+    values = [[value for value in column if value is not None] for column in zip(*first, strict=True)]
+    right = [bool(column) and all(map(_is_number, column)) for column in values] or [False] * len(columns)
+    places = [_places(column) if numbers else 4 for column, numbers in zip(values, right, strict=False)]
+
+    def texts(row: Row) -> list[str]:
+        return [cell(value, decimals) for value, decimals in zip(row, places, strict=True)]
+
+    cells = [texts(row) for row in first]
     widths = [max(_width(text) for text in column) for column in zip(map(safe, columns), *cells, strict=True)]
 
     def line(texts: Sequence[str]) -> str:
@@ -88,12 +90,17 @@ def _write_table(columns: Sequence[str], rows: Iterable[Row], out: TextIO) -> No
 
     out.write(line([safe(column) for column in columns]) + "\n")
     out.write("  ".join("-" * width for width in widths) + "\n")
-    for texts in chain(cells, ([cell(value) for value in row] for row in stream)):
-        out.write(line(texts) + "\n")
+    for row in chain(cells, (texts(row) for row in stream)):
+        out.write(line(row) + "\n")
 
 
-def cell(value: Any) -> str:
-    """One value as a person reads it: four significant digits after small numbers, nothing for NULL."""
+def _places(numbers: Iterable[int | float]) -> int:
+    """Decimals a column is shown with: as few as tell its numbers apart from rounded ones, at most four."""
+    return next((d for d in (1, 2, 3) if all(round(n, d) == n for n in numbers if math.isfinite(n))), 4)
+
+
+def cell(value: Any, decimals: int = 4) -> str:
+    """One value as a person reads it: floats with `decimals`, or in four digits far from 1; nothing for NULL."""
     if value is None:
         return ""
     if isinstance(value, bool):
@@ -101,7 +108,7 @@ def cell(value: Any) -> str:
     if isinstance(value, float):
         if math.isnan(value) or math.isinf(value):
             return str(value)
-        return f"{value:.4f}" if 1e-3 <= abs(value) < 1e6 or value == 0 else f"{value:.4g}"
+        return f"{value:.{decimals}f}" if 1e-3 <= abs(value) < 1e6 or value == 0 else f"{value:.4g}"
     if isinstance(value, datetime):
         return value.strftime("%Y-%m-%d %H:%M")
     if isinstance(value, list):
@@ -176,34 +183,35 @@ def family_tree(graph: "nx.DiGraph", *, upwards: bool = False) -> Iterator[str]:
 
     A model with several parents is drawn once, under the parent with the longest way down to it, and
     referred to under the others. Behind each name stands how it came from the model above it, and from
-    which others.
+    which others. The base that a merge's deltas were taken against is not a parent, and only named.
     """
     from networkx import topological_generations
 
-    shown = graph.reverse(copy=True) if upwards else graph
+    shown = graph.copy()
+    bases: dict[str, list[str]] = {}
+    for node in graph:
+        above = [parent for parent in graph.predecessors(node) if _is_base(graph, parent, node)]
+        if len(above) < graph.in_degree(node):
+            bases[node] = sorted(above)
+            shown.remove_edges_from((parent, node) for parent in above)
+    shown = shown.reverse(copy=True) if upwards else shown
     depth: dict[str, int] = {}
     for generation, nodes in enumerate(topological_generations(shown)):
         depth |= dict.fromkeys(nodes, generation)
     roots = sorted(node for node in shown if not shown.in_degree(node))
-    home = {
-        node: max(shown.predecessors(node), key=lambda p: (depth[p], not _is_base(shown, p, node), p))
-        for node in shown
-        if shown.in_degree(node)
-    }
+    home = {n: max(shown.predecessors(n), key=lambda p: (depth[p], p)) for n in shown if shown.in_degree(n)}
     # An explicit stack: a chain of claims may be longer than Python's recursion.
     todo: list[tuple[str, str | None, str, str]] = [(root, None, "", "") for root in reversed(roots)]
     while todo:
         node, parent, indent, branch = todo.pop()
-        elsewhere = parent is not None and home[node] != parent
         words = [_how(shown, parent, node)] if parent is not None else []
+        elsewhere = parent is not None and home[node] != parent
         if elsewhere:
-            words.append(f"(drawn under {safe(home[node])})")
-        elif parent is not None:
+            words.append(f"(see under {safe(home[node])})")
+        elif parent is not None and not upwards:
             others = sorted(p for p in shown.predecessors(node) if p != parent)
-            if others:
-                words.append(
-                    "with " + ", ".join(f"{safe(p)} {_weight(shown, p, node)}".strip() for p in others)
-                )
+            words += ["with " + ", ".join(f"{safe(p)} {_weight(shown, p, node)}".strip() for p in others)] if others else []
+            words += ["on " + ", ".join(map(safe, bases[node]))] if bases.get(node) else []
         yield f"{indent}{branch}{safe(node)}  {' '.join(words)}".rstrip()
         if not elsewhere:
             below = indent + {"": "", "├── ": "│   ", "└── ": "    "}[branch]
@@ -229,9 +237,7 @@ def _how(graph: "nx.DiGraph", parent: str, child: str) -> str:
 
 
 def _weight(graph: "nx.DiGraph", parent: str, child: str) -> str:
-    weights = dict.fromkeys(
-        c["weight"] for c in _claims(graph, parent, child) if c.get("weight") is not None
-    )
+    weights = dict.fromkeys(c["weight"] for c in _claims(graph, parent, child) if c.get("weight") is not None)
     return "/".join(f"{weight:g}" for weight in weights)
 
 

@@ -5,6 +5,7 @@ only look names up serve `Store.reading()` as well.
 """
 
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -207,14 +208,13 @@ def put_files(con: Connection, model_id: int, files: Iterable[FileStamp]) -> Non
 
 
 def put_facts(con: Connection, model_id: int, facts: Facts) -> None:
-    """Fill in what a source says of a model; what it does not say, or the weights tell, stays as it was."""
+    """Fill in what a source says of a model; what it does not say stays as it was."""
     con.execute(
         """
         update raw.model set
             architecture = coalesce($2, architecture), license = coalesce($3, license),
             revision = coalesce($4, revision), relation = coalesce($5, relation),
-            parameters = if(digest is null, coalesce($6, parameters), parameters),
-            dtype = if(digest is null, coalesce($7, dtype), dtype), created_at = coalesce($8, created_at)
+            parameters = coalesce($6, parameters), dtype = coalesce($7, dtype), created_at = coalesce($8, created_at)
         where model_id = $1
         """,
         [
@@ -323,7 +323,8 @@ def put_link(
     if con.execute("select 1 from ancestors(?) where model = ?", [parent, child]).fetchone():
         raise KinbaseError(f"{parent} descends from {child} already: the claims would go in a circle")
     con.execute(
-        "delete from raw.claim where child_id = ? and parent_id = ? and evidence = 'user'", [child_id, parent_id]
+        "delete from raw.claim where child_id = ? and parent_id = ? and evidence = 'user'",
+        [child_id, parent_id],
     )
     con.execute(
         "insert into raw.claim (child_id, parent_id, relation, method, weight, evidence) values (?, ?, ?, ?, ?, 'user')",
@@ -441,8 +442,11 @@ def put_tables(con: Connection, folder: str) -> dict[str, int]:
         )
     rows = {}
     for table in tables(con):
-        file = f"{folder}/{table}.parquet"
-        con.execute(f"insert into raw.{table} by name from read_parquet($1)", [file])
+        # The folder's own name is neither a pattern nor a partition.
+        file = re.sub(r"([*?\[])", r"[\1]", folder) + f"/{table}.parquet"
+        con.execute(
+            f"insert into raw.{table} by name from read_parquet($1, hive_partitioning = false)", [file]
+        )
         ((rows[table],),) = con.execute(f"select count(*) from raw.{table}").fetchall()
     ((lowest, highest),) = con.execute(
         "select coalesce(min(model_id), 1), coalesce(max(model_id), 0) from raw.model"

@@ -263,6 +263,14 @@ def test_a_damaged_export_leaves_nothing_behind(published, empty, tmp_path, file
     assert empty.sql("select count(*) from raw.score").item() == 0
 
 
+@pytest.mark.parametrize("name", ["a [1] * 'b'", "x=1", "☃"])
+def test_a_folder_may_be_called_anything(published, empty, tmp_path, name):
+    (tmp_path / name).mkdir()
+    published.export(tmp_path / name / "all.kinbase")
+    empty.import_([tmp_path / name / "all.kinbase"])
+    assert empty.names() == published.names()
+
+
 def test_export_on_the_command_line(published, cli, tmp_path):
     run = cli("--db", published.store.path, "export", "-o", "all.kinbase")
     assert (run.returncode, run.stdout) == (0, "")

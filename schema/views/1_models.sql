@@ -10,12 +10,27 @@ comment on column aliases.alias is 'the other name';
 comment on column aliases.model is 'the model''s name';
 comment on column aliases.kind is 'name, path, revision or redirect';
 
+-- Each model's base: the one it is measured against, or else the only one its claims or its reported
+-- kinship name.
+create or replace view raw.placed as
+select m.model_id, coalesce(m.base_id, said.base_id) as base_id
+from raw.model m
+left join (
+    select model_id, min(base_id) as base_id
+    from (
+        select child_id as model_id, parent_id as base_id from raw.claim where relation = 'base'
+        union all
+        select unnest([a_id, b_id]), base_id from raw.estimate where method = 'reported' and base_id is not null
+    )
+    group by model_id having min(base_id) = max(base_id)
+) said on said.model_id = m.model_id and said.base_id <> m.model_id;
+
 create or replace view models as
 select
     m.name,
     m.digest,
     b.name as base,
-    coalesce(b.name, case when m.model_id in (select base_id from raw.model) then m.name end) as family,
+    coalesce(b.name, case when m.model_id in (select base_id from raw.placed) then m.name end) as family,
     m.architecture,
     m.parameters,
     m.dtype,
@@ -28,7 +43,8 @@ select
     m.created_at,
     m.imported_at
 from raw.model m
-left join raw.model b on b.model_id = m.base_id
+left join raw.placed p on p.model_id = m.model_id
+left join raw.model b on b.model_id = p.base_id
 left join (
     select child_id, arg_min(relation, claimed_at) as relation
     from raw.claim where relation <> 'base' group by child_id
@@ -37,7 +53,7 @@ left join (
 comment on view models is 'One row a model, those known only by name included.';
 comment on column models.name is 'label; see aliases for the others';
 comment on column models.digest is 'content: made from tensor names, shapes, dtypes and bytes';
-comment on column models.base is 'the model its deltas are measured against';
+comment on column models.base is 'the model its deltas are measured against, or are to be, as its source says';
 comment on column models.family is 'name of the base shared by all members, the base itself included';
 comment on column models.parameters is 'number of weights, tied ones once';
 comment on column models.dtype is 'dtype of most weights, as safetensors writes it';
