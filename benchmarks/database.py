@@ -5,12 +5,13 @@ inside DuckDB and of the whole commands. The limit to compare with is one scan o
 """
 
 import argparse
-import os
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from kinbase.store import Store
@@ -38,10 +39,12 @@ def make(store: Store, models: int, tensors: int) -> None:
     with store.writing() as con:
         con.execute("insert into raw.model (model_id, name, digest) values (1, 'org/base', 'base')")
         con.execute(
-            "insert into raw.model (model_id, name, digest, base_id) select i, 'org/model-' || i, 'd' || i, 1 from range(2, ?) t(i)",
+            "insert into raw.model (model_id, name, digest, base_id) "
+            "select i, 'org/model-' || i, 'd' || i, 1 from range(2, ?) t(i)",
             [models + 2],
         )
-        name = "'model.layers.' || (i // 9) || ['.self_attn.q_proj', '.mlp.up_proj', '.input_layernorm'][1 + i % 3] || '.weight' || i"
+        part = "['self_attn.q_proj', 'mlp.up_proj', 'input_layernorm'][1 + i % 3]"
+        name = f"'model.layers.' || (i // 9) || '.' || {part} || '.weight' || i"
         con.execute(f"insert into raw.tensor select 1, i + 1, {name}, 2000000 from range(?) t(i)", [tensors])
         con.execute(
             "insert into raw.delta select m, 1, t, 2000000, random(), 1 + random(), random(), 0, 0 "
@@ -56,7 +59,7 @@ def make(store: Store, models: int, tensors: int) -> None:
         )
 
 
-def median_ms(action, rounds: int) -> float:
+def median_ms(action: Callable[[], object], rounds: int) -> float:
     action()
     times = []
     for _ in range(rounds):
@@ -88,7 +91,7 @@ def main() -> None:
         print(f"{'whole process':<34}{'median ms':>10}")
         for title, command in COMMANDS.items():
             line = [sys.executable, "-m", "kinbase", "--db", str(store.path), *command]
-            run = lambda line=line: subprocess.run(line, check=True, stdout=subprocess.DEVNULL, env=os.environ)  # noqa: E731
+            run = partial(subprocess.run, line, check=True, stdout=subprocess.DEVNULL)
             print(f"{title:<34}{median_ms(run, arguments.rounds):>10.1f}")
 
 

@@ -67,7 +67,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--elements", default="1e7,1e8,3e8,6e8")
     arguments = parser.parse_args()
-    print(f"{'elements':>9} {'true pcc':>9}   {'published: pcc':>15} {'cs':>10} {'ed':>10}   {'Kinbase: pcc':>13} {'cs':>10} {'ed':>10}")
+    heads = [f"{who} {what}" for who in ("published", "Kinbase") for what in ("pcc", "cs", "ed")]
+    print(f"{'elements':>9} {'true pcc':>9}" + "".join(f"{head:>15}" for head in heads))
     for text in arguments.elements.split(","):
         for correlation in (0.05, 0.9):
             x, y = deltas(int(float(text)), correlation)
@@ -75,11 +76,11 @@ def main() -> None:
             tool, own = published(x, y) - truth, ours(x, y) - truth
             tool[2] /= truth[2]
             own[2] /= truth[2]
-            print(f"{text:>9} {truth[0]:>9.4f}   {tool[0]:>15.1e} {tool[1]:>10.1e} {tool[2]:>10.1e}   "
-                  f"{own[0]:>13.1e} {own[1]:>10.1e} {own[2]:>10.1e}")  # fmt: skip
+            print(f"{text:>9} {truth[0]:>9.4f}" + "".join(f"{error:>15.1e}" for error in (*tool, *own)))
     print("errors of pcc and cs are absolute, of ed relative")
     x, y = deltas(1_000_000, -0.9)
-    print(f"sign: of deltas with cosine {exact(x, y)[1]:.4f} the published tool says {published(x, y)[1]:.4f}, Kinbase {ours(x, y)[1]:.4f}")
+    said = [f"{values[1]:.4f}" for values in (exact(x, y), published(x, y), ours(x, y))]
+    print("cosine of deltas pulled apart: {}; the published tool says {}, Kinbase {}".format(*said))
 
 
 if __name__ == "__main__":

@@ -46,7 +46,9 @@ def _elements(tensor: Tensor, first: int, count: int) -> NDArray[np.float64]:
         return (np.frombuffer(raw, np.uint16).astype(np.uint32) << 16).view(np.float32).astype(np.float64)
     if tensor.dtype in ("F8_E4M3", "F8_E5M2"):
         return _byte_floats(tensor.dtype)[np.frombuffer(raw, np.uint8)]
-    return np.frombuffer(raw, {"F64": np.float64, "F32": np.float32, "F16": np.float16}[tensor.dtype]).astype(np.float64)
+    return np.frombuffer(raw, {"F64": np.float64, "F32": np.float32, "F16": np.float16}[tensor.dtype]).astype(
+        np.float64
+    )
 
 
 def _byte_floats(dtype: str) -> NDArray[np.float64]:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 METRICS = ("pcc", "cs", "ed")
 
 
-class Models(click.ParamType):
+class Models(click.ParamType[str]):
     """A model's name, completed from the database."""
 
     name = "model"
@@ -115,10 +115,14 @@ def import_(
     if found.height > 1:
         say(", ".join(f"{number} {status}" for status, number in tally.items()))
     bases = set(found["base"])
-    waiting = [row["model"] for row in found.iter_rows(named=True) if row["status"] == "imported" and not row["base"]]
+    waiting = [
+        row["model"] for row in found.iter_rows(named=True) if row["status"] == "imported" and not row["base"]
+    ]
     waiting = [model for model in waiting if model not in bases]
     if waiting:
-        say(f"no base is known for {', '.join(waiting)}: what were they tuned from? Import them again with --base")
+        say(
+            f"no base is known for {', '.join(waiting)}: what were they tuned from? Import them again with --base"
+        )
     if tally.get("failed"):
         raise SystemExit(1)
 
@@ -401,7 +405,12 @@ def migrate(db: "Callable[[], Kinbase]") -> None:
 
 @cli.command()
 @click.option("--web", is_flag=True, help="In a browser instead of this terminal.")
-@click.option("--host", default="localhost", show_default=True, help="With --web: whoever reaches it reads the database.")
+@click.option(
+    "--host",
+    default="localhost",
+    show_default=True,
+    help="With --web: whoever reaches it reads the database.",
+)
 @click.option("--port", default=8000, show_default=True, help="With --web.")
 @click.pass_obj
 def tui(db: "Callable[[], Kinbase]", web: bool, host: str, port: int) -> None:
@@ -413,7 +422,9 @@ def tui(db: "Callable[[], Kinbase]", web: bool, host: str, port: int) -> None:
         serve(path, host, port)
         return
     if not (sys.stdout.isatty() or os.environ.get("TEXTUAL_DRIVER")):
-        raise UsageError("the terminal UI needs a terminal: see `kinbase ls` and `kinbase sql`, or `kinbase tui --web`")
+        raise UsageError(
+            "the terminal UI needs a terminal: see `kinbase ls` and `kinbase sql`, or `kinbase tui --web`"
+        )
     from kinbase.tui.app import KinbaseApp
 
     app = KinbaseApp(path)
@@ -442,7 +453,9 @@ def demo(ctx: click.Context, folder: str, seed: int) -> None:
     with progress("training", unit="") as report:
         from kinbase.demo import make_family
 
-        folders = make_family(Path(folder), seed=seed, progress=lambda name, share: report(round(1000 * share), 1000))
+        folders = make_family(
+            Path(folder), seed=seed, progress=lambda name, share: report(round(1000 * share), 1000)
+        )
     chosen = root.get_parameter_source("db") is not click.core.ParameterSource.DEFAULT
     path = root.params["db"] if chosen else str(Path(folder, "kinbase.duckdb"))
     base = _database(path, wait=root.params["wait"])

@@ -135,7 +135,7 @@ class Kinbase:
         return self.sql(query, [pattern])
 
     def show(self, model: str) -> pl.DataFrame:
-        """Everything about one model: its row of `models` with aliases, parents, children, scores, kin and skipped tensors as lists."""
+        """Everything about one model: its row of `models`, with aliases, parents, children, scores, kin, ... as lists."""
         with self.store.reading() as con:
             return frame(con, SHOW, [records.resolve(con, model)])
 

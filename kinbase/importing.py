@@ -214,7 +214,8 @@ def _subject(path: Path) -> str | None:
 
 def _refuse_unnamed(source: Source) -> None:
     silent = (
-        (isinstance(r, Edge) and r.child is None) or (isinstance(r, Score | Facts | Training) and r.model is None)
+        (isinstance(r, Edge) and r.child is None)
+        or (isinstance(r, Score | Facts | Training) and r.model is None)
         for _, r in source.records
     )
     if source.name is None and any(silent):
@@ -352,7 +353,9 @@ def _measure(
             others = [checkpoint for name, checkpoint in known.items() if name != base_name]
             if base is None:
                 for source in group:
-                    source.notes.append(f"the files of its base {base_name} are gone or changed: kinship waits")
+                    source.notes.append(
+                        f"the files of its base {base_name} are gone or changed: kinship waits"
+                    )
                 continue
             for source in group:
                 source.notes += [f"no kinship with {name}: its files are gone or changed" for name in gone]
@@ -371,7 +374,9 @@ def _measure(
                         source.fail(KinbaseError(_stranger(family, i)))
                 families.append(family)
                 # What an adapter was read with is not part of it: its digest is taken of it alone.
-                covered |= {base.name} | {s.name for s, m in zip(group, members, strict=False) if s.checkpoint is m}
+                covered |= {base.name} | {
+                    s.name for s, m in zip(group, members, strict=False) if s.checkpoint is m
+                }
                 break
         finally:
             for checkpoint in known.values():

@@ -75,8 +75,9 @@ class Family:
                 )
                 for position, *part in parts.get((i, j), ()):
                     sums[:, position - 1] = part
-                n, *totals = sums[:, both].sum(axis=1).tolist()
-                yield Pair(a, b, int(n), *totals, self.dots[:, i, j], parts.get((i, j), []))
+                n, sum_a, sum_b, sumsq_a, sumsq_b = sums[:, both].sum(axis=1).tolist()
+                dots = self.dots[:, i, j]
+                yield Pair(a, b, int(n), sum_a, sum_b, sumsq_a, sumsq_b, dots, parts.get((i, j), []))
 
 
 def measure(

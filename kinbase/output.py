@@ -210,7 +210,11 @@ def family_tree(graph: "nx.DiGraph", *, upwards: bool = False) -> Iterator[str]:
             words.append(f"(see under {safe(home[node])})")
         elif parent is not None and not upwards:
             others = sorted(p for p in shown.predecessors(node) if p != parent)
-            words += ["with " + ", ".join(f"{safe(p)} {_weight(shown, p, node)}".strip() for p in others)] if others else []
+            words += (
+                ["with " + ", ".join(f"{safe(p)} {_weight(shown, p, node)}".strip() for p in others)]
+                if others
+                else []
+            )
             words += ["on " + ", ".join(map(safe, bases[node]))] if bases.get(node) else []
         yield f"{indent}{branch}{safe(node)}  {' '.join(words)}".rstrip()
         if not elsewhere:

@@ -140,7 +140,18 @@ def members(con: Connection) -> list[Member]:
         group by all order by model_id
         """
     ).fetchall()
-    return [Member(*row[:6], frozenset(FileStamp(**file) for file in row[6] or [])) for row in rows]
+    return [
+        Member(
+            model_id,
+            name,
+            digest,
+            source,
+            base_id,
+            measured,
+            frozenset(FileStamp(**file) for file in files or []),
+        )
+        for model_id, name, digest, source, base_id, measured, files in rows
+    ]
 
 
 def missing_pairs(con: Connection, names: Sequence[str]) -> dict[str, list[tuple[str, str]]]:
@@ -304,7 +315,10 @@ def put_edges(con: Connection, subject: str | None, source: str, edges: Sequence
             continue  # a card that names itself
         detail = json.dumps(edge.detail, default=str) if edge.detail else None
         con.execute(
-            "insert into raw.claim (child_id, parent_id, relation, method, weight, evidence, detail, source) values (?, ?, ?, ?, ?, ?, ?, ?)",
+            """
+            insert into raw.claim (child_id, parent_id, relation, method, weight, evidence, detail, source)
+            values (?, ?, ?, ?, ?, ?, ?, ?)
+            """,
             [child_id, parent_id, edge.relation, edge.method, edge.weight, edge.evidence, detail, source],
         )
 
@@ -394,7 +408,10 @@ def put_reported(con: Connection, source: str, pairs: Sequence[ReportedKinship])
             [*ids, pair.source],
         )
         con.execute(
-            "insert into raw.estimate (a_id, b_id, base_id, method, pcc, cs, ed, source) values (?, ?, ?, 'reported', ?, ?, ?, ?)",
+            """
+            insert into raw.estimate (a_id, b_id, base_id, method, pcc, cs, ed, source)
+            values (?, ?, ?, 'reported', ?, ?, ?, ?)
+            """,
             [*ids, base_id, pair.pcc, pair.cs, pair.ed, pair.source or source],
         )
 

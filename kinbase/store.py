@@ -22,7 +22,7 @@ Connection = duckdb.DuckDBPyConnection
 
 # Whoever reads can reach nothing but the database file: no other file, no extension, no variable of this
 # process. One configuration for all readers, because DuckDB refuses two on one file in one process.
-READING = {
+READING: dict[str, str | bool | int | float | list[str]] = {
     "enable_external_access": "false",
     "autoload_known_extensions": "false",
     "autoinstall_known_extensions": "false",
@@ -31,7 +31,7 @@ READING = {
     "memory_limit": "4GiB",
     "lock_configuration": "true",
 }
-WRITING = {
+WRITING: dict[str, str | bool | int | float | list[str]] = {
     "autoload_known_extensions": "false",
     "autoinstall_known_extensions": "false",
     "python_enable_replacements": "false",

@@ -20,15 +20,23 @@ def write_adapter(folder, base_name, shapes, seed):
     factors = {}
     for target in TARGETS:
         rows, columns = shapes[f"{target}.weight"]
-        factors[f"base_model.model.{target}.lora_A.weight"] = torch.randn(4, columns, generator=generator) * 0.1
+        factors[f"base_model.model.{target}.lora_A.weight"] = (
+            torch.randn(4, columns, generator=generator) * 0.1
+        )
         factors[f"base_model.model.{target}.lora_B.weight"] = torch.randn(rows, 4, generator=generator) * 0.1
     families.write_safetensors(folder / "adapter_model.safetensors", factors)
-    config = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "base_model_name_or_path": base_name, "target_modules": ["q_proj"]}
+    config = {
+        "peft_type": "LORA",
+        "r": 4,
+        "lora_alpha": 8,
+        "base_model_name_or_path": base_name,
+        "target_modules": ["q_proj"],
+    }
     (folder / "adapter_config.json").write_text(json.dumps(config))
-    return {
-        f"{t}.weight": 2.0 * (factors[f"base_model.model.{t}.lora_B.weight"].double() @ factors[f"base_model.model.{t}.lora_A.weight"].double())
-        for t in TARGETS
-    }  # fmt: skip
+    pairs = {
+        t: [factors[f"base_model.model.{t}.lora_{side}.weight"].double() for side in "BA"] for t in TARGETS
+    }
+    return {f"{t}.weight": 8 / 4 * b @ a for t, (b, a) in pairs.items()}
 
 
 @pytest.mark.parametrize("onto", ["base", "ft_b"])
@@ -49,7 +57,9 @@ def test_an_adapters_delta_counts_from_the_familys_base(tmp_path, family, onto):
         "select pcc, cs, ed, coverage from kinship where model_a = 'lora' and model_b = 'ft_a'"
     ).rows()
     # The deltas of bf16 weights are taken in float32, their sums in float64.
-    assert (pcc, cs) == pytest.approx((np.corrcoef(x, y)[0, 1], x @ y / np.linalg.norm(x) / np.linalg.norm(y)), abs=1e-9)
+    assert (pcc, cs) == pytest.approx(
+        (np.corrcoef(x, y)[0, 1], x @ y / np.linalg.norm(x) / np.linalg.norm(y)), abs=1e-9
+    )
     assert ed == pytest.approx(np.linalg.norm(x - y), rel=1e-9)
     assert coverage == 1.0
     assert db.sql("select parent, relation from lineage where child = 'lora'").rows() == [(onto, "adapter")]
@@ -87,7 +97,9 @@ def test_every_dtype_is_added_exactly(dtype):
 
         return Tensor("w", kind, (64,), read)
 
-    both = applied(Checkpoint("a", "a", [tensor(change.tobytes(), "F64")]), Checkpoint("m", "m", [tensor(raw, dtype)]))
+    both = applied(
+        Checkpoint("a", "a", [tensor(change.tobytes(), "F64")]), Checkpoint("m", "m", [tensor(raw, dtype)])
+    )
     out = bytearray(8 * 40)
     both.tensors[0].read(8 * 10, memoryview(out))
     assert np.array_equal(np.frombuffer(out), (values.double().numpy() + change)[10:50])

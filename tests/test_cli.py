@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import families
 import polars as pl
@@ -63,7 +64,16 @@ def test_exit_codes(kin, tmp_path, code, arguments):
 
 def test_ls_is_a_table_of_the_families(kin):
     lines = kin("ls").stdout.splitlines()
-    assert lines[0].split() == ["name", "base", "relation", "params", "dtype", "license", "weights", "imported"]
+    assert lines[0].split() == [
+        "name",
+        "base",
+        "relation",
+        "params",
+        "dtype",
+        "license",
+        "weights",
+        "imported",
+    ]
     assert [line.split()[0] for line in lines[2:]] == ["base", "ft_a", "ft_b", "ft_c", "merge_ab"]
     assert [line.split()[0] for line in kin("ls", "MERGE").stdout.splitlines()[2:]] == ["merge_ab"]
 
@@ -74,7 +84,9 @@ def test_every_format_tells_the_same_rows(kin, tmp_path):
     assert [row["name"] for row in want] == ["base", "ft_a", "ft_b", "ft_c", "merge_ab"]
     assert json.loads(kin("sql", query, "-f", "json").stdout) == want
     table = kin("sql", query).stdout.splitlines()
-    assert table[0].split() == ["name", "parameters", "has_weights", "nothing"] and len(table) == 2 + len(want)
+    assert table[0].split() == ["name", "parameters", "has_weights", "nothing"] and len(table) == 2 + len(
+        want
+    )
     rows = list(csv.DictReader(io.StringIO(kin("sql", query, "-f", "csv").stdout)))
     assert [(row["name"], int(row["parameters"]), row["nothing"]) for row in rows] == [
         (row["name"], row["parameters"], "") for row in want
@@ -95,7 +107,9 @@ def test_an_empty_result_is_valid_in_every_format(kin):
 
 
 def test_undefined_numbers_are_null_in_json(kin):
-    assert json.loads(kin("sql", "select 'nan'::double as x, 'inf'::double as y", "-f", "json").stdout) == [{"x": None, "y": None}]
+    assert json.loads(kin("sql", "select 'nan'::double as x, 'inf'::double as y", "-f", "json").stdout) == [
+        {"x": None, "y": None}
+    ]
 
 
 def test_sql_reads_stdin(kin):
@@ -140,7 +154,17 @@ def test_kin_by_parts(kin, by):
 
 
 def test_the_tree_draws_each_model_once(kin):
-    assert kin("tree", "base").stdout.split() == ["base", "├──", "ft_a", "├──", "ft_b", "├──", "ft_c", "└──", "merge_ab"]
+    assert kin("tree", "base").stdout.split() == [
+        "base",
+        "├──",
+        "ft_a",
+        "├──",
+        "ft_b",
+        "├──",
+        "ft_c",
+        "└──",
+        "merge_ab",
+    ]
     assert kin("tree", "ft_a").stdout.splitlines() == ["base", "└── ft_a"]
     assert kin("tree", "ft_a", "--up").stdout.splitlines()[0] == "ft_a"
     assert json.loads(kin("tree", "ft_a", "-f", "json").stdout)[0]["parent"] == "base"
@@ -206,7 +230,16 @@ def test_ctrl_c_ends_with_130_and_leaves_no_model(tmp_path):
         "from kinbase.cli import main\n"
         "main()\n"
     )
-    command = [sys.executable, str(slow), "--db", str(tmp_path / "kin.duckdb"), "import", *folders, "--base", "base"]
+    command = [
+        sys.executable,
+        str(slow),
+        "--db",
+        str(tmp_path / "kin.duckdb"),
+        "import",
+        *folders,
+        "--base",
+        "base",
+    ]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     process.stdout.readline()
     time.sleep(0.3)
@@ -214,7 +247,17 @@ def test_ctrl_c_ends_with_130_and_leaves_no_model(tmp_path):
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 130
     assert stderr.strip() == "kinbase: interrupted"
-    count = [sys.executable, "-m", "kinbase", "--db", str(tmp_path / "kin.duckdb"), "sql", "select count(*) as n from models", "-f", "json"]
+    count = [
+        sys.executable,
+        "-m",
+        "kinbase",
+        "--db",
+        str(tmp_path / "kin.duckdb"),
+        "sql",
+        "select count(*) as n from models",
+        "-f",
+        "json",
+    ]
     assert json.loads(subprocess.run(count, capture_output=True, text=True).stdout) == [{"n": 0}]
     shutil.rmtree(tmp_path / "base")
 
@@ -222,8 +265,11 @@ def test_ctrl_c_ends_with_130_and_leaves_no_model(tmp_path):
 def test_completion_offers_models(kin, tmp_path):
     env = {"_KINBASE_COMPLETE": "bash_complete", "COMP_WORDS": "kinbase show ft", "COMP_CWORD": "2"}
     # `python -m` would be completed under another name, so the program itself is called
-    program = shutil.which("kinbase", path=os.path.dirname(sys.executable))
+    program = shutil.which("kinbase", path=Path(sys.executable).parent)
     result = subprocess.run(
-        [program], capture_output=True, text=True, env={**os.environ, **env, "KINBASE_DB": str(tmp_path / "kin.duckdb")}
+        [program],
+        capture_output=True,
+        text=True,
+        env={**os.environ, **env, "KINBASE_DB": str(tmp_path / "kin.duckdb")},
     )
     assert result.stdout.splitlines() == ["plain,ft_a", "plain,ft_b", "plain,ft_c"]

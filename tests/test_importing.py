@@ -280,7 +280,7 @@ def test_contradictory_arguments_are_usage(db, family):
 
 
 def test_an_unknown_name_lists_the_near_ones(db):
-    with pytest.raises(KinbaseError, match="did you mean .*merge_ab"):
+    with pytest.raises(KinbaseError, match=r"did you mean .*merge_ab"):
         db.show("merge_ba")
     with pytest.raises(KinbaseError, match=r"could be ft_a, ft_b, ft_c"):
         db.show("ft_")
