@@ -17,9 +17,9 @@ from typing import Any
 import networkx as nx
 import polars as pl
 
-from kinbase import checking, exporting, importing, lineage, records
+from kinbase import checking, exporting, families, importing, lineage, naming, records
 from kinbase.errors import KinbaseError, UsageError
-from kinbase.importing import Report
+from kinbase.families import Report
 from kinbase.store import Connection, Store
 
 METRICS = ("pcc", "cs", "ed")
@@ -93,8 +93,8 @@ class Kinbase:
         if weights and len(weights) != len(parents):
             raise UsageError(f"{len(parents)} parents and {len(weights)} weights: give one each, or none")
         with self.store.reading() as con:
-            child = records.resolve(con, child)
-            names = [records.meant(con, parent) or parent for parent in parents]
+            child = naming.resolve(con, child)
+            names = [naming.meant(con, parent) or parent for parent in parents]
         with self.store.writing() as con:
             for i, parent in enumerate(names):
                 records.put_link(con, child, parent, relation, method, weights[i] if weights else None)
@@ -106,8 +106,8 @@ class Kinbase:
         What cards, configs and other files claim stays. Raises KinbaseError when there is nothing to take back.
         """
         with self.store.reading() as con:
-            child = records.resolve(con, child)
-            names = [records.resolve(con, parent) for parent in parents]
+            child = naming.resolve(con, child)
+            names = [naming.resolve(con, parent) for parent in parents]
         with self.store.writing() as con:
             dropped = records.drop_links(con, child, names)
             missing = [name for name in names if name not in dropped]
@@ -137,7 +137,7 @@ class Kinbase:
     def show(self, model: str) -> pl.DataFrame:
         """Everything about one model: its row of `models`, with aliases, parents, children, scores, kin, ... as lists."""
         with self.store.reading() as con:
-            return frame(con, SHOW, [records.resolve(con, model)])
+            return frame(con, SHOW, [naming.resolve(con, model)])
 
     def ancestors(self, model: str) -> pl.DataFrame:
         """What a model was made from: model, generation (fewest steps up)."""
@@ -160,7 +160,7 @@ class Kinbase:
         if by is not None and by not in GROUPINGS:
             raise UsageError(f"kinship goes by {', '.join(GROUPINGS)}, not by {by!r}")
         with self.store.reading() as con:
-            names = [records.resolve(con, model) for model in models]
+            names = [naming.resolve(con, model) for model in models]
             chosen = "" if not names else "and list_contains($1, model_a) and list_contains($1, model_b)"
             order = "order by all" if by else "order by model_a, model_b"
             query = f"from {GROUPINGS[by] if by else 'kinship'} where model_a < model_b {chosen} {order}"
@@ -169,7 +169,7 @@ class Kinbase:
     def group_kinship(self, models: Sequence[str]) -> pl.DataFrame:
         """Mean kinship over all pairs of `models`: pcc, cs, ed, pairs (known ones), models."""
         with self.store.reading() as con:
-            return frame(con, "from group_kinship(?)", [[records.resolve(con, model) for model in models]])
+            return frame(con, "from group_kinship(?)", [[naming.resolve(con, model) for model in models]])
 
     def tree(self, model: str, *, up: bool = True, down: bool = True, depth: int = 1000) -> nx.DiGraph:
         """The lineage graph around a model; see `kinbase.lineage.graph`."""
@@ -182,7 +182,7 @@ class Kinbase:
         See `kinbase.checking.findings`; `tolerance` is in percent.
         """
         with self.store.reading() as con:
-            names = {records.resolve(con, model) for model in models}
+            names = {naming.resolve(con, model) for model in models}
             rows = [row for row in checking.findings(con, tolerance) if not names or row[0] in names]
         return pl.DataFrame(
             rows, schema=dict.fromkeys(("subject", "claim", "verdict", "detail"), pl.String), orient="row"
@@ -210,7 +210,7 @@ class Kinbase:
         self, models: Sequence[str], *, device: str = "auto", report: Report = lambda done, total: None
     ) -> list[str]:
         """Measure the pairs among `models` that have no exact kinship yet; lines on those that could not be."""
-        return importing.measure_missing(self.store, models, device=device, report=report)
+        return families.measure_missing(self.store, models, device=device, report=report)
 
     def names(self) -> list[str]:
         """All model names."""
@@ -219,11 +219,11 @@ class Kinbase:
     def resolved(self, models: Sequence[str]) -> list[str]:
         """The names of models given by name, alias or prefix, each once."""
         with self.store.reading() as con:
-            return list(dict.fromkeys(records.resolve(con, model) for model in models))
+            return list(dict.fromkeys(naming.resolve(con, model) for model in models))
 
     def _of(self, model: str, query: str, *parameters: Any) -> pl.DataFrame:
         with self.store.reading() as con:
-            return frame(con, query, [records.resolve(con, model), *parameters])
+            return frame(con, query, [naming.resolve(con, model), *parameters])
 
 
 def frame(con: Connection, query: str, parameters: Sequence[Any] = ()) -> pl.DataFrame:

@@ -13,7 +13,7 @@ from typing import Any
 
 import networkx as nx
 
-from kinbase import records
+from kinbase import naming, records
 from kinbase.errors import KinbaseError, UsageError
 from kinbase.output import dot, mermaid, safe, written
 from kinbase.schema import scripts
@@ -51,7 +51,7 @@ def graph(con: Connection, models: Sequence[str] = ()) -> nx.DiGraph:
     A node has the facts of `models`; an edge, from parent to child, its `claims` and, where it is known,
     the `pcc` of the two. Claims that go in a circle stay.
     """
-    names = [records.resolve(con, model) for model in models]
+    names = [naming.resolve(con, model) for model in models]
     result = nx.DiGraph()
     described = con.execute(NODES, [names])
     columns = [column[0] for column in described.description or []]

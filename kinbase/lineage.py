@@ -5,7 +5,7 @@ Closures are SQL's (macros `ancestors`, `descendants`); a graph in hand is netwo
 
 import networkx as nx
 
-from kinbase.records import resolve
+from kinbase.naming import resolve
 from kinbase.store import Connection
 
 EDGES = """

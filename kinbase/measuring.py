@@ -17,8 +17,8 @@ import numpy as np
 from kinbase.checkpoint import FLOAT_DTYPES, Checkpoint, FileStamp
 from kinbase.errors import CheckpointError
 from kinbase.kinship import FloatArray, Plan, TensorSums, run
-from kinbase.records import Pair
 from kinbase.store import Store
+from kinbase.sums import Pair
 
 KEEP_EVERY = 30.0
 """Seconds between two savings of finished tensors: what a killed import loses at most."""

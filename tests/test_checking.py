@@ -8,7 +8,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from kinbase import records
+from kinbase import naming, records
 from kinbase.checkpoint import Alias, Edge, Facts, Score
 from kinbase.errors import KinbaseError, UsageError
 
@@ -24,7 +24,7 @@ def tell(db, edges=(), scores=(), facts=()):
     """Store edges (parent, child[, relation]), scores (model, benchmark, metric, value) and facts."""
     with db.store.writing() as con:
         for fact in facts:
-            records.put_facts(con, records.named(con, fact.model), fact)
+            records.put_facts(con, naming.named(con, fact.model), fact)
         claims = [Edge(p, (*more, "merge")[0], "card", c) for p, c, *more in edges]
         records.put_edges(con, None, "cards", claims)
         records.put_scores(con, None, [Score(b, m, v, model, source="table") for model, b, m, v in scores])
@@ -128,7 +128,7 @@ def test_a_bare_name_is_dangling_until_something_is_known_of_it(db):
     tell(db, [("a", "ab"), ("b", "ab")], facts=[Facts("b", architecture="LlamaForCausalLM")])
     assert found(db, "undecidable") == {("a", "parent of ab")}
     with db.store.writing() as con:
-        records.put_alias(con, records.named(con, "a"), Alias("org/a"))
+        records.put_alias(con, naming.named(con, "a"), Alias("org/a"))
     assert found(db, "undecidable") == set()
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 import kinbase
-from kinbase import records
+from kinbase import naming, records
 from kinbase.checkpoint import Edge, Facts, Score, Task, Training
 
 COOKBOOK = Path(__file__).parent.parent / "docs" / "sql.md"
@@ -133,7 +133,7 @@ def told(empty):
         tuned = [Edge("base", "finetune", "card", child) for child in "abc"]
         records.put_edges(con, None, "cards", [*tuned, Edge("ab", "finetune", "card", "abd")])
         for name, license in (("b", "cc-by-nc-4.0"), ("ab", "apache-2.0"), ("a", "mit")):
-            records.put_facts(con, records.named(con, name), Facts(name, license=license))
+            records.put_facts(con, naming.named(con, name), Facts(name, license=license))
         records.put_tasks(con, [Task("gsm8k", "math"), Task("nli", "inference")])
         records.put_trainings(con, None, [Training("gsm8k", "a")])
         scores = {"base": (10, 50), "a": (80, 1), "ac": (60, 55)}

@@ -12,7 +12,7 @@ import pytest
 from test_examples import EXAMPLE
 
 import kinbase
-from kinbase import records
+from kinbase import naming, records
 from kinbase.errors import KinbaseError, UsageError
 
 HOSTILE = [
@@ -88,7 +88,7 @@ def test_a_circle_of_claims_is_written_as_it_is(empty, tmp_path):
         for parent, child in (("a", "b"), ("b", "a")):
             con.execute(
                 "insert into raw.claim (child_id, parent_id, relation, evidence) values (?, ?, 'merge', 'card')",
-                [records.named(con, child), records.named(con, parent)],
+                [naming.named(con, child), naming.named(con, parent)],
             )
     empty.export(tmp_path / "g.graphml")
     assert set(nx.read_graphml(tmp_path / "g.graphml").edges) == {("a", "b"), ("b", "a")}

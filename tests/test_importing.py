@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import kinbase
-from kinbase import importing, measuring
+from kinbase import measuring, sources
 from kinbase.errors import KinbaseError, UsageError
 
 
@@ -289,5 +289,5 @@ def test_an_unknown_name_lists_the_near_ones(db):
 
 
 def test_importers_are_found_by_entry_point():
-    names = {module.__name__.rpartition(".")[2] for module in importing.importers()}
+    names = {module.__name__.rpartition(".")[2] for module in sources.importers()}
     assert {"folder", "safetensors", "pytorch", "adapter", "hub_cache"} <= names

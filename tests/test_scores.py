@@ -5,7 +5,7 @@ from datetime import datetime
 import pytest
 
 import kinbase
-from kinbase import records
+from kinbase import naming, records
 from kinbase.checkpoint import Alias, Edge, ReportedKinship, Score, Task, Training
 
 
@@ -248,7 +248,7 @@ def test_a_missing_reference_leaves_the_task_out(study):
 
 
 def test_an_expert_that_gets_another_name_keeps_its_training(study):
-    study.said.append(lambda con: records.put_alias(con, records.named(con, "org/e1"), Alias("e1")))
+    study.said.append(lambda con: records.put_alias(con, naming.named(con, "org/e1"), Alias("e1")))
     assert study.query("from experts where model = 'org/e1' order by all") == [
         ("org/e1", "qa1"),
         ("org/e1", "qa2"),
