@@ -4,13 +4,10 @@ import networkx as nx
 
 from kinbase.store import Connection
 
-TOLERANCE = 0.02
-"""What rounding explains between a printed average or gain and its parts, in percent."""
-
 Finding = tuple[str, str, str, str]
 
 
-def findings(con: Connection, tolerance: float = TOLERANCE) -> list[Finding]:
+def findings(con: Connection, tolerance: float) -> list[Finding]:
     """Rows of subject, claim, verdict and detail, what is wrong first.
 
     A verdict is contradicted, undecidable (what it would follow from is not here) or supported.

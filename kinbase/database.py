@@ -12,15 +12,18 @@ KinbaseError for an unknown model.
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import networkx as nx
 import polars as pl
 
-from kinbase import checking, exporting, families, importing, lineage, naming, records
+from kinbase import families, importing, naming, records
 from kinbase.errors import KinbaseError, UsageError
 from kinbase.families import Report
+from kinbase.sources import is_whole
 from kinbase.store import Connection, Store
+
+if TYPE_CHECKING:  # a graph costs the import of networkx, which the other verbs need not pay
+    import networkx as nx
 
 METRICS = ("pcc", "cs", "ed")
 RELATIONS = ("finetune", "merge", "adapter", "quantized", "base")
@@ -54,12 +57,14 @@ class Kinbase:
         See `kinbase.importing.import_sources`. A source that fails has status "failed" and the reason in
         its notes.
         """
-        whole = [str(source) for source in sources if exporting.is_whole(str(source))]
+        whole = [str(source) for source in sources if is_whole(str(source))]
         if whole:
             if len(sources) > 1 or base or name:
                 raise UsageError(
                     f"{whole[0]} is a whole database: import it by itself, without --base or --name"
                 )
+            from kinbase import exporting
+
             stored = exporting.read_all(self.store, whole[0])
             notes = [
                 f"a whole database: {stored['model']} models, {stored['claim']} claims, {stored['score']} scores"
@@ -171,16 +176,20 @@ class Kinbase:
         with self.store.reading() as con:
             return frame(con, "from group_kinship(?)", [[naming.resolve(con, model) for model in models]])
 
-    def tree(self, model: str, *, up: bool = True, down: bool = True, depth: int = 1000) -> nx.DiGraph:
+    def tree(self, model: str, *, up: bool = True, down: bool = True, depth: int = 1000) -> "nx.DiGraph":
         """The lineage graph around a model; see `kinbase.lineage.graph`."""
+        from kinbase import lineage
+
         with self.store.reading() as con:
             return lineage.graph(con, model, up=up, down=down, depth=depth)
 
-    def check(self, models: Sequence[str] = (), *, tolerance: float = checking.TOLERANCE) -> pl.DataFrame:
+    def check(self, models: Sequence[str] = (), *, tolerance: float = 0.02) -> pl.DataFrame:
         """What is claimed of `models` (none: of all) against what it follows from: subject, claim, verdict, detail.
 
         See `kinbase.checking.findings`; `tolerance` is in percent.
         """
+        from kinbase import checking
+
         with self.store.reading() as con:
             names = {naming.resolve(con, model) for model in models}
             rows = [row for row in checking.findings(con, tolerance) if not names or row[0] in names]
@@ -188,8 +197,10 @@ class Kinbase:
             rows, schema=dict.fromkeys(("subject", "claim", "verdict", "detail"), pl.String), orient="row"
         )
 
-    def graph(self, models: Sequence[str] = ()) -> nx.DiGraph:
+    def graph(self, models: Sequence[str] = ()) -> "nx.DiGraph":
         """The lineage of `models`, or of all; see `kinbase.exporting.graph`."""
+        from kinbase import exporting
+
         with self.store.reading() as con:
             return exporting.graph(con, models)
 
@@ -198,6 +209,8 @@ class Kinbase:
 
         See `kinbase.exporting`.
         """
+        from kinbase import exporting
+
         path = str(path)
         if path.rstrip("/").endswith(exporting.FOLDER):
             if models:

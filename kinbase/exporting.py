@@ -17,13 +17,13 @@ from kinbase import naming, records
 from kinbase.errors import KinbaseError, UsageError
 from kinbase.output import dot, mermaid, safe, written
 from kinbase.schema import scripts
+from kinbase.sources import MANIFEST
 from kinbase.store import Connection, Store
 
 GRAPHS = (".graphml", ".dot", ".gv", ".mmd", ".mermaid", ".md", ".json")
 FOLDER = ".kinbase"
 """The ending of a whole export's folder."""
 
-MANIFEST = "kinbase.json"
 
 NODES = """
 select name, base, family, architecture, parameters, dtype, license, relation, has_weights, digest
@@ -159,12 +159,6 @@ def write_all(store: Store, folder: str) -> dict[str, int]:
     finally:
         shutil.rmtree(part, ignore_errors=True)
     return rows
-
-
-def is_whole(source: str) -> bool:
-    """Whether `source` is a folder that `write_all` wrote."""
-    path = Path(source, MANIFEST)
-    return path.is_file() and Path(source, "model.parquet").is_file()
 
 
 def read_all(store: Store, folder: str) -> dict[str, int]:

@@ -22,6 +22,9 @@ from kinbase.errors import CheckpointError, KinbaseError
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf")
 """Files of a checkpoint folder that hold weights, not records beside them."""
 
+MANIFEST = "kinbase.json"
+"""What tells a folder that holds a whole database, as `kinbase export` writes it."""
+
 Kind = TypeVar("Kind")
 
 
@@ -54,6 +57,11 @@ class Source:
     def said(self, kind: type[Kind]) -> list[tuple[str, Kind]]:
         """The records of one kind, with the file each comes from."""
         return [(file, record) for file, record in self.records if isinstance(record, kind)]
+
+
+def is_whole(source: str) -> bool:
+    """Whether `source` is a folder that holds a whole exported database."""
+    return Path(source, MANIFEST).is_file() and Path(source, "model.parquet").is_file()
 
 
 @cache
