@@ -44,11 +44,12 @@ def align(
 def _by_bare_name(names: Iterable[tuple[str, Key]]) -> defaultdict[str, list[Key]]:
     groups: defaultdict[str, list[Key]] = defaultdict(list)
     for name, value in names:
-        groups[_bare(name)].append(value)
+        groups[bare(name)].append(value)
     return groups
 
 
-def _bare(name: str) -> str:
+def bare(name: str) -> str:
+    """A name without the prefixes that wrappers put before it."""
     while True:
         for prefix in PREFIXES:
             if name.startswith(prefix):

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from kinbase.alignment import align
+from kinbase.alignment import align, bare
 from kinbase.checkpoint import DTYPE_BYTES, FLOAT_DTYPES, Checkpoint, Tensor
 from kinbase.digest import LEAF, model_digest
 
@@ -86,6 +86,7 @@ class Plan:
         self.members = list(members)
         self.new = len(self.members) if new is None else new
         self.hashed = [base] * hash_base + self.members[: self.new]
+        self._kept = [{bare(name) for name in member.skipped} for member in self.members]
         self.direct = np.array([member.delta_of is not None for member in self.members], np.bool_)
         self.aligned: list[list[Tensor | None]] = []
         self.skipped: list[dict[str, str]] = []
@@ -102,7 +103,9 @@ class Plan:
         base = self.base.tensors[position]
         tensors = [aligned[position] for aligned in self.aligned]
         cuts = np.array([0 if t is None else min(t.numel, base.numel) for t in tensors], np.int64)
+        # What an adapter holds but does not change by factors (modules_to_save) changed by nobody knows what.
         unlisted = np.array([t is None for t in tensors], np.bool_) & self.direct
+        unlisted &= np.array([bare(base.name) not in kept for kept in self._kept], np.bool_)
         unlisted &= base.dtype in FLOAT_DTYPES
         subtracted = int(max(cuts[~self.direct], default=0))
         lanes = [self._lane(0, base, subtracted)]

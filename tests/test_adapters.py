@@ -65,6 +65,19 @@ def test_an_adapters_delta_counts_from_the_familys_base(tmp_path, family, onto):
     assert db.sql("select parent, relation from lineage where child = 'lora'").rows() == [(onto, "adapter")]
 
 
+def test_a_tensor_an_adapter_holds_whole_is_not_compared(tmp_path, family):
+    base = load_file(family["base"] / "model.safetensors")
+    write_adapter(tmp_path / "lora", "base", {name: tensor.shape for name, tensor in base.items()}, seed=1)
+    path = tmp_path / "lora" / "adapter_model.safetensors"
+    whole = {"base_model.model.lm_head.weight": base["lm_head.weight"].float() + 1}
+    families.write_safetensors(path, {**load_file(path), **whole})
+    db = kinbase.open(tmp_path / "kin.duckdb")
+    db.import_([family["base"], family["ft_a"], tmp_path / "lora"], base="base")
+    left = 1 - base["lm_head.weight"].numel() / sum(tensor.numel() for tensor in base.values())
+    assert db.sql("select coverage from kinship where model_a = 'lora'").item() == pytest.approx(left)
+    assert db.sql("select tensor from skipped where model = 'lora' and tensor like '%lm_head%'").height == 1
+
+
 def test_an_adapter_is_the_same_model_on_whatever_base(tmp_path, family):
     shapes = {name: tensor.shape for name, tensor in load_file(family["base"] / "model.safetensors").items()}
     write_adapter(tmp_path / "lora", "ft_b", shapes, seed=1)
