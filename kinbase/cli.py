@@ -256,7 +256,8 @@ def _matrices(
 
     if not pairs.height:
         raise KinbaseError(
-            "no kinship is known among these models: they need a common base, see `kinbase import --help`"
+            "no kinship is known among these models: two of them need a common base, see `kinbase import --help` "
+            "(a base itself has none: nothing of it changed)"
         )
     names = base.resolved(names) if chosen else sorted({*pairs["model_a"], *pairs["model_b"]})
     for metric in metrics:

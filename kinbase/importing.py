@@ -140,9 +140,10 @@ def _place(store: Store, found: list[Source], base: str | None) -> None:
                 continue
             stored_base = names.get(same.base_id) if same.base_id is not None else None
             source.base = source.base or stored_base
-            if source.name != same.name:
-                source.records.append((source.source, Alias(source.name or same.name)))
-                source.name = source.checkpoint.name = same.name
+            if source.renamed and source.name != same.name:
+                source.records.append((source.source, Alias(str(source.name))))
+                source.notes.append(f"{source.name} is another name of {same.name} now")
+            source.name = source.checkpoint.name = same.name
             if source.base in (None, same.name) or (source.base == stored_base and same.measured):
                 source.status = "unchanged"
 

@@ -38,6 +38,7 @@ class Source:
 
     source: str
     name: str | None = None
+    renamed: bool = False  # whether a person chose the name
     checkpoint: Checkpoint | None = None
     records: list[tuple[str, Record]] = field(default_factory=list)
     base: str | None = None
@@ -101,6 +102,7 @@ def read(source: str, name: str | None = None) -> Source:
         if name and not result.checkpoint:
             result.records = _renamed(result.records, name)
         result.name = name or (result.checkpoint.name if result.checkpoint else _subject(path))
+        result.renamed = name is not None
         if result.checkpoint and name:
             result.checkpoint.name = name
         result.notes = [record.message for _, record in result.records if isinstance(record, Problem)]

@@ -291,3 +291,12 @@ def test_an_unknown_name_lists_the_near_ones(db):
 def test_importers_are_found_by_entry_point():
     names = {module.__name__.rpartition(".")[2] for module in sources.importers()}
     assert {"folder", "safetensors", "pytorch", "adapter", "hub_cache"} <= names
+
+
+def test_a_chosen_name_for_known_files_is_another_name(db, family):
+    (notes,) = db.import_([family["ft_a"]], name="favourite")["notes"].to_list()
+    assert notes == ["favourite is another name of ft_a now"]
+    assert db.resolved(["favourite"]) == ["ft_a"]
+    db.import_([family["ft_b"] / "model.safetensors"])
+    with pytest.raises(KinbaseError, match="there is no model 'model'"):
+        db.resolved(["model"])
