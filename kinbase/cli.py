@@ -5,6 +5,7 @@ schema; 130 interrupted. Data goes to stdout, talk and progress to stderr. Every
 inside the commands.
 """
 
+import contextlib
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -507,8 +508,19 @@ def _rows(columns: Sequence[str], rows: Any, form: str | None, output: str | Non
         write_rows(columns, rows, form)
 
 
+def _allow_many_files() -> None:
+    """A family of hundreds of checkpoints is read at once; the usual limit of 1,024 open files is a soft one."""
+    if sys.platform != "win32":
+        import resource
+
+        hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        with contextlib.suppress(OSError, ValueError):  # some systems have a lower limit than they say
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
 def main() -> None:
     """Run the command line and exit with its code."""
+    _allow_many_files()
     try:
         cli.main(standalone_mode=False)
         sys.stdout.flush()
