@@ -1,0 +1,46 @@
+"""How names and numbers reach the screen. Names come from files nobody vouches for.
+
+The one way: `plain` makes a name harmless to a terminal, `text` and `content` hold it where Rich and
+Textual look for no markup.
+"""
+
+from rich.text import Text
+from textual.content import Content
+
+from kinbase.output import safe
+
+
+def plain(name: object, width: int = 0) -> str:
+    """`name` on one line without control or direction characters, cut in the middle to `width` if given."""
+    shown = safe(name)
+    if width and len(shown) > width:
+        head = (width - 1) * 2 // 3
+        shown = f"{shown[:head]}…{shown[len(shown) - (width - 1 - head) :]}"
+    return shown
+
+
+def text(name: object, style: str = "", width: int = 0) -> Text:
+    """`name` for a Tree or a line of Rich."""
+    return Text(plain(name, width), style=style, no_wrap=True)
+
+
+def content(name: object, style: str = "", width: int = 0) -> Content:
+    """`name` for everything else."""
+    return Content.styled(plain(name, width), style) if style else Content(plain(name, width))
+
+
+def figure(value: float | None) -> str:
+    """A kinship or a score: four digits after a small number, a dash for none."""
+    if value is None:
+        return "-"
+    return f"{value:.4f}" if abs(value) < 1000 else f"{value:.4g}"
+
+
+def gain(value: float | None) -> str:
+    """A difference, with its sign."""
+    return "" if value is None else f"{value:+.4f}" if abs(value) < 1000 else f"{value:+.4g}"
+
+
+def plural(number: int, noun: str) -> str:
+    """`1 model`, `2,000 models`."""
+    return f"{number:,} {noun if number == 1 else noun + 's'}"
