@@ -59,7 +59,7 @@ where generation > 0
 order by generation, model;
 
 comment on macro table ancestors is
-    'ancestors(m): everything m was made from, with the fewest steps to it';
+    'ancestors(m): everything m was made from, with the fewest steps to it; the base a merge''s deltas were taken against counts';
 
 create or replace macro descendants(m) as table
 with recursive down(model_id, generation) using key (model_id) as (
