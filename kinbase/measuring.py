@@ -102,7 +102,7 @@ def measure(
     key = _key(base, members, new, hash_base)
     done = _kept(store, key)
     fresh: list[TensorSums] = []
-    saved = time.monotonic()
+    started = saved = time.monotonic()
     nbytes = 0
 
     def tell(more: int) -> None:
@@ -120,6 +120,8 @@ def measure(
     except KeyboardInterrupt:
         _keep(store, key, fresh)
         raise
+    if time.monotonic() - started > KEEP_EVERY:
+        _keep(store, key, fresh)  # another family of the same import may be interrupted before all are stored
     for checkpoint in (base, *members):
         refuse_changed(checkpoint)
     found = [done[position] for position in range(len(tensors))]
@@ -160,10 +162,13 @@ def _key(base: Checkpoint, members: Sequence[Checkpoint], new: int, hash_base: b
 
 
 def _keep(store: Store, key: str, found: list[TensorSums]) -> None:
+    """Save finished tensors, and forget those of passes that nobody took up for a month."""
     if found:
         with store.writing() as con:
+            con.execute("delete from raw.pass where kept_at < now() at time zone 'UTC' - interval 30 days")
             con.executemany(
-                "insert into raw.pass values (?, ?, ?)", [[key, s.position, _pack(s)] for s in found]
+                "insert into raw.pass (pass_key, position, sums) values (?, ?, ?)",
+                [[key, sums.position, _pack(sums)] for sums in found],
             )
 
 

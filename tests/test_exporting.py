@@ -200,7 +200,7 @@ def everything(db):
         con.execute(
             "insert into raw.skipped select model_id, 'odd', 'shape' from raw.model where name = 'ft_a'"
         )
-        con.execute("insert into raw.pass values ('key', 1, 'ab'::blob)")
+        con.execute("insert into raw.pass (pass_key, position, sums) values ('key', 1, 'ab'::blob)")
         con.execute("update raw.model set created_at = '2024-02-03 04:05:06.789012' where name = 'ft_b'")
     return db
 

@@ -300,3 +300,42 @@ def test_a_chosen_name_for_known_files_is_another_name(db, family):
     db.import_([family["ft_b"] / "model.safetensors"])
     with pytest.raises(KinbaseError, match="there is no model 'model'"):
         db.resolved(["model"])
+
+
+def test_a_long_pass_is_kept_before_the_next_family_begins(tmp_path, family, monkeypatch):
+    """Two families in one import, interrupted in the second: the first is not measured again."""
+    monkeypatch.setattr(measuring, "KEEP_EVERY", 0.0)
+    second = {name: copy(family, name, tmp_path / f"other_{name}") for name in ("base", "ft_a")}
+    for folder in second.values():
+        tensors = load_file(folder / "model.safetensors")
+        tensors["model.norm.weight"] += 1
+        save_file(tensors, folder / "model.safetensors")
+        name = "other_base" if folder is second["base"] else None
+        card = f"---\nbase_model: {'other_base' if name is None else 'nobody/knows'}\n---\n"
+        (folder / "README.md").write_text(card if name is None else "# a base\n")
+    (tmp_path / "ft_c").mkdir()
+    first = copy(family, "ft_c", tmp_path / "ft_c" / "ft_c")
+    (first / "README.md").write_text("---\nbase_model: base\n---\n")
+    sources = [family["base"], first, second["base"], second["ft_a"]]
+    run, passes = measuring.run, []
+
+    def interrupted(plan, **options):
+        passes.append((plan.base.name, len(options["done"])))
+        for number, sums in enumerate(run(plan, **options)):
+            if len(passes) == 2 and number == 3:
+                raise KeyboardInterrupt
+            yield sums
+
+    monkeypatch.setattr(measuring, "run", interrupted)
+    db = kinbase.open(tmp_path / "kin.duckdb")
+    with pytest.raises(KeyboardInterrupt):
+        db.import_(sources)
+    assert rows(db, "from models") == []
+    db.import_(sources)
+    tensors = len(load_file(family["base"] / "model.safetensors"))
+    assert passes == [("base", 0), ("other_base", 0), ("base", tensors), ("other_base", 3)]
+    assert rows(db, "select count(*) from raw.pass") == [(0,)]
+    assert rows(db, "select name, base from models where base is not null order by 1") == [
+        ("ft_c", "base"),
+        ("other_ft_a", "other_base"),
+    ]

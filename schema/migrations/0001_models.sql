@@ -132,5 +132,6 @@ create table raw.score (
 create table raw.pass (                     -- finished tensors of an interrupted kinship pass
     pass_key varchar not null,              -- what was being measured: the files, their stamps, the order
     position integer not null,
-    sums     blob not null
+    sums     blob not null,
+    kept_at  timestamp not null default (now() at time zone 'UTC')
 );
