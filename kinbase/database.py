@@ -225,6 +225,18 @@ class Kinbase:
         """Measure the pairs among `models` that have no exact kinship yet; lines on those that could not be."""
         return families.measure_missing(self.store, models, device=device, report=report)
 
+    def accuracies(self) -> pl.DataFrame:
+        """Accuracies in percent, a row a model and a column a benchmark, with their plain mean, best first."""
+        return self.sql(ACCURACIES)
+
+    def average_gains(self) -> pl.DataFrame:
+        """What each merge gained on average, in percent, with its parents' kinship."""
+        return self.sql(AVERAGE_GAINS)
+
+    def unmerged_pairs(self, base: str) -> pl.DataFrame:
+        """Of the six most accurate models but `base`, the three least akin pairs that nobody merged: a heuristic."""
+        return self.sql(UNMERGED_PAIRS, [base])
+
     def names(self) -> list[str]:
         """All model names."""
         return self.sql("select name from models order by name")["name"].to_list()
@@ -288,4 +300,32 @@ select
     (select list({'tensor': tensor, 'nonfinite': nonfinite} order by tensor)
         from deltas where model = m.name and nonfinite > 0) as nonfinite
 from models m where m.name = $1
+"""
+
+ACCURACIES = """
+pivot (
+    select model, benchmark, 100 * value as value from scores where metric like 'acc%'
+    union all
+    select model, 'average', 100 * avg(value) from scores where metric like 'acc%' group by model
+)
+on benchmark using round(any_value(value), 1) order by average desc
+"""
+AVERAGE_GAINS = """
+select
+    child, method, array_to_string(parents, ' + ') as parents, round(kinship, 3) as kinship,
+    round(100 * score, 1) as average, round(100 * gain, 1) as gain, round(100 * over_best, 1) as over_best
+from merge_gains where benchmark = 'average' order by gain desc
+"""
+UNMERGED_PAIRS = """
+with good as (
+    select model, round(100 * avg(value), 1) as average from scores
+    where metric like 'acc%' and model <> ? group by model order by average desc limit 6
+)
+select a.model as model_a, a.average as average_a, b.model as model_b, b.average as average_b, round(k.pcc, 3) as kinship
+from good a join good b on a.model <> b.model
+join kinship k on k.model_a = a.model and k.model_b = b.model
+where a.average >= b.average and (a.average > b.average or a.model < b.model)
+    and not exists (from lineage x join lineage y using (child) where x.parent = a.model and y.parent = b.model)
+    and not exists (from lineage where parent in (a.model, b.model) and child in (a.model, b.model))
+order by k.pcc limit 3
 """

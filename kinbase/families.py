@@ -154,7 +154,7 @@ def store_family(con: Connection, family: "Family", ids: dict[str | None, int | 
     """The sums one pass found, for the members that have a row: `ids` by name, else as stored."""
     members = [ids[c.name] if c.name in ids else naming.find(con, c.name) for c in family.members]
     base_id = ids[family.base.name] if family.base.name in ids else naming.find(con, family.base.name)
-    con.execute("delete from raw.pass where pass_key = ?", [family.key])
+    sums.drop_kept(con, family.key)
     if base_id is None or not members:
         return
     sums.put_tensors(

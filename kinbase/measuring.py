@@ -14,6 +14,7 @@ from hashlib import blake2b
 
 import numpy as np
 
+from kinbase import sums
 from kinbase.checkpoint import FLOAT_DTYPES, Checkpoint, FileStamp
 from kinbase.errors import CheckpointError
 from kinbase.kinship import FloatArray, Plan, TensorSums, run
@@ -61,8 +62,8 @@ class Family:
         """Sums of every pair with a new member; a member without an id is left out."""
         parts: dict[tuple[int, int], list[tuple[int, int, float, float, float, float]]] = {}
         for position, rows in enumerate(self.exceptions, 1):
-            for i, j, numel, *sums in rows:
-                parts.setdefault((int(i), int(j)), []).append((position, int(numel), *map(float, sums)))  # type: ignore[arg-type]
+            for i, j, numel, *rest in rows:
+                parts.setdefault((int(i), int(j)), []).append((position, int(numel), *map(float, rest)))  # type: ignore[arg-type]
         numel, total, sumsq = (self.columns[name] for name in ("numel", "sum", "sumsq"))
         for i in range(self.new):
             for j in range(i + 1, len(self.members)):
@@ -70,12 +71,12 @@ class Family:
                 both = ~np.isnan(self.dots[:, i, j])
                 if a is None or b is None or not both.any():
                     continue
-                sums = np.stack(
+                both_sums = np.stack(
                     [np.minimum(numel[:, i], numel[:, j]), total[:, i], total[:, j], sumsq[:, i], sumsq[:, j]]
                 )
                 for position, *part in parts.get((i, j), ()):
-                    sums[:, position - 1] = part
-                n, sum_a, sum_b, sumsq_a, sumsq_b = sums[:, both].sum(axis=1).tolist()
+                    both_sums[:, position - 1] = part
+                n, sum_a, sum_b, sumsq_a, sumsq_b = both_sums[:, both].sum(axis=1).tolist()
                 dots = self.dots[:, i, j]
                 yield Pair(a, b, int(n), sum_a, sum_b, sumsq_a, sumsq_b, dots, parts.get((i, j), []))
 
@@ -111,9 +112,9 @@ def measure(
         report(nbytes, plan.nbytes)
 
     try:
-        for sums in run(plan, device=device, done=done.keys(), on_bytes=tell):
-            done[sums.position] = sums
-            fresh.append(sums)
+        for tensor in run(plan, device=device, done=done.keys(), on_bytes=tell):
+            done[tensor.position] = tensor
+            fresh.append(tensor)
             if time.monotonic() - saved > KEEP_EVERY:
                 _keep(store, key, fresh)
                 fresh, saved = [], time.monotonic()
@@ -162,28 +163,23 @@ def _key(base: Checkpoint, members: Sequence[Checkpoint], new: int, hash_base: b
 
 
 def _keep(store: Store, key: str, found: list[TensorSums]) -> None:
-    """Save finished tensors, and forget those of passes that nobody took up for a month."""
     if found:
         with store.writing() as con:
-            con.execute("delete from raw.pass where kept_at < now() at time zone 'UTC' - interval 30 days")
-            con.executemany(
-                "insert into raw.pass (pass_key, position, sums) values (?, ?, ?)",
-                [[key, sums.position, _pack(sums)] for sums in found],
-            )
+            sums.keep(con, key, {tensor.position: _pack(tensor) for tensor in found})
 
 
 def _kept(store: Store, key: str) -> dict[int, TensorSums]:
     if not store.path.exists():
         return {}
     with store.reading() as con:
-        rows = con.execute("select sums from raw.pass where pass_key = ?", [key]).fetchall()
-    return {sums.position: sums for sums in (_unpack(blob) for (blob,) in rows)}
+        found = [_unpack(blob) for blob in sums.kept(con, key)]
+    return {tensor.position: tensor for tensor in found}
 
 
-def _pack(sums: TensorSums) -> bytes:
+def _pack(tensor: TensorSums) -> bytes:
     buffer = io.BytesIO()
-    arrays = {name: getattr(sums, name) for name in (*STATISTICS, "dot", "exceptions")}
-    words = json.dumps([sums.position, sums.name, sums.digests]).encode()
+    arrays = {name: getattr(tensor, name) for name in (*STATISTICS, "dot", "exceptions")}
+    words = json.dumps([tensor.position, tensor.name, tensor.digests]).encode()
     np.savez(buffer, words=np.frombuffer(words, np.uint8), **arrays)
     return buffer.getvalue()
 

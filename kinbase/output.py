@@ -328,50 +328,21 @@ def demo_page(db: "Kinbase", root: str, folder: str) -> Iterator[str]:
     yield "\nWho came from whom"
     yield from family_tree(db.tree(root))
     yield "\nAccuracy on held-out exercises, percent"
-    yield from _table(db.sql(DEMO_SCORES))
+    yield from _table(db.accuracies())
     yield "\nKinship: Pearson correlation of what two models changed in the base"
     pairs = db.kinship()
     values = {(a, b): pcc for a, b, pcc in pairs.select("model_a", "model_b", "pcc").iter_rows()}
     names = sorted({*pairs["model_a"], *pairs["model_b"]})
     yield from matrix(names, values | {(b, a): pcc for (a, b), pcc in values.items()}, "pcc")
     yield "\nWhat merging gained: average accuracy over the parents' mean, and over the better parent"
-    yield from _table(db.sql(DEMO_GAINS))
+    yield from _table(db.average_gains())
     yield "\nWorth merging next: good, least akin, not merged yet (a heuristic, no promise)"
-    yield from _table(db.sql(DEMO_NEXT, [root]))
+    yield from _table(db.unmerged_pairs(root))
     path = safe(db.store.path)
     yield f"\nThe models are in {safe(folder)}/models, the database is {path}. Go on with"
     yield f"  kinbase --db {path} show {safe(names[0])}"
     yield f"  kinbase --db {path} kin {safe(names[0])} {safe(names[1])} --by block"
     yield f'  kinbase --db {path} sql "select * from lineage"'
-
-
-DEMO_SCORES = """
-pivot (
-    select model, benchmark, 100 * value as value from scores where metric like 'acc%'
-    union all
-    select model, 'average', 100 * avg(value) from scores where metric like 'acc%' group by model
-)
-on benchmark using round(any_value(value), 1) order by average desc
-"""
-DEMO_GAINS = """
-select
-    child, method, array_to_string(parents, ' + ') as parents, round(kinship, 3) as kinship,
-    round(100 * score, 1) as average, round(100 * gain, 1) as gain, round(100 * over_best, 1) as over_best
-from merge_gains where benchmark = 'average' order by gain desc
-"""
-DEMO_NEXT = """
-with good as (
-    select model, round(100 * avg(value), 1) as average from scores
-    where metric like 'acc%' and model <> ? group by model order by average desc limit 6
-)
-select a.model as model_a, a.average as average_a, b.model as model_b, b.average as average_b, round(k.pcc, 3) as kinship
-from good a join good b on a.model <> b.model
-join kinship k on k.model_a = a.model and k.model_b = b.model
-where a.average >= b.average and (a.average > b.average or a.model < b.model)
-    and not exists (from lineage x join lineage y using (child) where x.parent = a.model and y.parent = b.model)
-    and not exists (from lineage where parent in (a.model, b.model) and child in (a.model, b.model))
-order by k.pcc limit 3
-"""
 
 
 def _table(frame: "pl.DataFrame") -> Iterator[str]:

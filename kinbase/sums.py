@@ -105,3 +105,25 @@ def put_pairs(con: Connection, base_id: int, pairs: Iterable[Pair]) -> None:
     parts = [[pair.a_id, pair.b_id, base_id, *part] for pair in ordered for part in pair.parts]
     if parts:
         con.executemany("insert into raw.pair_part values (?, ?, ?, ?, ?, ?, ?, ?, ?)", parts)
+
+
+# Finished tensors of a pass that is not over, packed by kinbase.measuring.
+
+
+def keep(con: Connection, key: str, packed: Mapping[int, bytes]) -> None:
+    """Save finished tensors by position, and forget those of passes that nobody took up for a month."""
+    con.execute("delete from raw.pass where kept_at < now() at time zone 'UTC' - interval 30 days")
+    con.executemany(
+        "insert into raw.pass (pass_key, position, sums) values (?, ?, ?)",
+        [[key, position, blob] for position, blob in packed.items()],
+    )
+
+
+def kept(con: Connection, key: str) -> list[bytes]:
+    """The finished tensors of the pass with this key."""
+    return [blob for (blob,) in con.execute("select sums from raw.pass where pass_key = ?", [key]).fetchall()]
+
+
+def drop_kept(con: Connection, key: str) -> None:
+    """Forget a pass that is over."""
+    con.execute("delete from raw.pass where pass_key = ?", [key])
