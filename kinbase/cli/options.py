@@ -1,0 +1,49 @@
+"""What several commands take: a model's name, the form of the rows, the device."""
+
+import os
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from kinbase.errors import KinbaseError
+
+if TYPE_CHECKING:
+    from kinbase.database import Kinbase
+
+
+class Models(click.ParamType[str]):
+    """A model's name, completed from the database."""
+
+    name = "model"
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[Any]:
+        from click.shell_completion import CompletionItem
+
+        root = ctx.find_root()
+        path = root.params.get("db") or os.environ.get("KINBASE_DB") or "kinbase.duckdb"
+        try:
+            return [
+                CompletionItem(n) for n in open_database(path, wait=0.5).names() if n.startswith(incomplete)
+            ]
+        except KinbaseError:
+            return []
+
+
+def open_database(path: str, *, wait: float) -> "Kinbase":
+    from kinbase.database import Kinbase
+
+    return Kinbase(path, wait=wait)
+
+
+def rows_out(command: Callable[..., None]) -> Callable[..., None]:
+    """Options of a command that prints rows."""
+    command = click.option(
+        "-o", "--output", metavar="FILE", type=click.Path(dir_okay=False), help="Write to FILE."
+    )(command)
+    return click.option("-f", "--format", "form", type=click.Choice(["table", "csv", "json", "jsonl", "parquet"]),
+                        default=None, help="Default: table, or what FILE's ending says.")(command)  # fmt: skip
+
+
+device_option = click.option("--device", type=click.Choice(["auto", "cpu", "cuda", "mps"]), default="auto", show_default=True,
+                             help="Where kinship is computed.")  # fmt: skip

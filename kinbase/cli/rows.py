@@ -1,0 +1,44 @@
+"""A command's rows, in the form that was asked for: to stdout or to a file."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from kinbase.errors import UsageError
+
+if TYPE_CHECKING:
+    import polars as pl
+
+
+def format_of(form: str | None, output: str | None) -> str:
+    if form:
+        return form
+    ending = (output or "").rpartition(".")[2]
+    return ending if ending in ("csv", "json", "jsonl", "parquet") else "table"
+
+
+def parquet_path(output: str | None) -> str:
+    if not output:
+        raise UsageError("parquet is not for the terminal: name a file with -o")
+    return output
+
+
+def write_frame(frame: "pl.DataFrame", form: str | None, output: str | None) -> None:
+    if format_of(form, output) == "parquet":
+        frame.write_parquet(parquet_path(output))
+        return
+    write(frame.columns, frame.iter_rows(), form, output)
+
+
+def write(columns: Sequence[str], rows: Any, form: str | None, output: str | None) -> None:
+    from kinbase.output import write_rows, written
+
+    form = format_of(form, output)
+    if form == "parquet":
+        import polars as pl
+
+        pl.DataFrame(list(rows), schema=list(columns), orient="row").write_parquet(parquet_path(output))
+    elif output:
+        with written(output) as out:
+            write_rows(columns, rows, form, out)
+    else:
+        write_rows(columns, rows, form)

@@ -1,0 +1,45 @@
+-- Evolution runs: what was tried, generation by generation, and why.
+
+create sequence raw.run_ids start 1;
+
+create table raw.run (
+    run_id     integer primary key default nextval('raw.run_ids'),
+    name       varchar not null unique,
+    strategy   varchar not null,
+    status     varchar not null check (status in ('running', 'interrupted', 'finished', 'failed')),
+    config     json not null,               -- whole, defaults filled in: a run resumes from its row
+    reason     varchar,                     -- why it ended
+    started_at timestamp not null default (now() at time zone 'UTC'),
+    ended_at   timestamp
+);
+
+create table raw.generation (
+    run_id      integer not null,
+    generation  integer not null,           -- 0: the models it starts from
+    top_ids     integer[] not null,         -- the k best so far, best first
+    top_kinship double,                     -- their mean pairwise kinship
+    reason      varchar,                    -- what the stop rules said
+    ended_at    timestamp not null default (now() at time zone 'UTC'),
+    primary key (run_id, generation)
+);
+
+create table raw.offspring (                -- one row a planned child, kept whatever becomes of it
+    run_id     integer not null,
+    generation integer not null,
+    position   integer not null,            -- order of planning within the generation
+    child      varchar not null,            -- its name, before there is a model
+    child_id   integer,
+    parent_ids integer[] not null,
+    role       varchar not null,            -- pair, explore, grid
+    method     varchar,
+    reason     varchar not null,            -- why these parents
+    kinship    double,                      -- of the parents
+    status     varchar not null
+        check (status in ('planned', 'merged', 'scored', 'unrecorded', 'skipped', 'failed')),
+    problem    varchar,                     -- of a child that failed or was skipped
+    score      double,
+    kept       boolean,                     -- in the top k when its generation ended
+    merge_s    double,                      -- seconds
+    evaluate_s double,
+    primary key (run_id, generation, position)
+);
