@@ -59,6 +59,13 @@ def bare(name: str) -> str:
             return name
 
 
+def labels(tensors: Sequence[Tensor]) -> dict[str, str]:
+    """The name each floating-point tensor goes by in every file of its model: bare, where that leaves it alone."""
+    names = [tensor.name for tensor in tensors if tensor.dtype in FLOAT_DTYPES]
+    groups = _by_bare_name((name, name) for name in names)
+    return {name: bare(name) if len(groups[bare(name)]) == 1 else name for name in names}
+
+
 def _mismatch(base: Tensor, member: Tensor) -> str | None:
     for tensor in (base, member):
         if tensor.dtype not in FLOAT_DTYPES:

@@ -12,7 +12,7 @@ and `ninf` stay off, because a non-finite delta must come out as one. Numba cann
 """
 
 # mypy: allow-untyped-defs, allow-untyped-calls
-# ruff: noqa: ANN001, ANN202
+# ruff: noqa: ANN001, ANN201, ANN202
 
 from typing import Any
 
@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from kinbase.checkpoint import FLOAT_DTYPES
 
-_compile: Any = njit(
+compiled: Any = njit(
     nogil=True, cache=True, error_model="numpy", boundscheck=False, fastmath={"reassoc", "contract", "nsz"}
 )
 
@@ -40,8 +40,8 @@ PADDING = 16
 """Elements between rows: rows a multiple of 4 KiB apart would share one set of the first-level cache."""
 
 
-@_compile
-def _decode32(raw8, raw16, start, n, code, out):
+@compiled
+def decode32(raw8, raw16, start, n, code, out):
     """Decode n elements of 16- or 8-bit floats to float32, exactly.
 
     A float with fewer exponent bits is moved to float32's mantissa and scaled by a power of two, which
@@ -83,7 +83,7 @@ def _decode32(raw8, raw16, start, n, code, out):
             out[k] = np.uint32(bits | ((x & np.uint32(0x80)) << np.uint32(24))).view(np.float32)
 
 
-@_compile
+@compiled
 def _decode64(raw8, raw16, raw32, raw64, start, n, code, spare, out):
     """Decode n elements of any float dtype to float64, exactly."""
     if code == 0:
@@ -95,12 +95,12 @@ def _decode64(raw8, raw16, raw32, raw64, start, n, code, spare, out):
         for k in range(n):
             out[k] = np.float64(single[k])
     else:
-        _decode32(raw8, raw16, start, n, code, spare)
+        decode32(raw8, raw16, start, n, code, spare)
         for k in range(n):
             out[k] = np.float64(spare[k])
 
 
-@_compile
+@compiled
 def _subtract32(weights, base, n, out):
     """out = weights - base in float32; returns the largest magnitude as its bits, and the zeros.
 
@@ -118,7 +118,7 @@ def _subtract32(weights, base, n, out):
     return peak, zeros
 
 
-@_compile
+@compiled
 def _subtract_bf16(raw16, base, start, n, out):
     """_subtract32 of n bfloat16 elements from `start` on, the commonest weights, without a pass to decode."""
     half = raw16[start : start + n]
@@ -134,7 +134,7 @@ def _subtract_bf16(raw16, base, start, n, out):
     return peak, zeros
 
 
-@_compile
+@compiled
 def _subtract64(base, n, out):
     """out -= base; returns the largest magnitude as its bits, the zeros and the non-finite deltas."""
     peak = np.int64(0)
@@ -150,7 +150,7 @@ def _subtract64(base, n, out):
     return peak, zeros, broken
 
 
-@_compile
+@compiled
 def _square(a, b, c, d, e, f, g, h, n):
     """The 16 inner products of four rows with four others."""
     s00 = s01 = s02 = s03 = s10 = s11 = s12 = s13 = 0.0
@@ -180,7 +180,7 @@ def _square(a, b, c, d, e, f, g, h, n):
     return (s00, s01, s02, s03), (s10, s11, s12, s13), (s20, s21, s22, s23), (s30, s31, s32, s33)
 
 
-@_compile
+@compiled
 def _triangle(a, b, c, d, n):
     """The 10 inner products among four rows, and their sums."""
     s00 = s01 = s02 = s03 = s11 = s12 = s13 = s22 = s23 = s33 = 0.0
@@ -204,7 +204,7 @@ def _triangle(a, b, c, d, n):
     return (s01, s02, s03, s12, s13, s23), (s00, s11, s22, s33), (t0, t1, t2, t3)
 
 
-@_compile
+@compiled
 def _strip(a, e, f, g, h, n):
     """The inner products of one row with four others."""
     s0 = s1 = s2 = s3 = 0.0
@@ -217,7 +217,7 @@ def _strip(a, e, f, g, h, n):
     return s0, s1, s2, s3
 
 
-@_compile
+@compiled
 def _single(a, e, n):
     """The inner product of two rows."""
     total = 0.0
@@ -226,7 +226,7 @@ def _single(a, e, n):
     return total
 
 
-@_compile
+@compiled
 def _moments(a, n):
     """Sum and sum of squares of one row."""
     total = squares = 0.0
@@ -237,7 +237,7 @@ def _moments(a, n):
     return total, squares
 
 
-@_compile
+@compiled
 def _gram(deltas, n, members, fresh, sums, sumsq, dot):
     """Add the products of one block: rows 0..fresh-1 of `deltas` with every later row, and the moments.
 
@@ -288,7 +288,7 @@ def _gram(deltas, n, members, fresh, sums, sumsq, dot):
         a += 1
 
 
-@_compile
+@compiled
 def _add_narrow(raw8, raw16, at, stop, codes, members, fresh, block, found, stats, sums, sumsq, dot):
     """Add float32 deltas; returns where it stopped: at `stop`, or at a block with one that is not finite.
 
@@ -298,14 +298,14 @@ def _add_narrow(raw8, raw16, at, stop, codes, members, fresh, block, found, stat
     base, spare, deltas = block[0], block[1], block[2:]
     while at < stop:
         n = min(length - at % length, stop - at)
-        _decode32(raw8[0], raw16[0], at, n, codes[0], base)
+        decode32(raw8[0], raw16[0], at, n, codes[0], base)
         finite = True
         for a in range(len(members)):
             row = members[a] + 1
             if codes[row] == BF16:
                 found[0, a], found[1, a] = _subtract_bf16(raw16[row], base, at, n, deltas[a])
             else:
-                _decode32(raw8[row], raw16[row], at, n, codes[row], spare)
+                decode32(raw8[row], raw16[row], at, n, codes[row], spare)
                 found[0, a], found[1, a] = _subtract32(spare, base, n, deltas[a])
             finite &= found[0, a] < _INF32
         if not finite:
@@ -319,7 +319,7 @@ def _add_narrow(raw8, raw16, at, stop, codes, members, fresh, block, found, stat
     return at
 
 
-@_compile
+@compiled
 def _add_wide(
     raw8, raw16, raw32, raw64, at, stop, codes, direct, members, fresh, spare, block, stats, sums, sumsq, dot
 ):

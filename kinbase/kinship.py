@@ -3,7 +3,8 @@
 For base weights theta_0 and members theta_i the pass takes, tensor by tensor, the deltas
 d_i = theta_i - theta_0 over the aligned elements and returns per member their count, sum, sum of
 squares, largest magnitude, zeros and non-finite values, and the inner products <d_i, d_j>; pcc, cs and
-ed follow by algebra (schema/views). The same reading hashes the checkpoints that are new::
+ed follow by algebra (schema/views). The same reading hashes the checkpoints that are new, and takes the
+power sums and the sketch of their weights (`kinbase.sketching`)::
 
     plan = Plan(base, members, new=2)
     for sums in run(plan): ...          # one TensorSums a tensor, in the order of the base
@@ -14,20 +15,24 @@ sums are combined in the order of the leaves, so the result has the same bits wh
 threads.
 """
 
+import math
 import os
 import threading
 from collections import deque
 from collections.abc import Callable, Container, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
 from kinbase.digest import LEAF, tensor_digest
-from kinbase.plan import Job, Plan
+from kinbase.plan import Job, Lane, Plan
+
+if TYPE_CHECKING:  # the kernels take half a second to load
+    from kinbase.sketching import Buffers, TensorSketch
 
 __all__ = ["FloatArray", "Plan", "TensorSums", "run"]
 
@@ -50,7 +55,9 @@ class TensorSums:
     is NaN where the pair has no common elements. Members cut to different lengths share a prefix: `dot`
     is over that, and each row of `exceptions` (i, j, numel, sum_i, sum_j, sumsq_i, sumsq_j) gives the
     sums over it of a pair i < j of different lengths. `digests` are the tensor's, in the order of
-    `Plan.hashed`, "" for a checkpoint without it.
+    `Plan.hashed`, "" for a checkpoint without it; `weights` [H, 5] in the same order are the sums of
+    `sketching.MOMENTS` over all its elements as stored, NaN for a checkpoint without it and where one is not
+    finite; `sketches` are its sketches, None for a checkpoint without it.
     """
 
     position: int
@@ -64,6 +71,8 @@ class TensorSums:
     dot: FloatArray
     exceptions: FloatArray
     digests: tuple[str, ...]
+    weights: FloatArray
+    sketches: "tuple[TensorSketch | None, ...]"
 
 
 def run(
@@ -87,7 +96,7 @@ def run(
     count = threads or min(os.cpu_count() or 1, 16)
     rows = len(plan.members) + 1
     row_bytes = _row_bytes(rows * count)
-    free: deque[Tiles] = deque(_tiles(device, rows, row_bytes) for _ in range(count))
+    free: deque[Worker] = deque(_worker(device, rows, row_bytes) for _ in range(count))
     stop = threading.Event()
     pool = ThreadPoolExecutor(count, thread_name_prefix="kinbase-pass")
     batches = _batches(jobs, 8 * plan.new * len(plan.members))
@@ -130,6 +139,20 @@ class Tiles(Protocol):
     ) -> None: ...
 
 
+@dataclass(frozen=True, slots=True)
+class Worker:
+    """What one thread reads into and computes in."""
+
+    tiles: Tiles
+    buffers: "Buffers"
+
+
+def _worker(device: str, rows: int, row_bytes: int) -> Worker:
+    from kinbase.sketching import Buffers
+
+    return Worker(_tiles(device, rows, row_bytes), Buffers())
+
+
 def _tiles(device: str, rows: int, row_bytes: int) -> Tiles:
     if device == "cpu":
         from kinbase.kernels import CpuTiles
@@ -157,6 +180,7 @@ class Piece:
     start: int
     stop: int
     last: bool
+    sketches: "dict[int, TensorSketch]"  # by slot
 
 
 def _batches(jobs: Iterable[Job], part_bytes: int) -> Iterator[list[Piece]]:
@@ -166,13 +190,16 @@ def _batches(jobs: Iterable[Job], part_bytes: int) -> Iterator[list[Piece]]:
     `part_bytes` is what the sums of one piece take, which for a small tensor of a large family is more
     than its weights.
     """
+    from kinbase.sketching import TensorSketch
+
     batch: list[Piece] = []
     room = PIECE_BYTES
     for job in jobs:
         step = LEAF * max(1, PIECE_BYTES // job.leaf_bytes)
+        sketches = {lane.slot: TensorSketch(lane.label, lane.numel) for lane in job.lanes if lane.label}
         for start in range(0, max(job.numel, 1), step):
             stop = min(start + step, job.numel)
-            batch.append(Piece(job, start, stop, stop == job.numel))
+            batch.append(Piece(job, start, stop, stop == job.numel, sketches))
             room -= (stop - start) * job.leaf_bytes // LEAF + part_bytes
             if room <= 0:
                 yield batch
@@ -192,6 +219,7 @@ class Part:
     sumsq: FloatArray  # [C, N]
     dot: FloatArray  # [K, N], right of the diagonal
     leaves: dict[int, list[bytes]]  # by slot
+    weights: dict[int, list[FloatArray]]  # by slot, [5] a leaf
 
     def followed_by(self, later: "Part") -> "Part":
         np.maximum(self.stats[0], later.stats[0], out=self.stats[0])
@@ -201,21 +229,23 @@ class Part:
         self.dot += later.dot
         for slot, leaves in later.leaves.items():
             self.leaves[slot] += leaves
+        for slot, weights in later.weights.items():
+            self.weights[slot] += weights
         return self
 
 
 def _work(
-    plan: Plan, batch: list[Piece], free: deque[Tiles], row_bytes: int, stop: threading.Event
+    plan: Plan, batch: list[Piece], free: deque[Worker], row_bytes: int, stop: threading.Event
 ) -> list[Part]:
-    tiles = free.pop()
+    worker = free.pop()
     try:
-        return [_read_piece(plan, piece, tiles, row_bytes, stop) for piece in batch]
+        return [_read_piece(plan, piece, worker, row_bytes, stop) for piece in batch]
     finally:
-        free.append(tiles)
+        free.append(worker)
 
 
-def _read_piece(plan: Plan, piece: Piece, tiles: Tiles, row_bytes: int, stop: threading.Event) -> Part:
-    job = piece.job
+def _read_piece(plan: Plan, piece: Piece, worker: Worker, row_bytes: int, stop: threading.Event) -> Part:
+    job, tiles = piece.job, worker.tiles
     members, new = len(plan.members), plan.new
     intervals = len(job.intervals)
     part = Part(
@@ -226,6 +256,7 @@ def _read_piece(plan: Plan, piece: Piece, tiles: Tiles, row_bytes: int, stop: th
         np.zeros((intervals, members)),
         np.zeros((new, members)),
         {lane.slot: [] for lane in job.lanes if lane.hashed},
+        {slot: [] for slot in piece.sketches},
     )
     step = min(LEAF, row_bytes // max((lane.width for lane in job.lanes), default=1))
     hashers = {slot: xxhash.xxh3_128() for slot in part.leaves}
@@ -243,9 +274,13 @@ def _read_piece(plan: Plan, piece: Piece, tiles: Tiles, row_bytes: int, stop: th
             if lane.hashed:
                 hasher = hashers[lane.slot]
                 hasher.update(raw)
+                if lane.label:
+                    _weigh(part, lane, raw, start, worker.buffers)
                 if ends_leaf or start + elements == lane.numel:
                     part.leaves[lane.slot].append(hasher.digest())
                     hasher.reset()
+                    if lane.label:
+                        piece.sketches[lane.slot].flush(worker.buffers, lane.slot)
         begin = start
         for interval, sums, sumsq in zip(job.intervals, part.sums, part.sumsq, strict=True):
             end = min(interval.stop, start + step)
@@ -264,6 +299,22 @@ def _read_piece(plan: Plan, piece: Piece, tiles: Tiles, row_bytes: int, stop: th
                 )
                 begin = end
     return part
+
+
+def _weigh(part: Part, lane: Lane, raw: memoryview, start: int, buffers: "Buffers") -> None:
+    """Add a tile to its leaf's power sums and sketch."""
+    leaves = part.weights[lane.slot]
+    if start % LEAF == 0:
+        leaves.append(np.zeros(5))
+    part.piece.sketches[lane.slot].weigh(raw, start, lane.tensor.dtype, buffers, lane.slot, leaves[-1])
+
+
+def _moments(leaves: list[FloatArray]) -> FloatArray:
+    """The power sums [5] of a tensor: its leaves' added, the same however many pieces they came in."""
+    sums = np.array(leaves).reshape(-1, 5)
+    if not np.isfinite(sums).all():
+        return np.full(5, np.nan)
+    return np.array([math.fsum(column) for column in sums.T])
 
 
 def _result(plan: Plan, total: Part) -> TensorSums:
@@ -305,6 +356,13 @@ def _result(plan: Plan, total: Part) -> TensorSums:
         dot=dot,
         exceptions=np.array(exceptions, np.float64).reshape(-1, 7),
         digests=digests,
+        weights=np.array(
+            [
+                _moments(total.weights[slot]) if slot in total.weights else np.full(5, np.nan)
+                for slot in plan.hashed_slots
+            ]
+        ).reshape(-1, 5),
+        sketches=tuple(total.piece.sketches.get(slot) for slot in plan.hashed_slots),
     )
 
 

@@ -8,8 +8,8 @@ when it is interrupted, so that the same import goes on from there.
 import io
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 
 import numpy as np
@@ -17,14 +17,16 @@ import numpy as np
 from kinbase import sums
 from kinbase.checkpoint import FLOAT_DTYPES, Checkpoint, FileStamp
 from kinbase.errors import CheckpointError
+from kinbase.fitting import Change, misfit
 from kinbase.kinship import FloatArray, Plan, TensorSums, run
+from kinbase.sketching import BUCKETS
 from kinbase.store import Store
-from kinbase.sums import Pair
+from kinbase.sums import Pair, Weights
 
 KEEP_EVERY = 30.0
 """Seconds between two savings of finished tensors: what a killed import loses at most."""
 
-ALGORITHM = "1"
+ALGORITHM = "2"
 """Changes when the pass would give other sums, so that kept ones of an older version are not used."""
 
 STATISTICS = ("numel", "sum", "sumsq", "max_abs", "zeros", "nonfinite")
@@ -36,7 +38,8 @@ class Family:
 
     `columns[s]` [T, N] holds statistic s of STATISTICS, `dots` [T, K, N] the inner products of new members
     with all, both by tensor position; `digests` are the content digests of the base, if it was new, and
-    of the new members, by name.
+    of the new members, by name; `weights` are those models' power sums and `sketches` [BUCKETS] their sketches;
+    `changes` says of those that do not fit the base called `fitted_to` what that adds (see `kinbase.fitting`).
     """
 
     base: Checkpoint
@@ -49,6 +52,22 @@ class Family:
     exceptions: list[FloatArray]
     digests: dict[str, str]
     skipped: list[dict[str, str]]
+    weights: dict[str, Weights]
+    sketches: dict[str, FloatArray]
+    fitted_to: str = ""
+    changes: dict[str, Change | None] = field(default_factory=dict)
+
+    def fit(self, base: Checkpoint, members: Sequence[Checkpoint]) -> None:
+        """Find out which of `members` do not fit `base`, reading what does not. May raise CheckpointError."""
+        self.fitted_to = base.name
+        for member in members:
+            if member.delta_of is None and (change := misfit(base, member)) is not None:
+                self.changes[member.name] = change
+
+    def forget(self, name: str) -> None:
+        """Leave out what the pass found in a checkpoint that was not read by itself alone."""
+        for found in (self.weights, self.sketches):
+            found.pop(name, None)
 
     def coverage(self, member: int) -> float:
         """Aligned parameters of a member over the base's."""
@@ -101,8 +120,9 @@ def measure(
     plan = Plan(base, members, new=new, hash_base=hash_base)
     tensors = [(t.name, t.numel) for t in base.tensors if t.dtype in FLOAT_DTYPES]
     key = _key(base, members, new, hash_base)
-    done = _kept(store, key)
+    done, total = _kept(store, key, len(plan.hashed))
     fresh: list[TensorSums] = []
+    sketches = np.zeros_like(total)  # of the fresh ones; sums of any of them in any order have the same bits
     started = saved = time.monotonic()
     nbytes = 0
 
@@ -113,20 +133,28 @@ def measure(
 
     try:
         for tensor in run(plan, device=device, done=done.keys(), on_bytes=tell):
-            done[tensor.position] = tensor
+            for sketch, to in zip(tensor.sketches, sketches, strict=True):
+                if sketch:
+                    sketch.pour(to)
+            done[tensor.position] = tensor = replace(tensor, sketches=())
             fresh.append(tensor)
             if time.monotonic() - saved > KEEP_EVERY:
-                _keep(store, key, fresh)
+                _keep(store, key, fresh, sketches)
+                total += sketches
+                sketches[:] = 0
                 fresh, saved = [], time.monotonic()
     except KeyboardInterrupt:
-        _keep(store, key, fresh)
+        _keep(store, key, fresh, sketches)
         raise
+    total += sketches
     if time.monotonic() - started > KEEP_EVERY:
-        _keep(store, key, fresh)  # another family of the same import may be interrupted before all are stored
+        _keep(
+            store, key, fresh, sketches
+        )  # another family of the same import may be interrupted before all are stored
     for checkpoint in (base, *members):
         refuse_changed(checkpoint)
     found = [done[position] for position in range(len(tensors))]
-    return Family(
+    family = Family(
         base=base,
         members=list(members),
         new=new,
@@ -139,20 +167,45 @@ def measure(
         exceptions=[t.exceptions for t in found],
         digests=dict(zip([c.name for c in plan.hashed], plan.model_digests(done.values()), strict=True)),
         skipped=plan.skipped,
+        weights=_weights(plan, done.values()),
+        sketches={c.name: sketch for c, sketch in zip(plan.hashed, total, strict=True)},
     )
+    family.fit(base, members[:new])
+    return family
+
+
+def _weights(plan: Plan, found: Iterable[TensorSums]) -> dict[str, Weights]:
+    """The power sums of each hashed checkpoint's floating-point tensors, by its name."""
+    rows: dict[int, list[tuple[str, str, int, FloatArray]]] = {slot: [] for slot in plan.hashed_slots}
+    for tensor in found:
+        lanes = {lane.slot: lane for lane in plan.jobs[tensor.position].lanes if lane.label}
+        for slot, moments in zip(plan.hashed_slots, tensor.weights, strict=True):
+            if slot in lanes:
+                lane = lanes[slot]
+                rows[slot].append((lane.label, lane.tensor.dtype, lane.numel, moments))
+    return {
+        c.name: Weights(
+            [label for label, *_ in listed],
+            [dtype for _, dtype, *_ in listed],
+            [numel for *_, numel, _ in listed],
+            np.array([moments for *_, moments in listed]).reshape(-1, 5),
+        )
+        for c, listed in zip(plan.hashed, rows.values(), strict=True)
+    }
 
 
 def refuse_changed(checkpoint: Checkpoint) -> None:
     """Raise CheckpointError when a file of the checkpoint is not what it was when it was opened."""
     for stamp in checkpoint.files:
         try:
-            same = FileStamp.of(stamp.path) == stamp
+            same = stamp.elsewhere or FileStamp.of(stamp.path) == stamp
         except OSError:
             same = False
         if not same:
             raise CheckpointError(
                 f"{stamp.path} changed while it was read: import {checkpoint.source} again when it is whole"
             )
+    checkpoint.verify()
 
 
 def _key(base: Checkpoint, members: Sequence[Checkpoint], new: int, hash_base: bool) -> str:
@@ -162,30 +215,41 @@ def _key(base: Checkpoint, members: Sequence[Checkpoint], new: int, hash_base: b
     return blake2b(plan.encode(), digest_size=16).hexdigest()
 
 
-def _keep(store: Store, key: str, found: list[TensorSums]) -> None:
+def _keep(store: Store, key: str, found: list[TensorSums], sketches: FloatArray) -> None:
+    """Save finished tensors, the sketches of all of them with the first."""
     if found:
+        none = np.empty((0, 0))
         with store.writing() as con:
-            sums.keep(con, key, {tensor.position: _pack(tensor) for tensor in found})
+            packed = {t.position: _pack(t, none if i else sketches) for i, t in enumerate(found)}
+            sums.keep(con, key, packed)
 
 
-def _kept(store: Store, key: str) -> dict[int, TensorSums]:
+def _kept(store: Store, key: str, hashed: int) -> tuple[dict[int, TensorSums], FloatArray]:
+    """The tensors that were saved, by position, and the sum of their sketches [H, BUCKETS]."""
+    total = np.zeros((hashed, BUCKETS))
     if not store.path.exists():
-        return {}
+        return {}, total
+    done = {}
     with store.reading() as con:
-        found = [_unpack(blob) for blob in sums.kept(con, key)]
-    return {tensor.position: tensor for tensor in found}
+        for blob in sums.kept(con, key):
+            tensor, sketches = _unpack(blob)
+            done[tensor.position] = tensor
+            total += sketches if sketches.size else 0.0
+    return done, total
 
 
-def _pack(tensor: TensorSums) -> bytes:
+def _pack(tensor: TensorSums, sketches: FloatArray) -> bytes:
     buffer = io.BytesIO()
-    arrays = {name: getattr(tensor, name) for name in (*STATISTICS, "dot", "exceptions")}
+    arrays = {name: getattr(tensor, name) for name in (*STATISTICS, "dot", "exceptions", "weights")}
+    arrays["sketches"] = sketches
     words = json.dumps([tensor.position, tensor.name, tensor.digests]).encode()
     np.savez(buffer, words=np.frombuffer(words, np.uint8), **arrays)
     return buffer.getvalue()
 
 
-def _unpack(blob: bytes) -> TensorSums:
+def _unpack(blob: bytes) -> tuple[TensorSums, FloatArray]:
     with np.load(io.BytesIO(blob), allow_pickle=False) as arrays:
         position, name, digests = json.loads(arrays["words"].tobytes())
-        values = {key: arrays[key] for key in (*STATISTICS, "dot", "exceptions")}
-    return TensorSums(position=position, name=name, digests=tuple(digests), **values)
+        values = {key: arrays[key] for key in (*STATISTICS, "dot", "exceptions", "weights")}
+        sketches = arrays["sketches"]
+    return TensorSums(position=position, name=name, digests=tuple(digests), sketches=(), **values), sketches

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from kinbase.alignment import align, bare
+from kinbase.alignment import align, bare, labels
 from kinbase.checkpoint import DTYPE_BYTES, FLOAT_DTYPES, Checkpoint, Tensor
 from kinbase.digest import LEAF, model_digest
 
@@ -17,13 +17,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Lane:
-    """A tensor to be read into row `slot` (0 the base, i + 1 member i): its first `numel` elements."""
+    """A tensor to be read into row `slot` (0 the base, i + 1 member i): its first `numel` elements.
+
+    `label` is its name in its model's sums, "" if it has none: no floating-point tensor, or not hashed.
+    """
 
     slot: int
     tensor: Tensor
     numel: int
     hashed: bool
     width: int
+    label: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +99,10 @@ class Plan:
             self.aligned.append(aligned)
             self.skipped.append(skipped)
         self.hashed_slots = [0] * hash_base + [i + 1 for i in range(self.new)]
+        self._labels = {
+            slot: labels(checkpoint.tensors)
+            for slot, checkpoint in zip(self.hashed_slots, self.hashed, strict=True)
+        }
         self.jobs = [self._base_job(position) for position in range(len(base.tensors))]
         self.jobs += self._outside_jobs()
         self.nbytes = sum(job.nbytes for job in self.jobs)
@@ -137,7 +145,9 @@ class Plan:
 
     def _lane(self, slot: int, tensor: Tensor, needed: int) -> Lane:
         hashed = slot in self.hashed_slots
-        return Lane(slot, tensor, tensor.numel if hashed else needed, hashed, DTYPE_BYTES[tensor.dtype])
+        label = self._labels[slot].get(tensor.name, "") if hashed else ""
+        numel = tensor.numel if hashed else needed
+        return Lane(slot, tensor, numel, hashed, DTYPE_BYTES[tensor.dtype], label)
 
     def model_digests(self, results: Iterable["TensorSums"]) -> list[str]:
         """Digests of the checkpoints in `hashed`, from the results of all tensors, in any order."""

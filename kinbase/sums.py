@@ -107,6 +107,46 @@ def put_pairs(con: Connection, base_id: int, pairs: Iterable[Pair]) -> None:
         con.executemany("insert into raw.pair_part values (?, ?, ?, ?, ?, ?, ?, ?, ?)", parts)
 
 
+@dataclass(slots=True)
+class Weights:
+    """Sums over the elements of a model's floating-point tensors, as stored: T tensors, `moments` [T, 5].
+
+    The columns are x, x^2, x^3, x^4 and the squared distance from x to the next number of its dtype; a
+    row is NaN where an element is not finite.
+    """
+
+    tensors: list[str]
+    dtypes: list[str]
+    numels: list[int]
+    moments: "FloatArray"
+
+
+def put_weights(con: Connection, model_id: int, weights: Weights) -> None:
+    """Store what a model's weights say by themselves, in place of what was known."""
+    con.execute("delete from raw.weight where model_id = ?", [model_id])
+    con.execute(
+        """
+        insert into raw.weight
+        select $1, tensor, dtype, numel, nullif(sum, 'nan'), nullif(sumsq, 'nan'), nullif(sum3, 'nan'),
+            nullif(sum4, 'nan'), nullif(ulpsq, 'nan')
+        from (
+            select unnest($2::varchar[]) as tensor, unnest($3::varchar[]) as dtype, unnest($4::bigint[]) as numel,
+                unnest($5::double[]) as sum, unnest($6::double[]) as sumsq, unnest($7::double[]) as sum3,
+                unnest($8::double[]) as sum4, unnest($9::double[]) as ulpsq
+        )
+        """,
+        [model_id, weights.tensors, weights.dtypes, weights.numels, *weights.moments.T],
+    )
+
+
+def weights(con: Connection, model_id: int) -> list[tuple[str, str, int]]:
+    """Name, dtype and number of elements of a model's floating-point tensors."""
+    rows = con.execute(
+        "select tensor, dtype, numel from raw.weight where model_id = ? order by tensor", [model_id]
+    ).fetchall()
+    return [(str(tensor), str(dtype), int(numel)) for tensor, dtype, numel in rows]
+
+
 # Finished tensors of a pass that is not over, packed by kinbase.measuring.
 
 

@@ -14,9 +14,19 @@ create table raw.weight (                   -- sums over the elements of one ten
     ulpsq    double                         -- squared distances from each element to the next: the rounding floor
 );
 
+-- A key on the model alone and no compression: DuckDB then fetches one sketch without reading its neighbours.
 create table raw.sketch (
-    model_id integer not null,
+    model_id integer primary key,
     scheme   varchar not null,              -- algorithm, seed and size: only sketches of one scheme compare
-    sums     blob not null,                 -- float32, little-endian
-    primary key (model_id, scheme)
+    onto_id  integer,                       -- NULL: of all its weights; else of its change to that model, where they meet
+    numel    bigint,                        -- elements it is of; NULL: as many as that model's, of which it changes some
+    sum      double,                        -- of those elements, or changes
+    sums     blob using compression uncompressed  -- float32, little-endian; NULL: an element is not finite
+);
+
+create table raw.direction (                -- sketches of deltas, folded: who is near, at a glance
+    model_id integer not null,
+    base_id  integer not null,
+    scheme   varchar not null,
+    coarse   float[128] not null            -- of length 1
 );
