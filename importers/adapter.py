@@ -7,8 +7,9 @@ targets is read as the flag says.
 
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import lru_cache
+from types import MappingProxyType
 from typing import Any
 
 from kinbase.checkpoint import Checkpoint, Edge, Facts, Problem, Record, Tensor
@@ -16,12 +17,12 @@ from kinbase.errors import CheckpointError
 
 from . import pytorch, safetensors
 from .files import absolute, inside, is_folder, listing, read_json, shown, snapshot_sha, stamp
-from .folder import ADAPTER_CONFIG, holds_weights
+from .folder import ADAPTER_CONFIG, Opener, holds_weights
 from .low_rank import FACTOR_DTYPES, Prepared, Product, prepare, reader
 from .plain import torch_dtype
 from .untrusted import name as label
 
-_FILES = ("adapter_model.safetensors", "adapter_model.bin")
+FILES = ("adapter_model.safetensors", "adapter_model.bin")
 
 _FACTOR = re.compile(
     r"(?P<module>.+)\.lora_(?:(?P<side>[AB])(?:\.[^.]+)?\.weight|embedding_(?P<table>[AB])(?:\.[^.]+)?)"
@@ -55,10 +56,10 @@ def recognises(source: str) -> bool:
     return is_folder(source) and snapshot_sha(source) is None and holds_adapter(source)
 
 
-def holds_adapter(folder: str) -> bool:
-    """Whether `folder` holds an adapter and no full weights."""
+def holds_adapter(folder: str, elsewhere: Iterable[str] = ()) -> bool:
+    """Whether `folder` and the files `elsewhere` hold an adapter and no full weights."""
     try:
-        return ADAPTER_CONFIG in listing(folder) and not holds_weights(folder)
+        return ADAPTER_CONFIG in listing(folder) and not holds_weights(folder, elsewhere)
     except CheckpointError:
         return False
 
@@ -68,8 +69,10 @@ def open(source: str) -> Iterator[Record]:
     yield from open_as(source, absolute(source).name)
 
 
-def open_as(folder: str, name: str) -> Iterator[Record]:
-    """As `open`, for an adapter called `name`.
+def open_as(
+    folder: str, name: str, elsewhere: Mapping[str, Opener] = MappingProxyType({})
+) -> Iterator[Record]:
+    """As `open`, for an adapter called `name`; `elsewhere` opens files that are not on this disk.
 
     Raises CheckpointError when the adapter is no LoRA whose delta is scale * B @ A, or when its
     files are malformed.
@@ -85,13 +88,12 @@ def open_as(folder: str, name: str) -> Iterator[Record]:
             f"{what} does not say what it adapts: write its base's name as base_model_name_or_path "
             f"in {ADAPTER_CONFIG}"
         )
-    file = next((file for file in _FILES if file in listing(folder)), None)
+    there = {*listing(folder), *elsewhere}
+    file = next((file for file in FILES if file in there), None)
     if file is None:
-        raise CheckpointError(
-            f"{what} holds no {_FILES[0]} and no {_FILES[1]}; download the adapter's weights"
-        )
+        raise CheckpointError(f"{what} holds no {FILES[0]} and no {FILES[1]}; download the adapter's weights")
     module = safetensors if file.endswith(".safetensors") else pytorch
-    factors = module.checkpoint(inside(folder, file))
+    factors = elsewhere[file]() if file in elsewhere else module.checkpoint(inside(folder, file))
     whole = _deltas(factors, config, what)
     whole.name, whole.source, whole.delta_of = name, folder, parent
     whole.files = [*factors.files, stamp(config_path)]  # the scale is in there

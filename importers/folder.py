@@ -2,8 +2,9 @@
 
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 from kinbase.checkpoint import Checkpoint, Record
 from kinbase.errors import CheckpointError
@@ -13,6 +14,9 @@ from .files import KEPT_OPEN, absolute, inside, is_folder, listing, read_json, s
 from .plain import records
 
 ADAPTER_CONFIG = "adapter_config.json"
+
+Opener = Callable[[], Checkpoint]
+"""Opens one file of weights that is not on this disk."""
 
 _KINDS = (
     (".safetensors", (".safetensors",), ("model.safetensors", "diffusion_pytorch_model.safetensors")),
@@ -32,10 +36,10 @@ def recognises(source: str) -> bool:
     return is_folder(source) and snapshot_sha(source) is None and holds_weights(source)
 
 
-def holds_weights(folder: str) -> bool:
-    """Whether `folder` holds full weights, or at least a config.json and no adapter."""
+def holds_weights(folder: str, elsewhere: Iterable[str] = ()) -> bool:
+    """Whether `folder` and the files `elsewhere` hold full weights, or at least a config.json and no adapter."""
     try:
-        names = listing(folder)
+        names = [*listing(folder), *elsewhere]
     except CheckpointError:
         return False
     if ADAPTER_CONFIG not in names:
@@ -56,37 +60,56 @@ def open(source: str) -> Iterator[Record]:
     yield from open_as(source, name)
 
 
-def open_as(folder: str, name: str) -> Iterator[Record]:
-    """As `open`, for a folder whose model is called `name` (a snapshot's is not the folder's)."""
+def open_as(
+    folder: str,
+    name: str,
+    elsewhere: Mapping[str, Opener] = MappingProxyType({}),
+    enough: int | None = None,
+) -> Iterator[Record]:
+    """As `open`, for a folder whose model is called `name` (a snapshot's is not the folder's).
+
+    `elsewhere` opens files that are not on this disk; `enough` is as in plain.records.
+    """
     config = read_json(inside(folder, "config.json")) if "config.json" in listing(folder) else None
-    weights = checkpoint(folder)
+    weights = checkpoint(folder, elsewhere)
     weights.name = name
-    yield from records(weights, config)
+    yield from records(weights, config, enough)
 
 
-def checkpoint(folder: str) -> Checkpoint:
+def checkpoint(folder: str, elsewhere: Mapping[str, Opener] = MappingProxyType({})) -> Checkpoint:
     """All weights of `folder` as one Checkpoint.
 
-    As in transformers a whole file comes before shards and safetensors before pickles; loose files
-    count together, last of their kind. Raises CheckpointError when there are none, when files and
-    index disagree, or when a file is not what its format allows.
+    `elsewhere` opens, by name, files of the folder that are not on this disk. Raises CheckpointError when
+    there are no weights, when files and index disagree, or when a file is not what its format allows.
     """
-    names = listing(folder)
+    files, index = chosen([*listing(folder), *elsewhere], folder)
+    if index:
+        return _sharded(folder, index, elsewhere)
+    _all_shards_there(folder, files)
+    return _join(folder, files, None, elsewhere)
+
+
+def chosen(names: list[str], folder: str) -> tuple[list[str], str | None]:
+    """The files of a folder that hold its weights, or the index that names them.
+
+    As in transformers a whole file comes before shards and safetensors before pickles; loose files
+    count together, last of their kind. Raises CheckpointError, calling the folder `folder`, when there are
+    none or several indexes.
+    """
     for kind, ends, singles in _KINDS:
         whole = [name for name in singles if name in names]
         indexes = _indexes(names, kind)
         loose = _loose(names, ends)
         if whole:
-            return _join(folder, whole[:1])
+            return whole[:1], None
         if len(indexes) > 1:
             raise CheckpointError(
                 f"{shown(folder)} has several indexes ({', '.join(map(shown, indexes[:4]))}); leave one in it"
             )
         if indexes:
-            return _sharded(folder, indexes[0])
+            return [], indexes[0]
         if loose:
-            _all_shards_there(folder, loose)
-            return _join(folder, loose)
+            return loose, None
     raise CheckpointError(
         f"{shown(folder)} holds no weights: looked for .safetensors, .bin, .pt and .pth files and for "
         "an index of shards; download them, or give the folder that has them"
@@ -125,8 +148,8 @@ def _all_shards_there(folder: str, files: list[str]) -> None:
             )
 
 
-def _sharded(folder: str, index: str) -> Checkpoint:
-    """The shards an index names, each holding exactly the tensors the index says."""
+def shards(folder: str, index: str) -> dict[str, set[str]]:
+    """The files that an index in `folder` names, each with its tensors; raises CheckpointError."""
     what = shown(Path(folder) / index)
     weight_map = read_json(inside(folder, index), strict=True).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
@@ -136,13 +159,23 @@ def _sharded(folder: str, index: str) -> Checkpoint:
         if not isinstance(file, str):
             raise CheckpointError(f"{what} gives {shown(tensor)} no file; download the index again")
         wanted.setdefault(file, set()).add(tensor)
+    return wanted
+
+
+def _sharded(folder: str, index: str, elsewhere: Mapping[str, Opener]) -> Checkpoint:
+    """The shards an index names, each holding exactly the tensors the index says."""
+    wanted = shards(folder, index)
     for file in wanted:
-        if not os.path.lexists(inside(folder, file)):
-            raise CheckpointError(f"{what} names the shard {shown(file)}, which is missing; download it")
-    return _join(folder, sorted(wanted), wanted)
+        if not os.path.lexists(inside(folder, file)) and file not in elsewhere:
+            raise CheckpointError(
+                f"{shown(Path(folder) / index)} names the shard {shown(file)}, which is missing; download it"
+            )
+    return _join(folder, sorted(wanted), wanted, elsewhere)
 
 
-def _join(folder: str, files: list[str], wanted: Mapping[str, set[str]] | None = None) -> Checkpoint:
+def _join(
+    folder: str, files: list[str], wanted: Mapping[str, set[str]] | None, elsewhere: Mapping[str, Opener]
+) -> Checkpoint:
     """The tensors of several files as one Checkpoint; `wanted` says which tensors each must hold."""
     whole = Checkpoint(absolute(folder).name, folder, [])
     origin: dict[str, str] = {}
@@ -150,7 +183,7 @@ def _join(folder: str, files: list[str], wanted: Mapping[str, set[str]] | None =
     for number, file in enumerate(files):
         path = inside(folder, file)
         module = safetensors if file.endswith(".safetensors") else pytorch
-        part = module.checkpoint(path, kept=number < KEPT_OPEN)
+        part = elsewhere[file]() if file in elsewhere else module.checkpoint(path, kept=number < KEPT_OPEN)
         parts.append(part)
         held = [tensor.name for tensor in part.tensors] + list(part.skipped)
         if wanted is not None and wanted[file] != set(held):

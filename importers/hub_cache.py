@@ -32,12 +32,12 @@ def open(source: str) -> Iterator[Record]:
 
     Raises CheckpointError when the cache has no such revision, or the snapshot no readable weights.
     """
-    snapshot = _snapshot(source)
-    commit = snapshot.name
-    name = snapshot.parent.parent.name.removeprefix("models--").replace("--", "/")
-    module = adapter if adapter.holds_adapter(str(snapshot)) else folder
+    path = snapshot(source)
+    commit = path.name
+    name = path.parent.parent.name.removeprefix("models--").replace("--", "/")
+    module = adapter if adapter.holds_adapter(str(path)) else folder
     model: str | None = name
-    for record in module.open_as(str(snapshot), name):
+    for record in module.open_as(str(path), name):
         if isinstance(record, Checkpoint):
             model = None  # what the records beside a checkpoint say, they say of it
         yield record
@@ -45,13 +45,13 @@ def open(source: str) -> Iterator[Record]:
     yield Facts(model, revision=commit)
 
 
-def _snapshot(source: str) -> Path:
+def snapshot(source: str) -> Path:
     """The snapshot folder that `source` means; raises CheckpointError."""
     if snapshot_sha(source):
         return absolute(source)
     found = (absolute(source), None) if is_folder(source) else _cached(source)
     if found is None:
-        raise CheckpointError(f"{shown(source)} is not in the Hub cache {shown(_cache())}; download it first")
+        raise CheckpointError(f"{shown(source)} is not in the Hub cache {shown(cache())}; download it first")
     repository, revision = found
     wanted = revision or "main"
     commit = wanted
@@ -78,7 +78,7 @@ def _cached(source: str) -> tuple[Path, str | None] | None:
     match = _ID.fullmatch(source)
     if match is None or any(part in (".", "..") for part in re.split("[/@]", source)):
         return None
-    repository = _cache() / ("models--" + match["name"].replace("/", "--"))
+    repository = cache() / ("models--" + match["name"].replace("/", "--"))
     return (repository, match["revision"]) if _is_repository(repository) else None
 
 
@@ -86,7 +86,7 @@ def _is_repository(path: Path) -> bool:
     return path.name.startswith("models--") and is_folder(str(path / "snapshots"))
 
 
-def _cache() -> Path:
+def cache() -> Path:
     """Where huggingface_hub keeps its cache, by the environment as it is now."""
     for variable in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"):
         if os.environ.get(variable):

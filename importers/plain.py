@@ -39,8 +39,12 @@ _TORCH_NAMES = {
 }
 
 
-def records(weights: Checkpoint, config: Mapping[str, Any] | None = None) -> Iterator[Record]:
+def records(
+    weights: Checkpoint, config: Mapping[str, Any] | None = None, enough: int | None = None
+) -> Iterator[Record]:
     """What an importer yields of `weights`: the Checkpoint with tied tensors dropped, and Facts.
+
+    `enough`: how many bytes of two tensors must agree for them to be tied; all, unless reading them costs much.
 
     Quantised weights yield Facts and a Problem and no Checkpoint: without tensors, all would have
     one digest. Raises CheckpointError when tied tensors cannot be read.
@@ -56,7 +60,7 @@ def records(weights: Checkpoint, config: Mapping[str, Any] | None = None) -> Ite
         yield Problem(f"{shown(weights.source)} has no weights to compare and is kept for lineage: {reason}")
         return
     try:
-        drop_tied(weights, config)
+        drop_tied(weights, config, enough)
     finally:
         weights.close()  # until the pass reads it
     parameters = sum(tensor.numel for tensor in weights.tensors if tensor.dtype in FLOAT_DTYPES)
@@ -108,7 +112,9 @@ def _method(config: Mapping[str, Any] | None) -> str:
     return f"quantised ({shown(method)})" if isinstance(method, str) else "quantised"
 
 
-def drop_tied(weights: Checkpoint, config: Mapping[str, Any] | None = None) -> None:
+def drop_tied(
+    weights: Checkpoint, config: Mapping[str, Any] | None = None, enough: int | None = None
+) -> None:
     """Move an output head that is the embedding itself to `skipped`; T5's copies of `shared` likewise.
 
     A head is tied when the config says so. A config that says nothing means its class's default,
@@ -126,7 +132,7 @@ def drop_tied(weights: Checkpoint, config: Mapping[str, Any] | None = None) -> N
         for other in embeddings:
             if other.name == tensor.name:
                 break
-            if other.shape == tensor.shape and ((head and says) or same_bytes(tensor, other)):
+            if other.shape == tensor.shape and ((head and says) or same_bytes(tensor, other, enough)):
                 weights.tensors.remove(tensor)
                 weights.skipped[tensor.name] = f"tied to {other.name}"
                 break
@@ -143,16 +149,21 @@ def _says_tied(config: Mapping[str, Any] | None) -> bool | None:
     return None
 
 
-def same_bytes(a: Tensor, b: Tensor) -> bool:
-    """Whether two tensors of one shape hold the same bytes; stops at the first piece that differs."""
+def same_bytes(a: Tensor, b: Tensor, enough: int | None = None) -> bool:
+    """Whether two tensors of one shape hold the same bytes, the first `enough` of them if given.
+
+    Stops at the first piece that differs; the pieces grow, because what differs does so early.
+    """
     if a.dtype != b.dtype:
         return False
-    piece = 1 << 20
-    mine, other = bytearray(piece), bytearray(piece)
-    for start in range(0, a.nbytes, piece):
-        length = min(piece, a.nbytes - start)
-        a.read(start, memoryview(mine)[:length])
-        b.read(start, memoryview(other)[:length])
-        if mine[:length] != other[:length]:
+    piece, start = 4 << 10, 0
+    nbytes = a.nbytes if enough is None else min(enough, a.nbytes)
+    while start < nbytes:
+        length = min(piece, nbytes - start)
+        mine, other = bytearray(length), bytearray(length)
+        a.read(start, memoryview(mine))
+        b.read(start, memoryview(other))
+        if mine != other:
             return False
+        start, piece = start + length, min(2 * piece, 1 << 20)
     return True

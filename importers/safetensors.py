@@ -4,8 +4,9 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
-from kinbase.checkpoint import DTYPE_BYTES, Checkpoint, Record, Tensor
+from kinbase.checkpoint import DTYPE_BYTES, Checkpoint, FileStamp, Record, Tensor
 from kinbase.errors import CheckpointError
 
 from .files import WeightsFile, is_file, parse_object, shown
@@ -39,6 +40,20 @@ class Entry:
     nbytes: int
 
 
+class Readable(Protocol):
+    """A file read by position: files.WeightsFile, which documents it, or ranges.RangedFile."""
+
+    @property
+    def path(self) -> str | os.PathLike[str]: ...
+
+    @property
+    def stamp(self) -> FileStamp: ...
+
+    def read(self, offset: int, out: memoryview) -> None: ...
+
+    def close(self) -> None: ...
+
+
 def recognises(source: str) -> bool:
     """Whether `source` is a .safetensors file."""
     return source.endswith(".safetensors") and is_file(source)
@@ -55,7 +70,11 @@ def checkpoint(path: str | os.PathLike[str], kept: bool = True) -> Checkpoint:
     `kept`: as in WeightsFile. Raises CheckpointError when the file is not exactly what the format
     allows.
     """
-    file = WeightsFile(path, kept)
+    return of_file(WeightsFile(path, kept), Path(path).stem, str(path))
+
+
+def of_file(file: Readable, name: str, source: str) -> Checkpoint:
+    """As `checkpoint`, of a file that is open already, wherever it lies."""
     tensors: list[Tensor] = []
     skipped: dict[str, str] = {}
     try:
@@ -68,12 +87,10 @@ def checkpoint(path: str | os.PathLike[str], kept: bool = True) -> Checkpoint:
             tensors.append(Tensor(entry.name, entry.dtype, entry.shape, read))
         else:
             skipped[entry.name] = f"dtype {shown(entry.dtype)} is not read"
-    return Checkpoint(
-        Path(path).stem, str(path), tensors, files=[file.stamp], skipped=skipped, close=file.close
-    )
+    return Checkpoint(name, source, tensors, files=[file.stamp], skipped=skipped, close=file.close)
 
 
-def reader(file: WeightsFile, origin: int, nbytes: int) -> Callable[[int, memoryview], None]:
+def reader(file: Readable, origin: int, nbytes: int) -> Callable[[int, memoryview], None]:
     """`Tensor.read` of the `nbytes` bytes at `origin` of `file`."""
 
     def read(start: int, out: memoryview) -> None:
@@ -84,7 +101,7 @@ def reader(file: WeightsFile, origin: int, nbytes: int) -> Callable[[int, memory
     return read
 
 
-def read_header(file: WeightsFile) -> list[Entry]:
+def read_header(file: Readable) -> list[Entry]:
     """The tensors of a file, in the order they lie in it.
 
     Raises CheckpointError when the header is longer than the format or the file allows, is not a

@@ -5,12 +5,20 @@ An importer is a module with two functions::
     recognises(source: str) -> bool          # cheap: looks at names and first bytes, raises nothing
     open(source: str) -> Iterator[Record]    # raises CheckpointError; yields, never stores
 
+An importer of what lies elsewhere (its module has DEPTHS) is told how deep to read, and tells what it does::
+
+    open(source, depth, tell)                # depth: one of DEPTHS; tell(what, done, total)
+    relatives(source, relation, limit, tell) # optional: Iterator[Relative], models made from this one
+    source_of(label) -> str | None           # optional: the source that a parent's name means there
+    public(source) -> str                    # optional: the source without what nobody else may see
+
 It is found by the entry point group ``kinbase.importers`` and knows no database. Every record
 names a model by the label the source uses for it; ``None`` means "the model this file lies
 beside" and is filled in by the loader.
 """
 
 import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -37,6 +45,10 @@ DTYPE_BYTES = {
 
 FLOAT_DTYPES = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
 """The dtypes that hold weights. The others are buffers, which have no delta."""
+
+
+ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+:")
+"""How the address of something elsewhere begins; a path does not (nor does a drive, which is one letter)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +87,11 @@ class FileStamp:
     size: int
     mtime_ns: int
 
+    @property
+    def elsewhere(self) -> bool:
+        """Whether the file is not on this machine: `path` is an address, `mtime_ns` a digest of what identifies it."""
+        return ADDRESS.match(self.path) is not None
+
     @classmethod
     def of(cls, path: str | os.PathLike[str]) -> "FileStamp":
         """The stamp of the file at `path`; raises OSError when there is none."""
@@ -90,7 +107,8 @@ class Checkpoint:
     `tensors` are whole weights, or, when `delta_of` names a model, the change an adapter makes
     to that model's tensors (tensors not listed are unchanged). `skipped` maps the name of each
     tensor that holds no weights of its own to the reason (tied, integer buffer, quantised).
-    `close` releases the files.
+    `close` releases the files; `verify` raises CheckpointError when a file elsewhere is no longer what it was
+    when it was opened, where reading it does not tell.
     """
 
     name: str
@@ -100,6 +118,7 @@ class Checkpoint:
     delta_of: str | None = None
     skipped: dict[str, str] = field(default_factory=dict)
     close: Callable[[], None] = lambda: None
+    verify: Callable[[], None] = lambda: None
 
     @property
     def nbytes(self) -> int:
@@ -194,10 +213,31 @@ class Training:
 
 
 @dataclass(frozen=True, slots=True)
+class Commit:
+    """The model and version that a source elsewhere is. It comes before anything else of it is read.
+
+    A loader that has this version may stop there.
+    """
+
+    model: str
+    commit: str
+
+
+@dataclass(frozen=True, slots=True)
+class Relative:
+    """A model made from another one, as a site lists it: where to open it, its name and version."""
+
+    source: str
+    model: str
+    commit: str
+    has_children: bool = True
+
+
+@dataclass(frozen=True, slots=True)
 class Problem:
     """Something in the source that could not be read, in one line; the rest was."""
 
     message: str
 
 
-Record = Checkpoint | Facts | Alias | Edge | Score | ReportedKinship | Task | Training | Problem
+Record = Checkpoint | Commit | Facts | Alias | Edge | Score | ReportedKinship | Task | Training | Problem

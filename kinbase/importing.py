@@ -13,11 +13,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kinbase import naming, records
+from kinbase import naming, records, sketches
 from kinbase.checkpoint import (
     FLOAT_DTYPES,
     Alias,
-    Checkpoint,
+    Commit,
     Edge,
     Facts,
     ReportedKinship,
@@ -26,11 +26,22 @@ from kinbase.checkpoint import (
     Training,
 )
 from kinbase.errors import CheckpointError, KinbaseError, UsageError
-from kinbase.families import Report, is_as_it_was, open_members, store_family, whole
-from kinbase.sources import Source, read
+from kinbase.families import (
+    Report,
+    gone_notes,
+    measure_alone,
+    open_members,
+    store_family,
+    whole,
+    without_sketch,
+    without_unreadable,
+)
+from kinbase.remote import read_all, stored_versions
+from kinbase.sources import Known, Source, Tell, elsewhere, read
 from kinbase.store import Connection, Store
 
 if TYPE_CHECKING:  # the pass costs half a second of imports, which records alone need not pay
+    from kinbase.estimating import Sampled
     from kinbase.measuring import Family
 
 
@@ -43,29 +54,47 @@ def import_sources(
     device: str = "auto",
     metadata_only: bool = False,
     kinship: bool = True,
+    sample: float | None = None,
+    stderr: float | None = None,
+    stream: bool = False,
+    sketch: bool = False,
     report: Report = lambda done, total: None,
+    tell: Tell = lambda what, done, total: None,
 ) -> list[Source]:
     """Import `sources`; what became of each, in the same order (a base that had to be read comes first).
 
     `base` is a model or a source; `name` renames the only source; `report(done, total)` is told bytes.
+    Kinship is estimated from the share `sample` of the bytes, until its error is below `stderr`, in place of
+    being measured; weights elsewhere are read and not kept if `stream`. With `sketch` the sources are read and
+    nothing else: they meet everybody by sketches. `tell` is told what else is going on.
     Raises UsageError for contradictory arguments, KinbaseError when the base cannot be had and
     DatabaseError when the file cannot be used. KeyboardInterrupt leaves the database without the models
     but with the tensors measured so far, and the same import goes on from there.
     """
     if name and len(sources) != 1:
         raise UsageError("--name names one model: import that source by itself")
-    found = [read(source, name) for source in sources]
+    if sketch and (metadata_only or sample is not None or not kinship):
+        raise UsageError("--sketch reads the weights once, for kinship: it goes with no other depth")
+    depth = _depth(metadata_only, sample, stderr, stream)
+    known = stored_versions(store, depth, base) if any(map(elsewhere, [*sources, base or ""])) else _new
+    found = read_all(sources, name=name, depth=depth, known=known, tell=tell)
+    sampled: list[Sampled] = []
     try:
-        base = _find_base(store, base, found)
+        base = _find_base(store, base, found, depth, known, tell)
         _refuse_namesakes(found)
-        _place(store, found, base)
+        _place(store, found, base, sketch)
         families: list[Family] = []
         if metadata_only:
-            for source in found:
-                source.status = "metadata" if source.arriving else source.status
+            _keep_metadata(found)
+        elif sample is not None and any(source.arriving for source in found):
+            from kinbase.estimating import sample_families
+
+            sampled = sample_families(store, found, sample, stderr, report)
         elif any(source.arriving for source in found):
-            families = _measure(store, found, kinship=kinship, device=device, report=report)
-        _store(store, found, families)
+            families = _measure(
+                store, found, kinship=kinship, sketch=sketch, device=device, depth=depth, report=report
+            )
+        _store(store, found, families, sampled, kinship and not metadata_only)
     finally:
         for source in found:
             if source.checkpoint:
@@ -73,10 +102,42 @@ def import_sources(
     return found
 
 
+def import_metadata(store: Store, found: list[Source]) -> None:
+    """Store what sources say besides weights, in one transaction."""
+    _refuse_namesakes(found)
+    _keep_metadata(found)
+    _store(store, found, [], [], False)
+
+
+def _keep_metadata(found: list[Source]) -> None:
+    for source in found:
+        if source.arriving or (source.commit and not source.status):
+            source.status = "metadata"
+
+
+def _depth(metadata_only: bool, sample: float | None, stderr: float | None, stream: bool) -> str:
+    """How deep what lies elsewhere is read; raises UsageError for two depths at once."""
+    if metadata_only + stream + (sample is not None) > 1:
+        raise UsageError("--metadata-only, --sample and --stream are different depths: choose one")
+    if sample is not None and not 0 < sample < 1:
+        raise UsageError(f"--sample takes a share of the bytes between 0 and 1, not {sample:g}")
+    if stderr is not None and (sample is None or stderr <= 0):
+        raise UsageError("--stderr is the error at which --sample stops early: give both, above zero")
+    return (
+        "metadata" if metadata_only else "sample" if sample is not None else "stream" if stream else "whole"
+    )
+
+
+def _new(commit: Commit) -> tuple[str, bool]:
+    return commit.model, False
+
+
 # Place.
 
 
-def _find_base(store: Store, base: str | None, found: list[Source]) -> str | None:
+def _find_base(
+    store: Store, base: str | None, found: list[Source], depth: str, versions: Known, tell: Tell
+) -> str | None:
     """The name of the base asked for. A source that is neither imported nor on its way is read, and goes first."""
     if base is None:
         return None
@@ -88,16 +149,25 @@ def _find_base(store: Store, base: str | None, found: list[Source]) -> str | Non
             and paths & {source.name, source.source, str(Path(source.source).resolve())}
         ):
             return source.name
+    name = None
     if store.path.exists():
         with store.reading() as con:
             for label in sorted(paths):
                 if (known := naming.find(con, label)) is not None:
-                    return naming.name_of(con, known)
-            if not Path(base).exists():
-                return naming.resolve(con, base)
-    extra = read(base)
+                    name = naming.name_of(con, known)
+                    address = naming.address_without_weights(con, known)
+                    if address is None or depth == "metadata":
+                        return name
+                    base = address
+                    break
+            else:
+                if not Path(base).exists() and not elsewhere(base):
+                    return naming.resolve(con, base)
+    extra = read(base, name, depth=depth, known=versions, tell=tell)
     if extra.status == "failed":
         raise KinbaseError(f"the base cannot be read: {extra.notes[-1]}")
+    if extra.status == "unchanged":
+        return extra.name
     if extra.checkpoint is None:
         raise KinbaseError(
             f"the base {base} has no weights: give the checkpoint that the others were tuned from"
@@ -119,7 +189,7 @@ def _refuse_namesakes(found: list[Source]) -> None:
                 )
 
 
-def _place(store: Store, found: list[Source], base: str | None) -> None:
+def _place(store: Store, found: list[Source], base: str | None, sketch: bool) -> None:
     """Choose each checkpoint's base, and tell which are stored already, by their files."""
     if not store.path.exists():
         for source in found:
@@ -130,6 +200,8 @@ def _place(store: Store, found: list[Source], base: str | None) -> None:
         known = naming.members(con)
         names = {member.model_id: member.name for member in known}
         by_files = {member.files: member for member in known if member.files}
+        lacking = sketches.lacking(con, [member.name for member in known])
+        sketched = sketches.sketched(con) if sketch else set()
         for source in found:
             if not source.arriving:
                 continue
@@ -144,8 +216,10 @@ def _place(store: Store, found: list[Source], base: str | None) -> None:
                 source.records.append((source.source, Alias(str(source.name))))
                 source.notes.append(f"{source.name} is another name of {same.name} now")
             source.name = source.checkpoint.name = same.name
-            if source.base in (None, same.name) or (source.base == stored_base and same.measured):
-                source.status = "unchanged"
+            met = same.measured or same.model_id in sketched
+            if source.base in (None, same.name) or (source.base == stored_base and met):
+                source.again = same.name in lacking
+                source.status = "" if source.again else "unchanged"
 
 
 def _claimed_base(con: Connection | None, source: Source, found: list[Source]) -> str | None:
@@ -185,72 +259,72 @@ def _claimed_parents(source: Source) -> list[str]:
 
 
 def _measure(
-    store: Store, found: list[Source], *, kinship: bool, device: str, report: Report
+    store: Store, found: list[Source], *, kinship: bool, sketch: bool, device: str, depth: str, report: Report
 ) -> "list[Family]":
-    """One pass a family; whatever has no base, or whose base cannot be read, is read for its digest alone."""
+    """One pass a family; whatever has no base, or whose base cannot be read, is read by itself alone."""
     from kinbase.gpu import resolve_device
     from kinbase.measuring import measure
 
     families: list[Family] = []
     covered: set[str | None] = set()
     groups = (
-        dict.fromkeys(s.base for s in found if s.arriving and s.base not in (None, s.name)) if kinship else {}
+        dict.fromkeys(s.base for s in found if s.arriving and not s.again and s.base not in (None, s.name))
+        if kinship and not sketch
+        else {}
     )
     for base_name in groups:
-        group = [s for s in found if s.arriving and s.base == base_name and s.name != base_name]
+        group = [
+            s for s in found if s.arriving and not s.again and s.base == base_name and s.name != base_name
+        ]
         arriving = next((s for s in found if s.arriving and s.name == base_name), None)
-        known, gone = open_members(store, base_name, without=[s.name for s in group])
+        away = "stream" if depth == "stream" else "kept"
+        known, gone = open_members(store, base_name, without=[s.name for s in group], depth=away)
         try:
             base = arriving.checkpoint if arriving else known.get(base_name)
             others = [checkpoint for name, checkpoint in known.items() if name != base_name]
+            unsketched = without_sketch(store, [base_name, *gone])
             if base is None:
+                waits = "kinship waits" if base_name in unsketched else "kinship is estimated by sketches"
                 for source in group:
-                    source.notes.append(
-                        f"the files of its base {base_name} are gone or changed: kinship waits"
-                    )
+                    source.notes.append(f"the files of its base {base_name} are gone or changed: {waits}")
                 continue
             for source in group:
-                source.notes += [f"no kinship with {name}: its files are gone or changed" for name in gone]
+                source.notes += gone_notes(gone, unsketched)
             while group:
                 try:
                     members = whole(store, [s.checkpoint for s in group if s.checkpoint] + others, base_name)
                     family = measure(
-                        store, base, members, new=len(group), hash_base=arriving is not None,
+                        store, base, members, new=len(group), hash_base=arriving is not None or base_name in unsketched,
                         device=resolve_device(device, len(members)), report=report,
                     )  # fmt: skip
                 except CheckpointError as error:
-                    group = _without_unreadable(group, error)
+                    group = without_unreadable(group, error)
                     continue
                 for i, source in enumerate(group):
                     if family.coverage(i) == 0:
                         source.fail(KinbaseError(_stranger(family, i)))
                 families.append(family)
                 # What an adapter was read with is not part of it: its digest is taken of it alone.
-                covered |= {base.name} | {
-                    s.name for s, m in zip(group, members, strict=False) if s.checkpoint is m
-                }
+                own = {s.name for s, m in zip(group, members, strict=False) if s.checkpoint is m}
+                for source in group:
+                    if source.name not in own:
+                        family.forget(str(source.name))
+                covered |= {base.name} | own
                 break
         finally:
             for checkpoint in known.values():
                 checkpoint.close()
     for source in found:
         if source.arriving and source.name not in covered:
-            assert source.checkpoint
+            its_base = source.base if kinship and source.base != source.name else None
+            arriving = next((s for s in found if s.arriving and s.name == its_base), None)
             try:
-                families.append(
-                    measure(store, source.checkpoint, hash_base=True, device="cpu", report=report)
+                families += measure_alone(
+                    store, source, its_base, arriving.checkpoint if arriving else None, report=report
                 )
             except CheckpointError as error:
                 source.fail(error)
     return families
-
-
-def _without_unreadable(group: list[Source], error: CheckpointError) -> list[Source]:
-    """Fail the sources whose files changed under the pass, or all of them when it was none of theirs."""
-    changed = [s for s in group if s.checkpoint and not all(map(is_as_it_was, s.checkpoint.files))]
-    for source in changed or group:
-        source.fail(error)
-    return [source for source in group if source.arriving]
 
 
 def _stranger(family: "Family", member: int) -> str:
@@ -264,38 +338,81 @@ def _stranger(family: "Family", member: int) -> str:
 # Store.
 
 
-def _store(store: Store, found: list[Source], families: "Sequence[Family]") -> None:
-    if all(source.status == "failed" for source in found):
+def _store(
+    store: Store,
+    found: list[Source],
+    families: "Sequence[Family]",
+    sampled: "Sequence[Sampled]",
+    kinship: bool,
+) -> None:
+    if all(source.status == "failed" or _is_known(source) for source in found):
         return
     with store.writing() as con:
         digests = {name: digest for family in families for name, digest in family.digests.items()}
+        light = [s for s in found if s.name and s.status in ("metadata", "sampled", "unchanged")]
+        named = naming.named_all(con, [str(source.name) for source in light])
         ids = {
-            source.name: _store_model(con, source, digests) for source in found if source.status != "failed"
+            source.name: _store_model(con, source, digests, named)
+            for source in found
+            if source.status != "failed"
         }
         for source in found:
             if source.status == "imported" and source.base not in (None, source.name):
                 model_id, base_id = ids[source.name], naming.find(con, str(source.base))
                 if model_id is not None and base_id is not None:
                     records.put_base(con, model_id, base_id)
-        for family in families:
+        for family in sorted(
+            families, key=lambda family: bool(family.changes)
+        ):  # a base before who does not fit it
             store_family(con, family, ids)
-        for source in found:
-            if source.status != "failed":
-                _store_records(con, source)
-            if source.status in ("imported", "metadata", "unchanged") and source.checkpoint:
-                _store_size(con, source.checkpoint)
+        _meet(con, found, ids, kinship)
+        if sampled:
+            from kinbase.estimating import store_sampled
+
+            for each in sampled:
+                store_sampled(con, each, ids)
+        _store_records(
+            con, [source for source in found if source.status != "failed" and not _is_known(source)]
+        )
+        _store_sizes(con, found)
 
 
-def _store_model(con: Connection, source: Source, digests: dict[str, str]) -> int | None:
+def _meet(con: Connection, found: list[Source], ids: dict[str | None, int | None], kinship: bool) -> None:
+    """Estimate by sketches the kinship of new members with whom they were not measured; say whom others resemble."""
+    new = [s for s in found if s.status == "imported" and not s.again and ids[s.name] is not None]
+    if not new:
+        return
+    from kinbase import meeting
+
+    groups: dict[int, list[int]] = {}
+    for source in new:
+        model_id = ids[source.name]
+        assert model_id is not None
+        base_id = naming.base_id(con, model_id)
+        if base_id is not None and kinship:
+            groups.setdefault(base_id, []).append(model_id)
+    for base_id, members in groups.items():
+        meeting.meet(con, base_id, members)
+    bases = {source.base for source in found}
+    for source in new:
+        model_id = ids[source.name]
+        if model_id is not None and source.base is None and source.name not in bases:
+            line = meeting.suggestion(con, model_id)
+            source.notes += [line] if line else []
+
+
+def _store_model(
+    con: Connection, source: Source, digests: dict[str, str], named: dict[str, int]
+) -> int | None:
     """The model's row and names; its model_id, or None for a source that is no model or whose name is taken."""
     checkpoint = source.checkpoint
-    if checkpoint is None or source.name is None:
+    if _is_known(source):
+        return named[str(source.name)]
+    if source.name is None or (checkpoint is None and not source.commit):
         source.status = "records"
         return None
-    if source.status in ("unchanged", "metadata"):
-        model_id = naming.named(con, source.name)
-        if source.status == "metadata":
-            records.put_source(con, model_id, checkpoint.source)
+    if checkpoint is None or source.status in ("unchanged", "metadata", "sampled"):
+        model_id = named[source.name]
     else:
         digest = digests[source.name]
         try:
@@ -307,35 +424,70 @@ def _store_model(con: Connection, source: Source, digests: dict[str, str]) -> in
         if name != source.name:
             source.notes.append(f"the same weights as {name}: {source.name} is another name of it now")
             source.name = name
-    source.records.insert(0, (source.source, Alias(str(Path(source.source).resolve()), kind="path")))
+    place = source.source if source.importer else str(Path(source.source).resolve())
+    speaker = source.records[0][0] if source.importer and source.records else source.source
+    source.records.insert(0, (speaker, Alias(place, kind="path")))
     return model_id
 
 
-def _store_size(con: Connection, checkpoint: Checkpoint) -> None:
-    """What the tensors say of a model's size, whatever its files claim; an adapter's are its delta, not itself."""
-    if checkpoint.delta_of is None:
+def _is_known(source: Source) -> bool:
+    """Whether nothing was read of a source but that it is what is stored."""
+    return source.status == "unchanged" and source.checkpoint is None
+
+
+def _store_sizes(con: Connection, found: Sequence[Source]) -> None:
+    """What the tensors say of models' sizes, whatever their files claim; an adapter's are its delta, not itself.
+
+    And where models without weights are found.
+    """
+    told = [s for s in found if s.status in ("imported", "metadata", "sampled", "unchanged") and s.name]
+    ids = naming.named_all(con, [str(s.name) for s in told])
+    rows = []
+    for source in told:
+        checkpoint = source.checkpoint
+        if checkpoint is None or checkpoint.delta_of is not None:
+            continue
         dtypes = Counter[str]()
         for tensor in checkpoint.tensors:
             dtypes[tensor.dtype] += tensor.numel if tensor.dtype in FLOAT_DTYPES else 0
         dtype = max(dtypes, key=dtypes.__getitem__, default=None)
-        records.put_size(con, naming.named(con, checkpoint.name), dtypes.total(), dtype, checkpoint.nbytes)
+        rows.append((ids[str(source.name)], dtypes.total(), dtype, checkpoint.nbytes))
+    records.put_sizes(con, rows)
+    places = {
+        ids[str(s.name)]: s.checkpoint.source if s.checkpoint else s.source
+        for s in told
+        if s.status in ("metadata", "sampled")
+    }
+    records.put_first_sources(con, places)
 
 
-def _store_records(con: Connection, source: Source) -> None:
-    """What the source says besides weights. A name that is taken costs a note, not the rest."""
-    for _, facts in source.said(Facts):
-        records.put_facts(con, naming.named(con, facts.model or str(source.name)), facts)
-    for _, alias in source.said(Alias):
+def _store_records(con: Connection, found: Sequence[Source]) -> None:
+    """What sources say besides weights. A name that is taken costs a note, not the rest."""
+    said = [(source, record) for source in found for _, record in source.records]
+    labels = [r.model or str(s.name) for s, r in said if isinstance(r, Facts | Alias)]
+    ids = naming.named_all(con, labels)
+    speaker = {id(r): s for s, r in said if isinstance(r, Alias)}
+    aliases = [(ids[r.model or str(s.name)], r) for s, r in said if isinstance(r, Alias)]
+    for model_id, alias in records.put_new_aliases(con, aliases) if aliases else ():
         try:
-            records.put_alias(con, naming.named(con, alias.model or str(source.name)), alias)
+            records.put_alias(con, model_id, alias)
         except KinbaseError as error:
-            source.notes.append(str(error))
-    for file in dict.fromkeys(file for file, _ in source.records):
-        edges = [r for f, r in source.said(Edge) if f == file]
-        scores = [r for f, r in source.said(Score) if f == file]
-        reported = [r for f, r in source.said(ReportedKinship) if f == file]
-        records.put_edges(con, source.name, file, edges)
-        records.put_scores(con, source.name, scores)
-        records.put_reported(con, file, reported)
-    records.put_tasks(con, [task for _, task in source.said(Task)])
-    records.put_trainings(con, source.name, [training for _, training in source.said(Training)])
+            speaker[id(alias)].notes.append(str(error))
+    ids = naming.named_all(con, labels)  # an alias may have made two rows one
+    records.put_many_facts(con, [(ids[r.model or str(s.name)], r) for s, r in said if isinstance(r, Facts)])
+    claims = []
+    for source in found:
+        for file in dict.fromkeys(file for file, _ in source.records):
+            edges = [r for f, r in source.said(Edge) if f == file]
+            scores = [r for f, r in source.said(Score) if f == file]
+            claims.append((source.name, file, edges))
+            records.put_scores(con, source.name, scores)
+        records.put_trainings(con, source.name, [training for _, training in source.said(Training)])
+    records.put_claims(con, claims)
+    files = [file for _, file, _ in claims]
+    if files:
+        records.drop_reported(con, files)
+    for source in found:
+        for file in dict.fromkeys(file for file, _ in source.said(ReportedKinship)):
+            records.put_reported(con, file, [r for f, r in source.said(ReportedKinship) if f == file])
+    records.put_tasks(con, [task for source in found for _, task in source.said(Task)])

@@ -3,11 +3,11 @@
 All functions take an open connection of the store and are part of its unit of work.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 
-from kinbase.checkpoint import FileStamp
+from kinbase.checkpoint import ADDRESS, FileStamp
 from kinbase.errors import KinbaseError
 from kinbase.store import Connection
 
@@ -87,11 +87,47 @@ def named(con: Connection, label: str) -> int:
     return int(row[0])
 
 
+def named_all(con: Connection, labels: Iterable[str]) -> dict[str, int]:
+    """`named` for many labels at once."""
+    wanted = list(dict.fromkeys(labels))
+    rows = con.execute(
+        """
+        select label, coalesce(m.model_id, a.model_id)
+        from (select unnest($1::varchar[]) as label)
+        left join raw.model m on m.name = label
+        left join raw.alias a on a.alias = label
+        """,
+        [wanted],
+    ).fetchall()
+    found = {label: model_id for label, model_id in rows if model_id is not None}
+    missing = [label for label in wanted if label not in found]
+    if missing:
+        rows = con.execute(
+            "insert into raw.model (name) select unnest($1::varchar[]) returning name, model_id", [missing]
+        ).fetchall()
+        found |= dict(rows)
+    return found
+
+
 def name_of(con: Connection, model_id: int) -> str:
     """The name of a stored model."""
     row = con.execute("select name from raw.model where model_id = ?", [model_id]).fetchone()
     assert row
     return str(row[0])
+
+
+def address_without_weights(con: Connection, model_id: int) -> str | None:
+    """Where a model lies elsewhere whose weights were never read whole; None for any other."""
+    row = con.execute(
+        "select source from raw.model where model_id = ? and digest is null", [model_id]
+    ).fetchone()
+    return row[0] if row and row[0] and ADDRESS.match(row[0]) else None
+
+
+def base_id(con: Connection, model_id: int) -> int | None:
+    """The base a model is measured against, or is to be."""
+    row = con.execute("select base_id from raw.model where model_id = ?", [model_id]).fetchone()
+    return row[0] if row else None
 
 
 def base_or_parents(con: Connection, label: str) -> tuple[str | None, list[str]] | None:
@@ -111,6 +147,13 @@ def base_or_parents(con: Connection, label: str) -> tuple[str | None, list[str]]
         "select distinct parent from lineage where child = ? order by parent", [row[1]]
     ).fetchall()
     return row[0], [parent for (parent,) in parents]
+
+
+def parents(con: Connection, name: str) -> list[tuple[str, str]]:
+    """What a model is said to be made from, and how: (parent, relation)."""
+    return con.execute(
+        "select distinct parent, relation from lineage where child = ? order by all", [name]
+    ).fetchall()
 
 
 def members(con: Connection) -> list[Member]:
@@ -138,8 +181,51 @@ def members(con: Connection) -> list[Member]:
     ]
 
 
-def missing_pairs(con: Connection, names: Sequence[str]) -> dict[str, list[tuple[str, str]]]:
-    """Pairs of one family without exact kinship, by base: among `names`, or of the only one with its family."""
+@dataclass(frozen=True, slots=True)
+class Version:
+    """A stored model of which an importer can tell the version: its commit, and how far it was measured."""
+
+    name: str
+    revision: str | None
+    base: str | None
+    has_weights: bool
+    measured: bool
+    has_parents: bool
+
+
+def versions(con: Connection) -> dict[str, Version]:
+    """The models with a revision, by each of their names but paths."""
+    rows = con.execute(
+        """
+        select a.alias, m.name, m.revision, b.name, m.digest is not null,
+            m.model_id in (select model_id from raw.delta),
+            m.model_id in (select child_id from raw.claim where parent_id <> child_id)
+        from raw.model m
+        join (select name as alias, model_id from raw.model
+              union all select alias, model_id from raw.alias where kind <> 'path') a using (model_id)
+        left join raw.model b on b.model_id = m.base_id
+        where m.revision is not null
+        """
+    ).fetchall()
+    return {alias: Version(*rest) for alias, *rest in rows}
+
+
+def files(con: Connection, name: str) -> list[FileStamp]:
+    """What a model's weights were read from."""
+    rows = con.execute(
+        "select path, size, mtime_ns from raw.file join raw.model using (model_id) where name = ?", [name]
+    ).fetchall()
+    return [FileStamp(*row) for row in rows]
+
+
+def missing_pairs(
+    con: Connection, names: Sequence[str], *, exact: bool = True
+) -> dict[str, list[tuple[str, str]]]:
+    """Pairs of one family without kinship, by base: among `names`, or of the only one with its family.
+
+    An estimate by sketches counts as none if `exact`. Otherwise a model that met all others by its sketch lacks
+    none of those that were too far to be stored.
+    """
     rows = con.execute(
         """
         with member as (
@@ -150,11 +236,31 @@ def missing_pairs(con: Connection, names: Sequence[str]) -> dict[str, list[tuple
         from member a join member b on a.base = b.base and a.model_id < b.model_id
         where if(len($1) = 1, $1[1] in (a.name, b.name), list_contains($1, a.name) and list_contains($1, b.name))
             and (a.model_id, b.model_id) not in (select (a_id, b_id) from raw.pair)
+            and ($2 or (a.model_id, b.model_id) not in (select (a_id, b_id) from raw.estimate where method = 'sketch'))
+            and ($2 or len($1) > 1 or not (
+                a.model_id in (select model_id from raw.direction) and b.model_id in (select model_id from raw.direction)
+                and exists (from raw.estimate e where method = 'sketch' and e.base_id is not null
+                    and (a.model_id in (e.a_id, e.b_id) or b.model_id in (e.a_id, e.b_id)))
+            ))
         order by all
         """,
-        [list(names)],
+        [list(names), exact],
     ).fetchall()
     found: dict[str, list[tuple[str, str]]] = {}
     for base, a, b in rows:
         found.setdefault(base, []).append((a, b))
     return found
+
+
+def sketched_pairs(con: Connection, pairs: Sequence[tuple[str, str]]) -> set[tuple[str, str]]:
+    """Those of `pairs` whose kinship is estimated by sketches, whichever way round they are named."""
+    rows = con.execute(
+        """
+        select x, y from (select unnest($1::varchar[]) as x, unnest($2::varchar[]) as y) p
+        join raw.model a on a.name = x join raw.model b on b.name = y
+        join raw.estimate e on e.method = 'sketch'
+            and e.a_id = least(a.model_id, b.model_id) and e.b_id = greatest(a.model_id, b.model_id)
+        """,
+        [[a for a, _ in pairs], [b for _, b in pairs]],
+    ).fetchall()
+    return set(rows)

@@ -5,12 +5,12 @@ All functions take a connection of `Store.writing()` and are part of its one tra
 
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 
 from kinbase.checkpoint import Alias, Edge, Facts, FileStamp, ReportedKinship, Score, Task, Training
 from kinbase.errors import KinbaseError
-from kinbase.naming import find, name_of, named
+from kinbase.naming import find, name_of, named, named_all
 from kinbase.store import Connection
 
 
@@ -53,6 +53,19 @@ def put_source(con: Connection, model_id: int, source: str) -> None:
     con.execute("update raw.model set source = ? where model_id = ?", [source, model_id])
 
 
+def put_first_sources(con: Connection, sources: Mapping[int, str]) -> None:
+    """Remember where models without weights are found; one with weights is found where they were read."""
+    if sources:
+        con.execute(
+            """
+            update raw.model set source = new.source
+            from (select unnest($1::integer[]) as model_id, unnest($2::varchar[]) as source) new
+            where model.model_id = new.model_id and model.digest is null
+            """,
+            [list(sources), list(sources.values())],
+        )
+
+
 def put_files(con: Connection, model_id: int, files: Iterable[FileStamp]) -> None:
     """Remember what a model's weights were read from, in place of what was known."""
     con.execute("delete from raw.file where model_id = ?", [model_id])
@@ -63,33 +76,58 @@ def put_files(con: Connection, model_id: int, files: Iterable[FileStamp]) -> Non
 
 def put_facts(con: Connection, model_id: int, facts: Facts) -> None:
     """Fill in what a source says of a model; what it does not say stays as it was."""
-    con.execute(
-        """
-        update raw.model set
-            architecture = coalesce($2, architecture), license = coalesce($3, license),
-            revision = coalesce($4, revision), relation = coalesce($5, relation),
-            parameters = coalesce($6, parameters), dtype = coalesce($7, dtype), created_at = coalesce($8, created_at)
-        where model_id = $1
-        """,
-        [
-            model_id, facts.architecture, facts.license, facts.revision, facts.relation,
-            facts.parameters, facts.dtype, _utc(facts.created_at),
-        ],
-    )  # fmt: skip
+    put_many_facts(con, [(model_id, facts)])
 
 
-def put_size(con: Connection, model_id: int, parameters: int, dtype: str | None, nbytes: int) -> None:
-    """Store what the tensors themselves say of a model's size."""
-    con.execute(
-        "update raw.model set parameters = ?, dtype = ?, bytes = ? where model_id = ?",
-        [parameters, dtype, nbytes, model_id],
-    )
+def put_many_facts(con: Connection, said: Sequence[tuple[int, Facts]]) -> None:
+    """Fill in what is said of models; of several words on one thing the last counts."""
+    merged: dict[int, dict[str, object]] = {}
+    for model_id, facts in said:
+        told = merged.setdefault(model_id, dict.fromkeys(FACTS))
+        told |= {name: value for name in FACTS if (value := getattr(facts, name)) is not None}
+        told["created_at"] = _utc(facts.created_at) or told["created_at"]
+    if merged:
+        con.execute(
+            f"""
+            update raw.model set {", ".join(f"{name} = coalesce(new.{name}, model.{name})" for name in FACTS)}
+            from (
+                select unnest($1::integer[]) as model_id, unnest($2::varchar[]) as architecture,
+                    unnest($3::varchar[]) as license, unnest($4::varchar[]) as revision, unnest($5::varchar[]) as relation,
+                    unnest($6::bigint[]) as parameters, unnest($7::varchar[]) as dtype, unnest($8::timestamp[]) as created_at
+            ) new
+            where model.model_id = new.model_id
+            """,
+            [list(merged), *([told[name] for told in merged.values()] for name in FACTS)],
+        )
+
+
+FACTS = ("architecture", "license", "revision", "relation", "parameters", "dtype", "created_at")
+
+
+def put_sizes(con: Connection, rows: Sequence[tuple[int, int, str | None, int]]) -> None:
+    """Store what the tensors themselves say of models' sizes: (model_id, parameters, dtype, bytes)."""
+    if rows:
+        con.execute(
+            """
+            update raw.model set parameters = new.parameters, dtype = new.dtype, bytes = new.bytes
+            from (
+                select unnest($1::integer[]) as model_id, unnest($2::bigint[]) as parameters,
+                    unnest($3::varchar[]) as dtype, unnest($4::bigint[]) as bytes
+            ) new
+            where model.model_id = new.model_id
+            """,
+            [list(column) for column in zip(*{row[0]: row for row in rows}.values(), strict=True)],
+        )
 
 
 def put_base(con: Connection, model_id: int, base_id: int) -> None:
     """Make a model a member of the family measured against `base_id`; what was measured against another goes."""
     con.execute("update raw.model set base_id = ? where model_id = ?", [base_id, model_id])
     con.execute("delete from raw.delta where model_id = ? and base_id <> ?", [model_id, base_id])
+    con.execute(
+        "delete from raw.estimate where method in ('sampled', 'sketch') and ? in (a_id, b_id) and base_id <> ?",
+        [model_id, base_id],
+    )
     for table in ("pair", "pair_part"):
         con.execute(f"delete from raw.{table} where ? in (a_id, b_id) and base_id <> ?", [model_id, base_id])
 
@@ -103,8 +141,8 @@ def put_alias(con: Connection, model_id: int, alias: Alias) -> None:
         row = con.execute("select name, digest from raw.model where model_id = ?", [known]).fetchone()
         assert row
         if row[1] is not None or row[0] != alias.alias:
-            # A path moves to whatever lies there now; any other name stays with whom it was given to.
-            if alias.kind == "path" and row[0] != alias.alias:
+            # A path, or a branch, moves to whatever is there now; any other name stays with whom it was given to.
+            if alias.kind in ("path", "revision") and row[0] != alias.alias:
                 con.execute("update raw.alias set model_id = ? where alias = ?", [model_id, alias.alias])
                 return
             raise KinbaseError(
@@ -112,6 +150,34 @@ def put_alias(con: Connection, model_id: int, alias: Alias) -> None:
             )
         _join(con, known, model_id)
     con.execute("insert into raw.alias values (?, ?, ?)", [alias.alias, model_id, alias.kind])
+
+
+def put_new_aliases(con: Connection, aliases: Sequence[tuple[int, Alias]]) -> list[tuple[int, Alias]]:
+    """Add those names that stand for nothing yet; the others, which `put_alias` may have to refuse."""
+    labels = [alias.alias for _, alias in aliases]
+    rows = con.execute(
+        "select name from raw.model where list_contains($1::varchar[], name) "
+        "union all select alias from raw.alias where list_contains($1::varchar[], alias)",
+        [labels],
+    ).fetchall()
+    taken = {label for (label,) in rows}
+    fresh: dict[str, tuple[int, Alias]] = {}
+    rest = []
+    for model_id, alias in aliases:
+        if alias.alias in taken or alias.alias in fresh:
+            rest.append((model_id, alias))
+        else:
+            fresh[alias.alias] = model_id, alias
+    if fresh:
+        con.execute(
+            "insert into raw.alias select unnest($1::varchar[]), unnest($2::integer[]), unnest($3::varchar[])",
+            [
+                list(fresh),
+                [model_id for model_id, _ in fresh.values()],
+                [alias.kind for _, alias in fresh.values()],
+            ],
+        )
+    return rest
 
 
 def _join(con: Connection, old: int, new: int) -> None:
@@ -122,6 +188,8 @@ def _join(con: Connection, old: int, new: int) -> None:
         ("training", "model_id"),
         ("claim", "child_id"),
         ("claim", "parent_id"),
+        ("offspring", "child_id"),
+        ("sketch", "onto_id"),
     ):
         con.execute(f"update raw.{table} set {column} = ? where {column} = ?", [new, old])
     con.execute(
@@ -138,6 +206,14 @@ def _join(con: Connection, old: int, new: int) -> None:
     )
     con.execute("update raw.estimate set base_id = ? where base_id = ?", [new, old])
     con.execute("update raw.model set base_id = ? where base_id = ?", [new, old])
+    for table, column in (("offspring", "parent_ids"), ("generation", "top_ids")):
+        con.execute(
+            f"""
+            update raw.{table} set {column} = list_transform({column}, lambda x: if(x = $1, $2, x))
+            where list_contains({column}, $1)
+            """,
+            [old, new],
+        )
     con.execute("delete from raw.model where model_id = ?", [old])
 
 
@@ -146,23 +222,43 @@ def _join(con: Connection, old: int, new: int) -> None:
 
 def put_edges(con: Connection, subject: str | None, source: str, edges: Sequence[Edge]) -> None:
     """Store claims in place of what the same source claimed before."""
-    con.execute("delete from raw.claim where source = ?", [source])
-    for edge in edges:
-        child = edge.child or subject
-        if child is None:
-            raise KinbaseError(
-                f"{source} names parents but not the child: say which model it speaks of with --name"
-            )
-        child_id, parent_id = named(con, child), named(con, edge.parent)
-        if child_id == parent_id:
-            continue  # a card that names itself
-        detail = json.dumps(edge.detail, default=str) if edge.detail else None
+    put_claims(con, [(subject, source, edges)])
+
+
+def put_claims(con: Connection, said: Sequence[tuple[str | None, str, Sequence[Edge]]]) -> None:
+    """Store the claims of several sources, (subject, source, edges), in place of what each claimed before."""
+    if not said:
+        return
+    con.execute(
+        "delete from raw.claim where list_contains($1::varchar[], source)",
+        [[source for _, source, _ in said]],
+    )
+    claims: list[tuple[str, Edge, str]] = []
+    for subject, source, edges in said:
+        for edge in edges:
+            child = edge.child or subject
+            if child is None:
+                raise KinbaseError(
+                    f"{source} names parents but not the child: say which model it speaks of with --name"
+                )
+            claims.append((child, edge, source))
+    ids = named_all(con, [label for child, edge, _ in claims for label in (child, edge.parent)])
+    rows = [
+        (
+            ids[child], ids[edge.parent], edge.relation, edge.method, edge.weight, edge.evidence,
+            json.dumps(edge.detail, default=str) if edge.detail else None, source,
+        )
+        for child, edge, source in claims
+        if ids[child] != ids[edge.parent]  # a card that names itself
+    ]  # fmt: skip
+    if rows:
         con.execute(
             """
             insert into raw.claim (child_id, parent_id, relation, method, weight, evidence, detail, source)
-            values (?, ?, ?, ?, ?, ?, ?, ?)
+            select unnest($1::integer[]), unnest($2::integer[]), unnest($3::varchar[]), unnest($4::varchar[]),
+                unnest($5::double[]), unnest($6::varchar[]), unnest($7::json[]), unnest($8::varchar[])
             """,
-            [child_id, parent_id, edge.relation, edge.method, edge.weight, edge.evidence, detail, source],
+            [list(column) for column in zip(*rows, strict=True)],
         )
 
 
@@ -201,6 +297,31 @@ def drop_links(con: Connection, child: str, parents: Sequence[str]) -> list[str]
         [child, list(parents)],
     ).fetchall()
     return sorted(name_of(con, parent_id) for (parent_id,) in rows)
+
+
+def put_measured(con: Connection, child: str, edges: Sequence[Edge]) -> list[str]:
+    """Store what the weights say of a child's parents, in place of what they said before.
+
+    An edge to a model that descends from the child by other evidence is left out; returns those parents' names.
+    """
+    child_id = named(con, child)
+    con.execute("delete from raw.claim where child_id = ? and evidence = 'weights'", [child_id])
+    circular = []
+    for edge in edges:
+        if con.execute("select 1 from ancestors(?) where model = ?", [edge.parent, child]).fetchall():
+            circular.append(edge.parent)
+            continue
+        con.execute(
+            """
+            insert into raw.claim (child_id, parent_id, relation, method, weight, evidence, detail)
+            values (?, ?, ?, ?, ?, 'weights', ?)
+            """,
+            [
+                child_id, named(con, edge.parent), edge.relation, edge.method, edge.weight,
+                json.dumps(edge.detail) if edge.detail else None,
+            ],
+        )  # fmt: skip
+    return circular
 
 
 def put_scores(con: Connection, subject: str | None, scores: Sequence[Score]) -> None:
@@ -242,7 +363,7 @@ def put_scores(con: Connection, subject: str | None, scores: Sequence[Score]) ->
 
 def put_reported(con: Connection, source: str, pairs: Sequence[ReportedKinship]) -> None:
     """Store kinship that somebody else measured, in place of what the same source reported before."""
-    con.execute("delete from raw.estimate where source = ? and method = 'reported'", [source])
+    drop_reported(con, [source])
     for pair in pairs:
         ids = sorted((named(con, pair.model_a), named(con, pair.model_b)))
         base_id = named(con, pair.base) if pair.base else None
@@ -256,6 +377,31 @@ def put_reported(con: Connection, source: str, pairs: Sequence[ReportedKinship])
             values (?, ?, ?, 'reported', ?, ?, ?, ?)
             """,
             [*ids, base_id, pair.pcc, pair.cs, pair.ed, pair.source or source],
+        )
+
+
+def drop_reported(con: Connection, sources: Sequence[str]) -> None:
+    """Forget the kinship that these sources reported."""
+    con.execute(
+        "delete from raw.estimate where method = 'reported' and list_contains($1::varchar[], source)",
+        [list(sources)],
+    )
+
+
+def put_sampled(con: Connection, base_id: int, rows: Iterable[Sequence[object]]) -> None:
+    """Store estimates from samples, in place of earlier ones of the same pairs.
+
+    A row is (model, model, pcc, cs, ed, stderr, coverage, what was read), models by their model_id.
+    """
+    for a, b, *values in rows:
+        ids = sorted((int(str(a)), int(str(b))))
+        con.execute("delete from raw.estimate where a_id = ? and b_id = ? and method = 'sampled'", ids)
+        con.execute(
+            """
+            insert into raw.estimate (a_id, b_id, base_id, method, pcc, cs, ed, stderr, coverage, source)
+            values (?, ?, ?, 'sampled', ?, ?, ?, ?, ?, ?)
+            """,
+            [*ids, base_id, *values],
         )
 
 
@@ -314,4 +460,10 @@ def put_tables(con: Connection, folder: str) -> dict[str, int]:
     if lowest < 1 or highest > 10_000_000:
         raise KinbaseError(f"{folder} numbers its models from {lowest} to {highest}: it is damaged")
     con.execute("select max(nextval('raw.model_ids')) from range(?)", [highest]).fetchall()
+    ((first, last),) = con.execute(
+        "select coalesce(min(run_id), 1), coalesce(max(run_id), 0) from raw.run"
+    ).fetchall()
+    if first < 1 or last > 10_000_000:
+        raise KinbaseError(f"{folder} numbers its runs from {first} to {last}: it is damaged")
+    con.execute("select max(nextval('raw.run_ids')) from range(?)", [last]).fetchall()
     return rows

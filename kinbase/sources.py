@@ -1,6 +1,6 @@
 """What a source holds: the importer that recognises it opens it, and the records beside its weights."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib.metadata import entry_points
@@ -9,7 +9,9 @@ from types import ModuleType
 from typing import TypeVar
 
 from kinbase.checkpoint import (
+    Alias,
     Checkpoint,
+    Commit,
     Edge,
     Facts,
     Problem,
@@ -26,14 +28,20 @@ MANIFEST = "kinbase.json"
 """What tells a folder that holds a whole database, as `kinbase export` writes it."""
 
 Kind = TypeVar("Kind")
+Tell = Callable[[str, int, int], None]
+"""Told what is going on, and how much of how much is done (0 of 0: not known)."""
+
+Known = Callable[[Commit], tuple[str, bool]]
+"""What to call a version of a model that lies elsewhere, and whether nothing more need be read of it."""
 
 
 @dataclass(slots=True)
 class Source:
     """One source: what it holds, and what became of it.
 
-    `status` is imported, unchanged, alias, records, metadata or failed. `records` are pairs of the file
-    that said something and what it said. `notes` are lines for the person.
+    `status` is imported, unchanged, alias, records, metadata, sampled or failed. `records` are pairs of the
+    file that said something and what it said. `notes` are lines for the person. `importer` is set for what lies
+    elsewhere, `commit` where it has versions.
     """
 
     source: str
@@ -44,6 +52,10 @@ class Source:
     base: str | None = None
     status: str = ""
     notes: list[str] = field(default_factory=list)
+    importer: ModuleType | None = None
+    commit: Commit | None = None
+    # Stored already, and read again for what earlier versions did not take from its weights.
+    again: bool = False
 
     def fail(self, error: Exception) -> None:
         """Take the source out, for a reason."""
@@ -74,20 +86,40 @@ def importers() -> list[ModuleType]:
     ]
 
 
-def read(source: str, name: str | None = None) -> Source:
-    """Open a source with the importer that recognises it, and the records that lie beside its weights."""
+def elsewhere(source: str) -> ModuleType | None:
+    """The importer of a source that is not on this machine; None for any other."""
+    return next((m for m in importers() if hasattr(m, "DEPTHS") and m.recognises(source)), None)
+
+
+def read(
+    source: str,
+    name: str | None = None,
+    *,
+    depth: str = "whole",
+    known: Known = lambda commit: (commit.model, False),
+    tell: Tell = lambda what, done, total: None,
+) -> Source:
+    """Open a source with the importer that recognises it, and the records that lie beside its weights.
+
+    `depth` is how much is read of what lies elsewhere: metadata, sample, stream, whole, or kept (nothing but
+    what is on this machine already).
+    """
+    if importer := elsewhere(source):
+        return _read_elsewhere(source, name, importer, depth, known, tell)
     result = Source(source)
     path = Path(source)
     try:
-        known = importers()
-        result.records = _open(source, known)
+        known_importers = importers()
+        result.records = _open(source, known_importers)
         result.checkpoint = next((r for _, r in result.records if isinstance(r, Checkpoint)), None)
         folder = Path(result.checkpoint.source) if result.checkpoint else path
         if result.checkpoint and folder.exists():
             # What is stored must be found again from any folder.
             result.checkpoint.source = str(folder.absolute())
-        if folder.is_dir():
-            result.records += _read_beside(folder, known)
+        if folder.is_dir() and depth == "kept" and result.checkpoint:
+            pass  # a stored model is opened for its weights: what lies beside them is stored too
+        elif folder.is_dir():
+            result.records += _read_beside(folder, known_importers)
         elif not result.records:
             raise CheckpointError(
                 f"no importer knows what {source} is: `kinbase import --help` lists what can be read"
@@ -111,6 +143,44 @@ def read(source: str, name: str | None = None) -> Source:
         result.fail(error)
     except OSError as error:
         result.fail(CheckpointError(f"{source} cannot be read: {error.strerror or error}"))
+    return result
+
+
+def _read_elsewhere(
+    source: str, name: str | None, importer: ModuleType, depth: str, known: Known, tell: Tell
+) -> Source:
+    """As `read`; stops at the version it is where that is known."""
+    # An address may hold a signature or a password, which is neither shown nor stored.
+    public = importer.public(source) if hasattr(importer, "public") else source
+    result = Source(public, name, renamed=name is not None, importer=importer)
+    said = public  # who says what is said: the model's page, whatever its version
+    try:
+        for record in importer.open(source, depth, tell):
+            if isinstance(record, Commit):
+                result.commit = record
+                label, unchanged = known(record)
+                if unchanged:
+                    result.name, result.status = label, "unchanged"
+                    return result
+                result.name = name or label
+                if result.name != record.model and not name:
+                    result.notes.append(f"another version of {record.model} is here: this one is {label}")
+                said = f"{public.partition(':')[0]}:{result.name}"
+                record = Alias(f"{record.model}@{record.commit}", kind="revision")
+            elif isinstance(record, Alias) and record.kind == "redirect" and result.notes:
+                continue  # the other version keeps the old name
+            elif isinstance(record, Problem):
+                result.notes.append(record.message)
+            elif isinstance(record, Checkpoint):
+                result.checkpoint = record
+                result.name = record.name = result.name or record.name
+            result.records.append((said, record))
+        _refuse_unnamed(result)
+    except KinbaseError as error:
+        if result.checkpoint:
+            result.checkpoint.close()
+            result.checkpoint = None
+        result.fail(error)
     return result
 
 

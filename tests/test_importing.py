@@ -163,9 +163,14 @@ def test_members_whose_files_are_gone_are_named(tmp_path, family):
     db.import_([family["base"], family["ft_a"], passing], base="base")
     shutil.rmtree(passing)
     report = db.import_([family["ft_c"]], base="base")
-    assert report["notes"].to_list() == [["no kinship with passing: its files are gone or changed"]]
-    assert rows(db, "select model_b from kinship where model_a = 'ft_c'") == [("ft_a",)]
-    assert len(rows(db, "from kinship where model_a = 'passing'")) == 1
+    assert report["notes"].to_list() == [
+        ["kinship with passing is estimated by sketches: their files are gone or changed"]
+    ]
+    assert rows(db, "select model_b, method from kinship where model_a = 'ft_c' order by 1") == [
+        ("ft_a", "exact"),
+        ("passing", "sketch"),
+    ]
+    assert len(rows(db, "from kinship where model_a = 'passing' and method = 'exact'")) == 1
 
 
 def test_an_interrupted_import_leaves_no_model_and_goes_on(db, tmp_path, family, monkeypatch):
@@ -210,6 +215,12 @@ def test_measuring_names_what_is_gone(tmp_path, family):
     db = kinbase.open(tmp_path / "kin.duckdb")
     db.import_([family["base"], family["ft_a"], passing], base="base", kinship=False)
     shutil.rmtree(passing)
+    (note,) = db.measure(["ft_a", "passing"], exact=True)
+    assert note.startswith("passing: its files are gone")
+    assert rows(db, "select method from kinship where model_a = 'passing'") == [("sketch",)]
+    with db.store.writing() as con:
+        con.execute("delete from raw.estimate")
+        con.execute("delete from raw.sketch")
     (note,) = db.measure(["ft_a", "passing"])
     assert note.startswith("passing: its files are gone")
 

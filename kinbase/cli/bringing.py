@@ -5,11 +5,14 @@ from typing import TYPE_CHECKING
 
 import click
 
-from kinbase.cli.options import Models, device_option, open_database
+from kinbase.cli.options import Models, device_option, elsewhere_options, open_database
 from kinbase.errors import KinbaseError
 
 if TYPE_CHECKING:
     from kinbase.database import Kinbase
+
+MANY = 50
+"""Sources of which each is told; of more, only what needs a word."""
 
 
 @click.command("import")
@@ -21,26 +24,37 @@ if TYPE_CHECKING:
 @click.option(
     "--no-kinship", is_flag=True, help="Read weights for their identity only; `kin` measures later."
 )
+@click.option(
+    "--sketch", is_flag=True, help="Read the SOURCEs only; kinship with all others is estimated by sketches."
+)
+@elsewhere_options
 @click.pass_obj
 def import_(
     db: "Callable[[], Kinbase]", sources: tuple[str, ...], base: str | None, name: str | None, device: str,
-    metadata_only: bool, no_kinship: bool,
+    metadata_only: bool, no_kinship: bool, sketch: bool, sample: float | None, stderr: float | None, stream: bool,
+    children: bool, parents: bool, depth: int, limit: int, relations: tuple[str, ...],
 ) -> None:  # fmt: skip
     """Bring in checkpoints and what is written beside them.
 
     SOURCE is a checkpoint folder (safetensors or PyTorch shards, a PEFT LoRA adapter, a snapshot of the
-    local Hub cache), a single .safetensors, .bin or .pt file, or a file of records: a model card, a merge
+    local Hub cache), a single .safetensors, .bin or .pt file, a model of the Hub (hf:ORG/NAME[@REVISION]), the
+    URL of a .safetensors file or of a folder (https://, s3://, ...), or a file of records: a model card, a merge
     config, results, a table. Kinship is measured in one pass over the family of --base. Interrupted, the
     same command goes on where it stopped.
     """
     from kinbase.output import progress, say
 
-    with progress("measuring") as report:
+    counted = (children or parents or metadata_only) and sample is None and not stream
+    with progress("reading" if counted else "measuring", unit="" if counted else "bytes") as report:
         found = db().import_(sources, base=base, name=name, device=device, metadata_only=metadata_only,
-                             kinship=not no_kinship, report=report)  # fmt: skip
+                             kinship=not no_kinship, sketch=sketch, sample=sample, stderr=stderr, stream=stream,
+                             children=children, parents=parents, depth=depth, limit=limit, relations=relations, report=report,
+                             tell=lambda what, done, total: report(done, total, what))  # fmt: skip
     tally: dict[str, int] = {}
     for source, model, status, base_name, notes in found.iter_rows():
         tally[status] = tally.get(status, 0) + 1
+        if found.height > MANY and status in ("metadata", "unchanged") and not notes:
+            continue
         against = f" against {base_name}" if base_name and base_name != model else ""
         say(
             {
@@ -49,6 +63,7 @@ def import_(
                 "alias": f"{source} is {model} again",
                 "records": f"read {source}",
                 "metadata": f"{model}, without its weights",
+                "sampled": f"sampled {model}{against}",
                 "failed": f"{source} failed: {notes[-1] if notes else ''}",
             }[status]
         )
@@ -58,7 +73,9 @@ def import_(
         say(", ".join(f"{number} {status}" for status, number in tally.items()))
     bases = set(found["base"])
     waiting = [
-        row["model"] for row in found.iter_rows(named=True) if row["status"] == "imported" and not row["base"]
+        row["model"]
+        for row in found.iter_rows(named=True)
+        if row["status"] in ("imported", "sampled") and not row["base"]
     ]
     waiting = [model for model in waiting if model not in bases]
     if waiting:

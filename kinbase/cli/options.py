@@ -47,3 +47,21 @@ def rows_out(command: Callable[..., None]) -> Callable[..., None]:
 
 device_option = click.option("--device", type=click.Choice(["auto", "cpu", "cuda", "mps"]), default="auto", show_default=True,
                              help="Where kinship is computed.")  # fmt: skip
+
+
+def elsewhere_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Options of how much is read of what lies elsewhere, and of whose relatives come with it."""
+    for option in reversed((
+        click.option("--sample", metavar="F", type=float,
+                     help="Estimate kinship from the share F of the bytes (0.001 to 0.01), read here and there."),
+        click.option("--stderr", metavar="S", type=float, help="Stop a sample when every estimate is this sure."),
+        click.option("--stream", is_flag=True, help="Read weights elsewhere without keeping the files."),
+        click.option("--children", is_flag=True, help="And the models made from it, as metadata (or as --sample, --stream say)."),
+        click.option("--parents", is_flag=True, help="And the models it was made from, likewise."),
+        click.option("--depth", metavar="N", default=1, show_default=True, help="So many generations of relatives."),
+        click.option("--limit", metavar="N", default=1000, show_default=True, help="At most so many relatives."),
+        click.option("--relation", "relations", metavar="NAME", multiple=True,
+                     help="Only these relatives: finetune, adapter, merge, quantized."),
+    )):  # fmt: skip
+        command = option(command)
+    return command
