@@ -1,4 +1,6 @@
-"""Claims against what they follow from. SQL recomputes (the macro `findings`); a graph finds the circles."""
+"""Claims against what they follow from. SQL recomputes (the macro `findings`); a graph finds the circles; weights decide."""
+
+from collections.abc import Sequence
 
 import networkx as nx
 
@@ -7,13 +9,18 @@ from kinbase.store import Connection
 Finding = tuple[str, str, str, str]
 
 
-def findings(con: Connection, tolerance: float) -> list[Finding]:
-    """Rows of subject, claim, verdict and detail, what is wrong first.
+def findings(con: Connection, tolerance: float, names: Sequence[str] = ()) -> list[Finding]:
+    """Rows of subject, claim, verdict and detail, what is wrong first; of the models named, or of all.
 
     A verdict is contradicted, undecidable (what it would follow from is not here) or supported.
     """
+    from kinbase import claims
+
     rows: list[Finding] = con.execute("from findings(?)", [tolerance]).fetchall()
-    return [*_circles(con), *rows]
+    rows += claims.findings(con, names)
+    order = {"contradicted": 0, "undecidable": 1, "supported": 2}
+    rows = [*_circles(con), *sorted(rows, key=lambda row: (order[row[2]], row))]
+    return [row for row in rows if not names or row[0] in names]
 
 
 def _circles(con: Connection) -> list[Finding]:
