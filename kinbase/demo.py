@@ -19,8 +19,8 @@ from typing import Any
 
 import torch
 from ruamel.yaml import YAML
-from torch import Tensor
 
+from kinbase import merging
 from kinbase.demo_model import (
     EQUALS,
     FIRST_TASK,
@@ -33,11 +33,8 @@ from kinbase.demo_model import (
     save,
     save_adapter,
     train,
-    write_weights,
 )
 from kinbase.errors import UsageError
-
-Weights = Mapping[str, Tensor]
 
 CONFIG = Config()
 EXAMPLES = 1000
@@ -231,54 +228,22 @@ def _train(
     return load(folder)
 
 
-# Merging, as mergekit does it: in float32, tensor by tensor, on the weights themselves.
+# Merging.
 
 
 def _merge(recipe: Merged, family: Path, folder: Path) -> Transformer:
     """Merge the parents into `folder` and return the child as it was written."""
-    parents = [load(family / name).state_dict() for name in recipe.parents]
-    if recipe.method == "linear":
-        child = _linear(parents, recipe.weights)
-    elif recipe.method == "slerp":
-        child = _slerp(parents[0], parents[1], recipe.weights[0])
-    else:
-        assert recipe.base is not None
-        child = _task_arithmetic(load(family / recipe.base).state_dict(), parents, recipe.weights)
-    write_weights(CONFIG, child, folder)
-    _write_yaml(_mergekit_config(recipe), folder / "mergekit_config.yml")
+    config = _mergekit_config(recipe)
+    made = folder / "merged"
+    names = [*recipe.parents, *([recipe.base] if recipe.base else [])]
+    merging.merge(
+        merging.parse(config, recipe.name), made, sources={name: str(family / name) for name in names}
+    )
+    for file in ("config.json", "model.safetensors"):
+        (made / file).rename(folder / file)
+    shutil.rmtree(made)
+    _write_yaml(config, folder / "mergekit_config.yml")  # names, not paths: the family can be moved
     return load(folder)
-
-
-def _linear(parents: list[Weights], weights: tuple[float, ...]) -> dict[str, Tensor]:
-    """The weighted mean."""
-    child = {name: torch.zeros_like(tensor) for name, tensor in parents[0].items()}
-    for parent, weight in zip(parents, weights, strict=True):
-        for name, tensor in child.items():
-            tensor.add_(parent[name], alpha=weight)
-    return {name: tensor / sum(weights) for name, tensor in child.items()}
-
-
-def _slerp(first: Weights, second: Weights, t: float) -> dict[str, Tensor]:
-    """The point t of the way along the arc from each tensor of the first to the second's."""
-    child = {}
-    for name, a in first.items():
-        b = second[name]
-        cosine = (a / a.norm() * (b / b.norm())).sum()
-        if cosine.abs() > 0.9995:  # mergekit's limit, beyond which the sines lose precision
-            child[name] = (1 - t) * a + t * b
-        else:
-            angle = cosine.acos()
-            child[name] = (torch.sin((1 - t) * angle) * a + torch.sin(t * angle) * b) / angle.sin()
-    return child
-
-
-def _task_arithmetic(base: Weights, parents: list[Weights], weights: tuple[float, ...]) -> dict[str, Tensor]:
-    """The base plus the weighted sum of what each parent added to it."""
-    pairs = list(zip(parents, weights, strict=True))
-    return {
-        name: start + torch.stack([weight * (parent[name] - start) for parent, weight in pairs]).sum(0)
-        for name, start in base.items()
-    }
 
 
 # What lies beside the weights.

@@ -296,19 +296,12 @@ def test_linear_and_task_arithmetic_are_their_formulas(folders):
         assert within_an_ulp(tensor, expected, a[name].abs() + b[name].abs() + base[name].abs())
 
 
-def test_slerp_is_its_formula_on_the_arc_and_a_mean_off_it(folders):
-    a, b = (Transformer(SMALL, seed).state_dict() for seed in (0, 1))
-    for t in (0.0, 0.3, 0.5):
-        child = demo._slerp(a, b, t)
-        for name, tensor in child.items():
-            x, y = a[name].double(), b[name].double()
-            cosine = float((x * y).sum() / (x.norm() * y.norm()))
-            if cosine > 0.9995:  # the norms, all ones
-                expected = (1 - t) * x + t * y
-            else:
-                w = np.arccos(cosine)
-                expected = (np.sin((1 - t) * w) * x + np.sin(t * w) * y) / np.sin(w)
-            torch.testing.assert_close(tensor.double(), expected, rtol=1e-5, atol=1e-5)
+def test_the_merges_parents_go_by_their_names(folders):
+    recipe = (folders["digits-sort-twins"] / "mergekit_config.yml").read_text()
+    assert YAML(typ="safe").load(recipe)["base_model"] == "digits-sort"
+    names = ["README.md", "config.json", "mergekit_config.yml", "model.safetensors"]
+    found = sorted(path.name for path in folders["digits-sort-twins"].iterdir())
+    assert [name for name in found if not name.startswith("results_")] == names
 
 
 def test_adapter_is_pefts_and_its_delta_is_scaled_b_times_a(folders):

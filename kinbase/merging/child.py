@@ -1,0 +1,189 @@
+"""One merge from its configuration to a checkpoint folder, whole or not at all."""
+
+import errno
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kinbase.checkpoint import Facts
+from kinbase.errors import CheckpointError, KinbaseError, UsageError
+from kinbase.importers.files import absolute, is_file, read_json, shown
+from kinbase.importers.merge_config import Reference
+from kinbase.merging import folder as beside
+from kinbase.merging.config import MergeConfig
+from kinbase.merging.plan import Parent, opened, targets
+from kinbase.merging.shards import SHARD_BYTES, Shards
+from kinbase.sources import Source, read
+
+Report = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Merged:
+    """What a merge made: its folder, bytes and tensors (None: not counted), and lines for the person."""
+
+    folder: Path
+    nbytes: int
+    tensors: int | None
+    notes: tuple[str, ...]
+
+
+def merge(
+    config: MergeConfig,
+    out: str | Path,
+    *,
+    sources: Mapping[str, str] | None = None,
+    seed: int = 0,
+    threads: int | None = None,
+    shard_bytes: int = SHARD_BYTES,
+    report: Report = lambda done, total: None,
+) -> Merged:
+    """Write the merge that `config` describes as a checkpoint folder at `out`.
+
+    `sources` maps what the configuration calls a model to where its checkpoint is (a folder, a file, a
+    model of the local Hub cache); a model not in it is itself a source. `seed` is of the random masks,
+    `threads` the workers (default: one a core, at most eight), `report(done, total)` is told bytes written.
+    All is written to `out`.part and renamed when it is whole; whatever happens before leaves nothing.
+    Raises KinbaseError, in one line, for parents that do not fit, a full disk, results that are not
+    finite; UsageError when `out` exists.
+    """
+    out = absolute(out)
+    part = out.with_name(out.name + ".part")
+    refuse_existing(out, part)
+    parents: dict[Reference, Parent] = {}
+    try:
+        licenses, written_as = _open_parents(config, sources or {}, parents)
+        labels = {model.model: parent.label for model, parent in parents.items()}
+        planned = targets(config, parents)
+        beside.check_vocabularies(config, parents, planned)
+        shards = Shards(part, planned, shard_bytes)
+        try:
+            _make(part, shards.nbytes)
+            shards.open()
+            from kinbase.merging.streaming import (
+                merge_tensors,
+            )  # torch takes two seconds: after what can be refused
+
+            merge_tensors(planned, config.method, shards.write, seed=seed, threads=threads, report=report)
+            beside.write_beside(part, config, parents, planned)
+            beside.write_record(part, out.name, config, labels, written_as, licenses)
+            shards.finish()
+            shards.close()
+            publish(part, out)
+        except OSError as error:
+            raise _cannot_write(out, error) from None
+        finally:
+            shards.close()
+            beside.remove(part)
+    finally:
+        for parent in parents.values():
+            parent.checkpoint.close()
+    notes = [
+        f"{config.method} has no parameter {name}: left aside"
+        for name in config.ignored
+        if name != "int8_mask"
+    ]
+    return Merged(out, shards.nbytes, len(planned), tuple(notes))
+
+
+def refuse_existing(out: Path, part: Path) -> None:
+    """Raise UsageError when there is something at `out`; clear away what an interrupted merge left at `part`."""
+    if os.path.lexists(out):
+        raise UsageError(f"{shown(out)} exists: name a folder that is not there yet")
+    if os.path.lexists(part):
+        if not beside.is_abandoned(part):
+            raise UsageError(f"{shown(part)} is in the way: move it, or name another folder")
+        beside.remove(part)
+
+
+def _open_parents(
+    config: MergeConfig, sources: Mapping[str, str], parents: dict[Reference, Parent]
+) -> tuple[list[str | None], dict[str, str]]:
+    """Open every model into `parents`; their licences, and what the written configuration calls each."""
+    licenses: list[str | None] = []
+    written_as: dict[str, str] = {}
+    wanted = dict.fromkeys(entry.model for part in config.slices for entry in part.inputs)
+    wanted |= dict.fromkeys(part.base for part in config.slices if part.base)
+    if isinstance(config.tokenizer, Reference):
+        wanted.setdefault(config.tokenizer)
+    for model in wanted:
+        if model.lora:
+            raise KinbaseError(
+                f"{model.model}+{model.lora} is a model with an adapter: merge the adapter into it first (or --backend mergekit)"
+            )
+        label = model.model
+        where = sources.get(label, f"{label}@{model.revision}" if model.revision else label)
+        source = read(where)
+        checkpoint = source.checkpoint
+        if checkpoint is None:
+            raise CheckpointError(
+                f"{label}: {source.notes[-1] if source.notes else 'it has no weights to merge'}"
+            )
+        parents[model] = opened(_label(label, where, source), checkpoint, _config(Path(checkpoint.source)))
+        if checkpoint.delta_of is not None:
+            raise KinbaseError(f"{label} is an adapter: merge it into its model first")
+        licenses.append(next((facts.license for _, facts in source.said(Facts) if facts.license), None))
+        if os.path.lexists(where):
+            written_as[label] = str(Path(where).resolve())
+    if len(parents) == 1:
+        raise KinbaseError(f"there is only {next(iter(parents.values())).label} to merge: list two models")
+    return licenses, written_as
+
+
+def _label(label: str, where: str, source: Source) -> str:
+    """How messages and the card call a model: by its name if the configuration gives a path."""
+    return str(source.name or label) if label == where and os.path.lexists(where) else label
+
+
+def _config(home: Path) -> dict[str, Any]:
+    return read_json(home / "config.json") if is_file(str(home / "config.json")) else {}
+
+
+def _make(part: Path, nbytes: int) -> None:
+    """Create the folder, after looking whether the disk has room."""
+    home = part.parent
+    while not home.exists():
+        home = home.parent
+    free = shutil.disk_usage(home).free
+    if free < nbytes:
+        raise KinbaseError(
+            f"the merge takes {nbytes / 1e9:.1f} GB and {shown(home)} has {free / 1e9:.1f} GB free: "
+            "make room, or name another folder"
+        )
+    part.mkdir(parents=True)
+
+
+def publish(part: Path, out: Path) -> None:
+    """Flush the folder's entries and give it its name, in this order."""
+    for file in part.iterdir():
+        if file.suffix != ".safetensors":  # these were flushed by who wrote them
+            fd = os.open(file, os.O_RDONLY)
+            os.fsync(fd)
+            os.close(fd)
+    _flush(part)
+    if os.path.lexists(out):
+        raise UsageError(f"{shown(out)} was made by somebody else meanwhile: name another folder")
+    part.rename(out)
+    _flush(out.parent)
+
+
+def _flush(folder: Path) -> None:
+    fd = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _cannot_write(out: Path, error: OSError) -> KinbaseError:
+    full = {
+        errno.ENOSPC: "the disk is full",
+        errno.EDQUOT: "the quota is used up",
+        errno.EFBIG: "a file of this size is not allowed",
+    }
+    reason = full.get(error.errno or 0, (error.strerror or str(error)).lower())
+    hint = "make room and run it again" if error.errno in full else "is the folder writable?"
+    return KinbaseError(f"cannot write {shown(out)}: {reason}; nothing is left of the merge, {hint}")

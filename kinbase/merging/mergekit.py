@@ -1,0 +1,80 @@
+"""A merge handed to mergekit (the extra kinbase[mergekit]): for the methods that are not built in.
+
+mergekit reads, merges and writes; around it the child is made as the built-in methods make theirs: under
+another name until it is whole, with the configuration and a card beside it.
+"""
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from kinbase.checkpoint import Facts
+from kinbase.errors import KinbaseError, UsageError
+from kinbase.importers.files import absolute, shown
+from kinbase.merging import folder as beside
+from kinbase.merging.child import Merged, publish, refuse_existing
+from kinbase.merging.config import MergeConfig
+from kinbase.sources import read
+
+
+def merge(
+    config: MergeConfig,
+    out: str | Path,
+    *,
+    sources: Mapping[str, str] | None = None,
+    seed: int = 0,
+) -> Merged:
+    """As `kinbase.merging.merge`, by mergekit: any of its methods, in its own memory and time.
+
+    The models must be on this machine. Raises UsageError when mergekit is not installed, KinbaseError for
+    whatever it refuses.
+    """
+    kit = _mergekit()
+    out = absolute(out)
+    part = out.with_name(out.name + ".part")
+    refuse_existing(out, part)
+    found = {label: read((sources or {}).get(label, label)) for label in config.models}
+    for label, source in found.items():
+        if source.checkpoint is None:
+            raise KinbaseError(
+                f"{label}: {source.notes[-1] if source.notes else 'it has no weights to merge'}"
+            )
+    places = {label: source.checkpoint.source for label, source in found.items() if source.checkpoint}
+    try:
+        _run(kit, beside.renamed(config.document, places), part, seed)
+        licenses = [
+            next((f.license for _, f in source.said(Facts) if f.license), None) for source in found.values()
+        ]
+        labels = {label: str(source.name or label) for label, source in found.items()}
+        beside.write_record(part, out.name, config, labels, places, licenses)
+        publish(part, out)
+    finally:
+        beside.remove(part)
+    weights = [file for file in out.iterdir() if file.suffix == ".safetensors"]
+    return Merged(out, sum(file.stat().st_size for file in weights), None, ())
+
+
+def _mergekit() -> Any:
+    try:
+        import mergekit.config
+        import mergekit.merge
+    except ImportError as error:
+        raise UsageError(
+            f"the backend mergekit needs mergekit ({error}): pip install 'kinbase[mergekit]'"
+        ) from None
+    return mergekit
+
+
+def _run(kit: Any, document: object, part: Path, seed: int) -> None:
+    loud = logging.root.manager.disable
+    logging.disable(logging.ERROR)  # its warnings go to a terminal that may belong to somebody else
+    try:
+        wanted = kit.config.MergeConfiguration.model_validate(document)
+        options = kit.merge.MergeOptions(quiet=True, write_model_card=False, random_seed=seed)
+        kit.merge.run_merge(wanted, str(part), options)
+    except (RuntimeError, ValueError, TypeError, KeyError, OSError) as error:
+        first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise KinbaseError(f"mergekit refused the merge: {shown(first)[1:-1]}") from error
+    finally:
+        logging.disable(loud)
