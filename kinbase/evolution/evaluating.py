@@ -1,0 +1,106 @@
+"""What a model is worth: evaluators give benchmark results, in their own unit, more being better.
+
+    recorded   what the database has of the model already
+    command    any program: it is given the checkpoint's folder and prints JSON on stdout
+    python     module:function, called with the checkpoint's folder in a process of its own
+    lm_eval    lm-evaluation-harness (extra lm-eval), in such a process too
+
+The JSON is {"benchmark": number}, or {"benchmark": {"metric": number, "metric_stderr": number}}, or what lm-eval
+writes ({"results": ...}). A result that is no finite number is refused: NaN would be nobody's best.
+"""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from kinbase.checkpoint import Score
+from kinbase.errors import CheckpointError, KinbaseError
+from kinbase.evolution.config import Config
+from kinbase.evolution.programs import Caller, output
+from kinbase.importers import lm_eval
+from kinbase.importers.files import shown
+
+HARNESS = "kinbase.evolution.harness:evaluate"
+
+
+def evaluate(config: Config, name: str, folder: str, caller: Caller) -> list[Score]:
+    """The results of the checkpoint in `folder`. Raises KinbaseError, one line, when the evaluator fails or gives none."""
+    by, now = config.evaluate, datetime.now(UTC)
+    if by.by == "lm_eval":
+        path = caller.call(
+            HARNESS, [folder, str(Path(config.out, "results", name))], by.settings, timeout=by.timeout
+        )
+        return _harness(Path(path))
+    if by.by == "command":
+        words = [word.replace("{model}", folder).replace("{name}", name) for word in by.command]
+        answer = _json(output(words, folder=config.folder, timeout=by.timeout), words[0])
+    else:
+        answer = caller.call(by.function, [folder], by.settings, timeout=by.timeout)
+    return results(answer, by.source, now)
+
+
+def results(answer: object, source: str | None, when: datetime) -> list[Score]:
+    """Scores out of an evaluator's JSON. Raises KinbaseError for anything else."""
+    if isinstance(answer, dict) and isinstance(answer.get("results"), dict):
+        answer = {
+            task: {
+                k.removesuffix(",none"): v
+                for k, v in metrics.items()
+                if k not in ("alias", " ") and v != "N/A"
+            }
+            if isinstance(metrics, dict)
+            else metrics
+            for task, metrics in answer["results"].items()
+        }
+    if not isinstance(answer, dict) or not answer:
+        raise KinbaseError(
+            f"the evaluator gave {shown(json.dumps(answer))}, where {{benchmark: number}} was expected"
+        )
+    found = []
+    for benchmark, said in answer.items():
+        metrics: Mapping[str, Any] = said if isinstance(said, dict) else {"score": said}
+        for metric, value in metrics.items():
+            if metric.endswith("_stderr"):
+                continue
+            stderr = metrics.get(f"{metric}_stderr")
+            found.append(Score(
+                benchmark, metric, _finite(value, benchmark), None, None if stderr is None else _finite(stderr, benchmark),
+                source=source, evaluated_at=when,
+            ))  # fmt: skip
+    return found
+
+
+def _finite(value: object, benchmark: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise KinbaseError(
+            f"the evaluator gave {shown(value)} on {shown(benchmark)}, which is no finite number"
+        )
+    return float(value)
+
+
+def _json(text: str, who: str) -> object:
+    """All that a program printed as JSON, or else its last line: programs talk before they answer."""
+    lines = text.strip().splitlines()
+    for candidate in (text, lines[-1] if lines else ""):
+        try:
+            return json.loads(candidate)
+        except (ValueError, RecursionError):
+            continue
+    said = f"it printed {shown(lines[-1])}" if lines else "it printed nothing"
+    raise KinbaseError(f"{shown(who)} gave no JSON on stdout: {said}")
+
+
+def _harness(path: Path) -> list[Score]:
+    """The scores of a result file that lm-eval's own importer reads."""
+    try:
+        records = list(lm_eval.open(str(path)))
+    except CheckpointError as error:
+        raise KinbaseError(f"lm-eval gave nothing that can be read: {error}") from None
+    scores = [replace(record, model=None) for record in records if isinstance(record, Score)]
+    if not scores:
+        raise KinbaseError(f"lm-eval gave no score: see {shown(str(path))}")
+    return scores
