@@ -2,11 +2,12 @@
 # make test   all tests
 # make check  format, lint, types, layers
 # make bench  every benchmark, each a table
+# make pictures  those of the README and docs/plots.md anew
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check bench clean
+.PHONY: demo test check bench pictures clean
 
 $(VENV)/.made: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -33,6 +34,9 @@ check: $(VENV)/.made
 
 bench: $(VENV)/.made
 	for benchmark in benchmarks/*.py; do echo "== $$benchmark"; $(BIN)/python $$benchmark || exit 1; done
+
+pictures: $(VENV)/.made
+	$(BIN)/python docs/pictures.py
 
 clean:
 	rm -rf $(VENV) build kinbase.egg-info kinbase-demo

@@ -7,14 +7,15 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
-from textual.events import Key
+from terminal import press, run, screen_text, settled, tap, type_in
 from textual.widgets import Input, OptionList, Static
 
 import kinbase
 from kinbase.schema import scripts
 from kinbase.store import Store
-from kinbase.tui import filtering, line, model_tree, pairs
+from kinbase.tui import filtering, line, model_tree, models, pairs, standing
 from kinbase.tui.app import KinbaseApp
 from kinbase.tui.choice import Choice
 from kinbase.tui.completion import Words, at_cursor, completions
@@ -82,58 +83,6 @@ def path(imported, tmp_path):
     own = tmp_path / "kin.duckdb"
     own.write_bytes(imported.read_bytes())
     return own
-
-
-def run(path, steps, size=(120, 36)):
-    """`steps(app, pilot)` over the application on `path`; what it returns."""
-
-    async def drive():
-        app = KinbaseApp(path)
-        async with app.run_test(size=size) as pilot:
-            await settled(app, pilot)
-            return await steps(app, pilot)
-
-    return asyncio.run(drive())
-
-
-async def settled(app, pilot, seconds=20.0):
-    """Wait until nothing is asked and nothing waits to be drawn."""
-    end = time.monotonic() + seconds
-    quiet = 0
-    while quiet < 3:
-        await asyncio.sleep(0.02)
-        busy = any(not q.done for q in app._questions) or any(w.is_running for w in app.workers)
-        quiet = 0 if busy else quiet + 1
-        assert time.monotonic() < end, "the application is still busy"
-
-
-async def press(app, pilot, *keys):
-    await tap(app, *keys)
-    await settled(app, pilot)
-
-
-async def tap(app, *keys):
-    """The keys go out; pilot.press would wait for the whole process to be idle, a running query included."""
-    for key in keys:
-        app.post_message(Key(key, {"space": " ", "slash": "/"}.get(key, key if len(key) == 1 else None)))
-        await asyncio.sleep(0.02)
-
-
-async def type_in(app, pilot, widget, text):
-    """Put `text` into an input or an editor as if typed."""
-    if isinstance(widget, Input):
-        widget.value = text
-    else:
-        widget.text = text
-        widget.move_cursor(widget.document.end)
-    await settled(app, pilot)
-
-
-def screen_text(app):
-    """Everything on the screen, as a terminal would get it."""
-    return "\n".join(
-        "".join(segment.text for segment in strip) for strip in app.screen._compositor.render_strips()
-    )
 
 
 def names(tree, node=None):
@@ -341,8 +290,6 @@ def test_heatmap_of_marked_models_add_and_remove(path):
 
 
 def test_clusters_stand_together():
-    import numpy as np
-
     similar = np.full((6, 6), 0.1)
     for group in ((0, 2, 4), (1, 3, 5)):
         for i in group:
@@ -904,3 +851,44 @@ def test_only_the_tui_imports_textual():
         p for p in root.glob("*.py") if "import textual" in p.read_text() or "from textual" in p.read_text()
     ]
     assert scripts("views")
+
+
+def test_a_filter_finds_the_same_when_it_is_known_where_all_models_stand(path):
+    with Store(path).writing() as con:
+        con.execute("insert into raw.model (name, base_id) select 'many-' || i, 1 from range(900) t(i)")
+        con.execute(
+            "insert into raw.claim (child_id, parent_id, relation, evidence) "
+            "select model_id, 6 + (model_id * 7919) % 37, 'finetune', 'card' from raw.model where model_id > 50"
+        )
+    with Store(path).reading() as con:
+        known = standing.standing(con)
+        for typed in ("many", "many-1", "a", "license:mit", "gen=2", "gen>0", "nobody"):
+            wanted = filtering.parse(typed)
+            for sort in ("largest", "name"):
+                for offset in (0, 200, 400):
+                    expected = models.matching(con, wanted, sort, offset)
+                    assert models.matching(con, wanted, sort, offset, known) == expected, (
+                        typed,
+                        sort,
+                        offset,
+                    )
+            assert models.count_matching(con, wanted, known) == models.count_matching(con, wanted)
+    assert known.beneath[1] == 4 + 900  # measured against the base
+    ids = np.arange(len(known.beneath))
+    assert known.candidates(ids, 1).tolist() == [1]
+
+
+def test_where_all_models_stand_is_forgotten_when_the_file_changes(path, monkeypatch):
+    monkeypatch.setattr(model_tree, "MANY", 1)
+
+    async def steps(app, pilot):
+        assert app.standing is not None
+        with Store(path).writing() as con:
+            con.execute("insert into raw.model (name) values ('fresh')")
+        assert app.standing is None
+        await type_in(app, pilot, app.screen.query_one(FilterInput), "fresh")
+        assert names(app.screen.query_one(ModelTree)) == ["fresh"]
+        await type_in(app, pilot, app.screen.query_one(FilterInput), "")
+        assert app.standing is not None and len(app.standing.steps) == 7
+
+    run(path, steps)

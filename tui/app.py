@@ -1,9 +1,10 @@
-"""The application: four screens over one database file, and what they share.
+"""The application: five screens over one database file, and what they share.
 
 Shared are the current model, the models chosen for the heatmap, and the way to ask the database.
 """
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,9 +15,11 @@ from textual.binding import Binding, BindingType
 from textual.reactive import reactive
 from textual.screen import Screen
 
+from kinbase.errors import KinbaseError
 from kinbase.store import Connection
 
 from .asking import Question
+from .evolution import EvolutionScreen
 from .families import FamiliesScreen
 from .finding import ModelCommands, ModelPicker
 from .heatmap_screen import KinshipScreen
@@ -25,6 +28,7 @@ from .model_list import OpenModel
 from .models import Model
 from .showing import content
 from .sql import SqlScreen
+from .standing import Standing, standing
 from .themes import DARK, LIGHT
 from .top_bar import TopBar
 
@@ -41,6 +45,7 @@ class KinbaseApp(App[None]):
         "kinship": KinshipScreen,
         "lineage": LineageScreen,
         "sql": SqlScreen,
+        "evolution": EvolutionScreen,
     }
     DEFAULT_MODE = "families"
     COMMANDS = App.COMMANDS | {ModelCommands}
@@ -68,11 +73,12 @@ class KinbaseApp(App[None]):
         super().__init__()
         self.path = Path(db_path)
         self.chosen: dict[int, Model] = {}
+        self._standing: tuple[tuple[int, int] | None, Standing] | None = None
         self.turn = asyncio.Lock()
         """Held by what the Families screen asks: two such questions at once would both be late."""
         self._threads = ThreadPoolExecutor(max_workers=4, thread_name_prefix="question")
         self._questions: set[Question[Any]] = set()
-        self._stamp = self._stamped()
+        self._stamp = self.stamped()
         self.register_theme(DARK)
         self.register_theme(LIGHT)
         self.theme = DARK.name
@@ -98,6 +104,18 @@ class KinbaseApp(App[None]):
         self._questions.discard(question)
         return answer
 
+    @property
+    def standing(self) -> Standing | None:
+        """Where all models stand, if that is known of the file as it is now."""
+        return self._standing[1] if self._standing and self._standing[0] == self.stamped() else None
+
+    async def learn_standing(self) -> None:
+        """Read where all models stand, so that filters need not."""
+        if self.standing is None:
+            stamp = self.stamped()
+            with contextlib.suppress(KinbaseError):  # whoever asks next tells it
+                self._standing = (stamp, await self.ask(standing))
+
     def _tick(self) -> None:
         """Tell of long questions, drop finished ones, stop again what was cancelled as it began."""
         slow = ""
@@ -110,7 +128,7 @@ class KinbaseApp(App[None]):
                 slow = f"waiting for another process to finish writing ({question.seconds:.0f} s)"
             elif question.seconds > 0.4 and not slow:
                 slow = f"working ({question.seconds:.0f} s)"
-        if not slow and self._stamp != self._stamped():
+        if not slow and self._stamp != self.stamped() and not isinstance(self.screen, EvolutionScreen):
             slow = "the database changed: r reads it again"
         self.status = slow
 
@@ -120,9 +138,10 @@ class KinbaseApp(App[None]):
 
     def read_anew(self) -> None:
         """What is shown from now on is of the file as it is now."""
-        self._stamp = self._stamped()
+        self._stamp = self.stamped()
 
-    def _stamped(self) -> tuple[int, int] | None:
+    def stamped(self) -> tuple[int, int] | None:
+        """What changes when another process writes the file; None when there is none."""
         try:
             about = self.path.stat()
         except OSError:

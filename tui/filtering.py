@@ -6,6 +6,8 @@ Words must be in the name; `key:text` and `key>number` ask for more, so `merge l
 import re
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from kinbase.store import Connection
 
 from .generations import bits
@@ -34,7 +36,7 @@ UNITS = {"k": 1e3, "m": 1e6, "b": 1e9, "g": 1e9, "t": 1e12}
 class Filter:
     """A condition on `raw.model m`; `complaint` says which part of the text was not understood.
 
-    A parameter may be a function of the connection: what it returns is meant.
+    A parameter may be a function of the connection and of the steps in `Standing`: what it returns is meant.
     """
 
     typed: str = ""
@@ -42,9 +44,9 @@ class Filter:
     parameters: list[object] = field(default_factory=list)
     complaint: str = ""
 
-    def values(self, con: Connection) -> list[object]:
+    def values(self, con: Connection, steps: np.ndarray | None = None) -> list[object]:
         """The parameters, as the query takes them."""
-        return [given(con) if callable(given) else given for given in self.parameters]
+        return [given(con, steps) if callable(given) else given for given in self.parameters]
 
 
 def parse(typed: str) -> Filter:

@@ -54,11 +54,11 @@ def generations(con: Connection) -> np.ndarray:
     return steps
 
 
-def bits(op: str, number: float) -> Callable[[Connection], str]:
-    """What the condition `get_bit(?::bit, model_id) = 1` takes for models of such a generation."""
+def bits(op: str, number: float) -> Callable[[Connection, np.ndarray | None], str]:
+    """What the condition `get_bit(?::bit, model_id) = 1` takes for models of such a generation; of known steps none are read."""
 
-    def asked(con: Connection) -> str:
-        steps = generations(con)
+    def asked(con: Connection, known: np.ndarray | None) -> str:
+        steps = generations(con) if known is None else known
         wanted = OPERATORS[op](steps, number) & (steps < NONE)
         return (wanted.astype(np.uint8) + ord("0")).tobytes().decode()
 

@@ -147,7 +147,7 @@ For ed, the distance, cells show hundredths of the largest, and near is light.
             strength = 1 - part if self.metric == "ed" else part
             back = colour(strength, self.app.current_theme.dark)
             style = Style(color=ink(back).rich_color, bgcolor=back.rich_color)
-            shown = f"{100 * part:.0f}"
+            shown = f"{round(100 * part)}"  # not -0
             text = shown if self.wide else shade(strength) * 2 if self.app.no_color else ""
         if not self.wide:
             return Segment(("▐▌" if here else text.ljust(2)[:2]), style + Style(bold=here))

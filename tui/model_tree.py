@@ -29,6 +29,8 @@ from .showing import plain, plural, text
 if TYPE_CHECKING:
     from .app import KinbaseApp
 
+MANY = 50_000
+"""Models from which on it pays to know where all of them stand."""
 WIDTH = 60
 """Characters of a name before it is cut; the portrait has it whole."""
 REST = 0.08
@@ -123,12 +125,12 @@ The models: foundation models first, then what was made from each. A merge stand
         if parent is not None:
             return models.children(con, parent.id, self.sort, offset)
         if self.wanted is not None:
-            return models.matching(con, self.wanted, self.sort, offset)
+            return models.matching(con, self.wanted, self.sort, offset, self._app.standing)
         return models.roots(con, self.sort, offset)
 
     def _count(self, con: Connection) -> tuple[int, int]:
         if self.wanted is not None:
-            return models.count_matching(con, self.wanted), 0
+            return models.count_matching(con, self.wanted, self._app.standing), 0
         return models.count_roots(con)
 
     @work(exclusive=True, group="tree")
@@ -163,6 +165,13 @@ The models: foundation models first, then what was made from each. A merge stand
             if self.wanted is not None
             else f"{plural(total, 'model')} · {self.sort}"
         )
+        if self.wanted is None and total > MANY:
+            self._learn()
+
+    @work(exclusive=True, group="standing")
+    async def _learn(self) -> None:
+        """In the background, and not of those that take turns: nobody waits for it."""
+        await self._app.learn_standing()
 
     @work(group="branch")
     async def _fill(self, node: TreeNode[Line], offset: int) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 from kinbase.store import Connection
 
 from .filtering import Filter
+from .standing import Standing
 
 PAGE = 200
 """Children shown at a time."""
@@ -81,10 +82,17 @@ def children(con: Connection, parent: int, sort: str, offset: int = 0) -> list[E
     return _page(con, CHILDREN, [parent], sort, offset)
 
 
-def matching(con: Connection, wanted: Filter, sort: str, offset: int = 0) -> list[Entry]:
-    """A page of the models a filter lets through."""
+def matching(
+    con: Connection, wanted: Filter, sort: str, offset: int = 0, known: Standing | None = None
+) -> list[Entry]:
+    """A page of the models a filter lets through; sooner when it is known where all models stand."""
     inner = f"select model_id as id from raw.model m where {wanted.where}"
-    return _page(con, inner, wanted.values(con), sort, offset)
+    values = wanted.values(con, known.steps if known else None)
+    if known is not None and sort == "largest":
+        few = known.candidates(con.execute(inner, values).fetchnumpy()["id"], offset + PAGE)
+        if few is not None:
+            return _page(con, "select unnest($1::integer[]) as id", [few.tolist()], sort, offset)
+    return _page(con, inner, values, sort, offset)
 
 
 def count_roots(con: Connection) -> tuple[int, int]:
@@ -99,9 +107,10 @@ def count_children(con: Connection, parent: int) -> int:
     return _count(con, f"select count(*) from ({CHILDREN})", [parent])
 
 
-def count_matching(con: Connection, wanted: Filter) -> int:
+def count_matching(con: Connection, wanted: Filter, known: Standing | None = None) -> int:
     """How many models a filter lets through."""
-    return _count(con, f"select count(*) from raw.model m where {wanted.where}", wanted.values(con))
+    values = wanted.values(con, known.steps if known else None)
+    return _count(con, f"select count(*) from raw.model m where {wanted.where}", values)
 
 
 def search(con: Connection, typed: str, limit: int = 30) -> list[Model]:

@@ -15,14 +15,13 @@ FEW = 40
 METRICS = ("pcc", "cs", "ed")
 BLOCKS = ("all", "attn", "mlp", "norm", "embed", "head", "other")
 
+# The best of a pair comes last, by the order of the view kinship, and stays.
 # The pairs are found by id, so that the view below joins only the asked-for names.
 WHOLE = """
-select a_id, b_id, pcc, cs, ed, stderr, coverage, method from raw.exact
+select a_id, b_id, pcc, cs, ed, stderr, coverage, method from (from raw.exact union all from raw.estimated)
 where a_id < b_id and list_contains($1, a_id) and list_contains($1, b_id)
-union all
-select a_id, b_id, pcc, cs, ed, stderr, coverage, method from raw.estimated
-where a_id < b_id and list_contains($1, a_id) and list_contains($1, b_id)
-order by case method when 'exact' then 2 when 'reported' then 0 else 1 end, stderr desc nulls first
+order by case method when 'exact' then 2 when 'reported' then 0 else 1 end, stderr desc nulls first, method desc,
+    source desc nulls first
 """
 
 PARTS = """

@@ -30,14 +30,13 @@ where c.child_id = ? order by p.name, c.evidence
 # The best of several estimates of a pair, as the view kinship has it.
 NEAREST = """
 with near as (
-    select b_id, pcc, cs, ed, stderr, coverage, method from raw.exact where a_id = $1
-    union all
-    select b_id, pcc, cs, ed, stderr, coverage, method from raw.estimated where a_id = $1
+    select b_id, pcc, cs, ed, stderr, coverage, method, source from (from raw.exact union all from raw.estimated) where a_id = $1
 )
 select b_id, name, pcc, cs, ed, stderr, coverage, method
 from near join raw.model on model_id = b_id
 qualify row_number() over (
-    partition by b_id order by case method when 'exact' then 0 when 'reported' then 2 else 1 end, stderr nulls last
+    partition by b_id
+    order by case method when 'exact' then 0 when 'reported' then 2 else 1 end, stderr nulls last, method, near.source nulls last
 ) = 1
 order by pcc desc nulls last, name limit $2
 """
@@ -56,7 +55,8 @@ latest as (
 select own.benchmark, own.metric, own.n_shot, own.value, own.stderr,
     own.value - avg(theirs.value) as gain, count(theirs.value) as parents
 from latest own
-left join latest theirs on theirs.model_id <> $1 and theirs.benchmark = own.benchmark and theirs.metric = own.metric
+left join latest theirs on theirs.model_id <> $1 and own.metric <> 'gain'   -- printed gains are none to compare
+    and theirs.benchmark = own.benchmark and theirs.metric = own.metric
     and theirs.n_shot is not distinct from own.n_shot
 where own.model_id = $1
 group by own.benchmark, own.metric, own.n_shot, own.value, own.stderr

@@ -39,7 +39,7 @@ class TopBar(Widget):
         self.status = self._app.status
 
     def _tabs(self) -> list[tuple[str, str]]:
-        narrow = self.size.width < 60
+        narrow = self.size.width < 68
         return [
             (
                 mode,

@@ -18,7 +18,7 @@ union all
 select b.name, m.name, 'base', null, null, 'user', null, null
 from raw.model m
 join raw.model b on b.model_id = m.base_id
-where m.model_id not in (select child_id from raw.claim);
+where not exists (select 1 from raw.claim k where k.child_id = m.model_id);
 
 comment on view lineage is 'One row a claimed or measured edge; several claims about one edge stay apart.';
 comment on column lineage.parent is 'what the child was made from';
@@ -30,12 +30,12 @@ comment on column lineage.evidence is 'who says so: config, card, adapter, gguf,
 comment on column lineage.detail is 'JSON: gradients, density, t, revision and whatever else was said';
 comment on column lineage.source is 'the file that said it';
 
--- The same edges by id, once each, for the closures below.
+-- The same edges by id, once each.
 create or replace view raw.edge as
 select distinct parent_id, child_id from raw.claim
 union all
 select base_id, model_id from raw.model
-where base_id is not null and model_id not in (select child_id from raw.claim);
+where base_id is not null and not exists (select 1 from raw.claim k where k.child_id = model_id);
 
 create or replace macro resolve(m) as (
     select model_id from raw.model where name = (select model from aliases where alias = m limit 1)
@@ -47,11 +47,16 @@ create or replace macro ancestors(m) as table
 with recursive up(model_id, generation) using key (model_id) as (
     select resolve(m), 0
     union
-    select e.parent_id, up.generation + 1
-    from up
-    join raw.edge e on e.child_id = up.model_id
+    select e.parent_id, e.generation
+    from (
+        -- Its claims, or the base of a model that has none: over the tables, which a step then reads by key.
+        select coalesce(k.parent_id, m.base_id) as parent_id, up.generation + 1 as generation
+        from up
+        join raw.model m on m.model_id = up.model_id
+        left join raw.claim k on k.child_id = up.model_id
+    ) e
     left join recurring.up seen on seen.model_id = e.parent_id
-    where seen.model_id is null         -- met already, by a path no longer: also what ends a cycle
+    where e.parent_id is not null and seen.model_id is null     -- met already, by a path no longer: also what ends a cycle
 )
 select name as model, generation
 from up join raw.model using (model_id)
@@ -65,9 +70,15 @@ create or replace macro descendants(m) as table
 with recursive down(model_id, generation) using key (model_id) as (
     select resolve(m), 0
     union
-    select e.child_id, down.generation + 1
-    from down
-    join raw.edge e on e.parent_id = down.model_id
+    select e.child_id, e.generation
+    from (
+        select k.child_id, down.generation + 1 as generation
+        from down join raw.claim k on k.parent_id = down.model_id
+        union all
+        select m.model_id, down.generation + 1
+        from down join raw.model m on m.base_id = down.model_id
+        where not exists (select 1 from raw.claim k where k.child_id = m.model_id)
+    ) e
     left join recurring.down seen on seen.model_id = e.child_id
     where seen.model_id is null
 )
