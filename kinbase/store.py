@@ -165,6 +165,11 @@ class Store:
             con.close()
 
     def _connect(self, *, read_only: bool) -> Connection:
+        if self.path.name.partition(".")[0].lower() == "raw":
+            # DuckDB calls the database after its file, and could not tell it from the schema `raw`.
+            raise DatabaseError(
+                f"{self.path} cannot be a Kinbase database: give the file a name that is not raw"
+            )
         deadline = time.monotonic() + self.wait
         pause = 0.02
         while True:

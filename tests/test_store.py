@@ -7,6 +7,7 @@ import time
 import duckdb
 import pytest
 
+import kinbase
 from kinbase import schema
 from kinbase.errors import DatabaseError, KinbaseError
 from kinbase.store import Store
@@ -210,3 +211,26 @@ def test_kill_nine_in_a_transaction_loses_that_transaction_only(store):
     assert subprocess.run([sys.executable, "-c", script]).returncode == -9
     with store.reading() as con:
         assert con.execute("select count(*) from models").fetchone() == (1,)
+
+
+@pytest.mark.parametrize("stem", ["r", "c", "o", "model", "models", "main", "temp"])
+def test_the_file_may_be_called_like_a_table(tmp_path, stem):
+    """DuckDB names the database after its file, so a query's `r.column` could be taken for a table of it."""
+    db = kinbase.open(tmp_path / f"{stem}.duckdb")
+    with db.store.writing() as con:
+        con.execute("insert into raw.model (name) values ('a')")
+    for view in db.sql("select view_name from duckdb_views() where not internal and schema_name = 'main'")[
+        "view_name"
+    ]:
+        db.sql(f"from {view}")
+    db.check()
+    assert db.show("a")["name"].to_list() == ["a"]
+
+
+def test_a_file_cannot_be_called_raw(tmp_path):
+    with (
+        pytest.raises(DatabaseError, match="a name that is not raw"),
+        Store(tmp_path / "raw.duckdb").writing(),
+    ):
+        pass
+    assert not list(tmp_path.iterdir())

@@ -98,23 +98,24 @@ where h.experts is null and b.base is not null;
 -- last metric in the alphabet, which prefers acc_norm to acc, mc2 to mc1 and strict-match to flexible-extract.
 -- Results of two sources meet only when both are fractions or neither is, and averages never: what they are
 -- averages of is not said.
+-- The aliases of readings are words: DuckDB takes `r.setting.metric` in a file r.duckdb for a table of it.
 create or replace view raw.compared as
 with candidate as (
     select
-        c.model, c.role, c.other, r.benchmark, r.setting, r.value as score,
-        arg_min(o.value, {'foreign': o.setting.source is distinct from r.setting.source, 'source': o.setting.source})
+        c.model, c.role, c.other, own_reading.benchmark, own_reading.setting, own_reading.value as score,
+        arg_min(their_reading.value, {'foreign': their_reading.setting.source is distinct from own_reading.setting.source, 'source': their_reading.setting.source})
             as value,
-        min(o.setting.source is distinct from r.setting.source)::integer as foreign_source
+        min(their_reading.setting.source is distinct from own_reading.setting.source)::integer as foreign_source
     from raw.counterpart c
-    join raw.reading r on r.model = c.model and (c.benchmark is null or c.benchmark = r.benchmark)
-    left join raw.reading o
-        on o.model = c.other and o.benchmark = r.benchmark
-        and o.setting.metric = r.setting.metric
-        and o.setting.n_shot is not distinct from r.setting.n_shot
-        and o.setting.split is not distinct from r.setting.split
-        and (o.setting.source is not distinct from r.setting.source
-            or (r.benchmark <> 'average' and (abs(o.value) <= 1) = (abs(r.value) <= 1)))
-    group by c.model, c.role, c.other, r.benchmark, r.setting, r.value
+    join raw.reading own_reading on own_reading.model = c.model and (c.benchmark is null or c.benchmark = own_reading.benchmark)
+    left join raw.reading their_reading
+        on their_reading.model = c.other and their_reading.benchmark = own_reading.benchmark
+        and their_reading.setting.metric = own_reading.setting.metric
+        and their_reading.setting.n_shot is not distinct from own_reading.setting.n_shot
+        and their_reading.setting.split is not distinct from own_reading.setting.split
+        and (their_reading.setting.source is not distinct from own_reading.setting.source
+            or (own_reading.benchmark <> 'average' and (abs(their_reading.value) <= 1) = (abs(own_reading.value) <= 1)))
+    group by c.model, c.role, c.other, own_reading.benchmark, own_reading.setting, own_reading.value
 )
 select
     model, role, benchmark, setting, score,
@@ -229,16 +230,16 @@ comment on column merge_gains.reported_gain is 'the gain as it was published';
 
 create or replace view normalised_by_task as
 select
-    c.model as merge, b.base, g.method, len(g.parents) as experts,
-    c.benchmark, h.category, c.role = 'expert' as held_in, c.setting.metric as metric, c.score,
-    list_transform(c.results, lambda r: r.model) as reference,
-    list_avg(list_transform(c.results, lambda r: r.score)) as reference_score,
-    c.score / nullif(list_avg(list_transform(c.results, lambda r: r.score)), 0) as normalised
-from raw.compared c
-join raw.held h on h.model = c.model and h.benchmark = c.benchmark
-join raw.merge g on g.model = c.model
+    compared.model as merge, b.base, g.method, len(g.parents) as experts,
+    compared.benchmark, h.category, compared.role = 'expert' as held_in, compared.setting.metric as metric, compared.score,
+    list_transform(compared.results, lambda r: r.model) as reference,
+    list_avg(list_transform(compared.results, lambda r: r.score)) as reference_score,
+    compared.score / nullif(list_avg(list_transform(compared.results, lambda r: r.score)), 0) as normalised
+from raw.compared
+join raw.held h on h.model = compared.model and h.benchmark = compared.benchmark
+join raw.merge g on g.model = compared.model
 join raw.merge_base b using (model_id)
-where c.role in ('expert', 'base') and c.known = c.others;
+where compared.role in ('expert', 'base') and compared.known = compared.others;
 
 comment on view normalised_by_task is
     'One row a merge and benchmark of known category: its score over that of the expert trained for it (held in) or of the base.';
