@@ -10,7 +10,7 @@ Each verb opens the file for one unit of work. All raise DatabaseError when it c
 KinbaseError for an unknown model.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,17 +19,17 @@ import polars as pl
 from kinbase import families, importing, naming, records
 from kinbase.errors import KinbaseError, UsageError
 from kinbase.families import Report
-from kinbase.sources import is_whole
-from kinbase.store import Connection, Store
+from kinbase.frames import IMPORTED, INFERRED, PLANNED, RECIPE, REPLAYED, SUGGESTED, frame
+from kinbase.sources import Source, Tell, elsewhere, is_whole
+from kinbase.store import Store
 
 if TYPE_CHECKING:  # a graph costs the import of networkx, which the other verbs need not pay
     import networkx as nx
 
+    from kinbase.plotting.figure import Plot
+
 METRICS = ("pcc", "cs", "ed")
 RELATIONS = ("finetune", "merge", "adapter", "quantized", "base")
-IMPORTED: dict[str, pl.DataType | type[pl.DataType]] = {
-    "source": pl.String, "model": pl.String, "status": pl.String, "base": pl.String, "notes": pl.List(pl.String()),
-}  # fmt: skip
 GROUPINGS = {"tensor": "kinship_by_tensor", "layer": "kinship_by_layer", "block": "kinship_by_block"}
 
 
@@ -50,12 +50,23 @@ class Kinbase:
         device: str = "auto",
         metadata_only: bool = False,
         kinship: bool = True,
+        sample: float | None = None,
+        stderr: float | None = None,
+        stream: bool = False,
+        sketch: bool = False,
+        children: bool = False,
+        parents: bool = False,
+        depth: int = 1,
+        limit: int = 1000,
+        relations: Sequence[str] = (),
         report: Report = lambda done, total: None,
+        tell: Tell = lambda what, done, total: None,
     ) -> pl.DataFrame:
         """Import checkpoints and records: one row a source with source, model, status, base and notes.
 
-        See `kinbase.importing.import_sources`. A source that fails has status "failed" and the reason in
-        its notes.
+        See `kinbase.importing.import_sources`; with `children` or `parents`, `kinbase.following.import_family`,
+        which brings in metadata, after which `sample` or `stream` go on with all that was met. A source that
+        fails has status "failed" and the reason in its notes.
         """
         whole = [str(source) for source in sources if is_whole(str(source))]
         if whole:
@@ -70,10 +81,27 @@ class Kinbase:
                 f"a whole database: {stored['model']} models, {stored['claim']} claims, {stored['score']} scores"
             ]
             return pl.DataFrame([(whole[0], None, "records", None, notes)], schema=IMPORTED, orient="row")
-        found = importing.import_sources(
-            self.store, [str(s) for s in sources], base=str(base) if base else None, name=name, device=device,
-            metadata_only=metadata_only, kinship=kinship, report=report,
-        )  # fmt: skip
+        labels = [str(s) for s in sources]
+        followed: list[Source] = []
+        if children or parents or (metadata_only and not name and not base and all(map(elsewhere, labels))):
+            from kinbase.following import import_family
+
+            if name:
+                raise UsageError("--name names one model, not a family: leave it out")
+            followed = import_family(
+                self.store, labels, children=children, parents=parents, depth=depth, limit=limit,
+                relations=relations, report=report, tell=tell,
+            )  # fmt: skip
+            labels = [s.source for s in followed if s.status != "failed"]
+        if not followed or ((sample is not None or stream) and labels):
+            found = importing.import_sources(
+                self.store, labels, base=str(base) if base else None, name=name, device=device,
+                metadata_only=metadata_only, kinship=kinship, sample=sample, stderr=stderr, stream=stream,
+                sketch=sketch,
+                report=report, tell=tell,
+            )  # fmt: skip
+            followed = [s for s in followed if s.status == "failed"] + found
+        found = followed
         rows = [(s.source, s.name, s.status, s.base, s.notes) for s in found]
         return pl.DataFrame(rows, schema=IMPORTED, orient="row")
 
@@ -126,6 +154,83 @@ class Kinbase:
     def migrate(self) -> list[str]:
         """Bring the file to this version's schema; the names of the scripts that ran."""
         return self.store.migrate()
+
+    def merge(
+        self,
+        config: "str | Path | Mapping[str, object]",
+        out: str | Path,
+        *,
+        name: str | None = None,
+        backend: str = "kinbase",
+        seed: int = 0,
+        device: str = "auto",
+        import_: bool = True,
+        report: Report = lambda done, total: None,
+    ) -> pl.DataFrame:
+        """Merge models into a new checkpoint folder `out` and import it: one row as `import_` gives, or status "merged".
+
+        `config` is mergekit's YAML, a file or plain values; its models are paths or names in this database.
+        `backend` is kinbase, or mergekit for the methods that are not built in; `seed` is of the masks that
+        some draw; `device` is where kinship is measured; `report(done, total)` hears of the bytes written,
+        then of those measured. See `kinbase.merging`.
+        """
+        from kinbase import merges
+
+        wanted = merges.read(config, backend)
+        places = merges.located(self.store, wanted.models)
+        if import_:
+            merges.refuse_namesake(self.store, name or Path(out).name)
+        merged = merges.merge(wanted, out, places, backend, seed, report)
+        row: tuple[Any, ...] = (str(merged.folder), None, "merged", None, list(merged.notes))
+        if import_:
+            child = merges.record(self.store, merged, places, name=name, device=device, report=report)
+            row = (str(merged.folder), child.name, child.status, child.base, child.notes)
+        return pl.DataFrame([row], schema=IMPORTED, orient="row")
+
+    # Evolution.
+
+    def evolve(
+        self,
+        config: str | Path | None = None,
+        *,
+        name: str | None = None,
+        resume: str | None = None,
+        tell: Callable[[str], None] = lambda line: None,
+        report: Report = lambda done, total: None,
+    ) -> pl.DataFrame:
+        """Begin the run that a YAML file asks for, or resume one by its name, to its end: its rows of `generations`.
+
+        `name` is the run's, else that in the file, else the file's stem; `tell` hears a line a generation.
+        Raises KinbaseError for a wrong configuration and when a merge or an evaluation fails; then, and after
+        KeyboardInterrupt, the run can be resumed. `kinbase.evolution.running.evolve` is the same as a generator.
+        """
+        from kinbase.evolution import running
+        from kinbase.evolution.config import read
+
+        if (config is None) == (resume is None):
+            raise UsageError("name a configuration, or a run to resume")
+        if config is not None:
+            resume = running.begin(self, read(config, name)).name
+        assert resume is not None
+        for _ in running.evolve(self, resume, tell=tell, report=report):
+            pass
+        return self.sql("from generations where run = ? order by generation", [resume])
+
+    def first_generation(
+        self, config: str | Path, *, name: str | None = None, tell: Callable[[str], None] = lambda line: None
+    ) -> pl.DataFrame:
+        """What a run would do first, without doing it: child, parents, role, method, seed, kinship, reason, problem."""
+        from kinbase.evolution import running
+        from kinbase.evolution.config import read
+
+        matings, left_out = running.first_plan(self, read(config, name))
+        for line in left_out:
+            tell(line)
+        rows = [
+            (child, list(m.parents), m.role, m.method, m.seed, m.kinship, m.reason, problem)
+            for child, m, problem in matings
+        ]
+        return pl.DataFrame(rows, schema=PLANNED, orient="row")
 
     # Out.
 
@@ -183,19 +288,123 @@ class Kinbase:
         with self.store.reading() as con:
             return lineage.graph(con, model, up=up, down=down, depth=depth)
 
-    def check(self, models: Sequence[str] = (), *, tolerance: float = 0.02) -> pl.DataFrame:
+    def check(
+        self,
+        models: Sequence[str] = (),
+        *,
+        tolerance: float = 0.02,
+        device: str = "auto",
+        report: Report = lambda done, total: None,
+    ) -> pl.DataFrame:
         """What is claimed of `models` (none: of all) against what it follows from: subject, claim, verdict, detail.
 
-        See `kinbase.checking.findings`; `tolerance` is in percent.
+        See `kinbase.checking.findings` and `kinbase.claims`; `tolerance` is in percent. Pairs that the claims about
+        `models` hang on are measured; of all models, what is stored decides.
         """
         from kinbase import checking
 
         with self.store.reading() as con:
-            names = {naming.resolve(con, model) for model in models}
-            rows = [row for row in checking.findings(con, tolerance) if not names or row[0] in names]
+            names = [naming.resolve(con, model) for model in models]
+        if names:
+            from kinbase import recipes
+
+            for name in names:
+                recipes.measure(self.store, name, device=device, report=report)
+        with self.store.reading() as con:
+            rows = checking.findings(con, tolerance, names)
         return pl.DataFrame(
             rows, schema=dict.fromkeys(("subject", "claim", "verdict", "detail"), pl.String), orient="row"
         )
+
+    def infer(
+        self,
+        models: Sequence[str] = (),
+        *,
+        among: Sequence[str] = (),
+        record: bool = False,
+        blind: bool = False,
+        quick: bool = False,
+        least: float = 0.0,
+        device: str = "auto",
+        report: Report = lambda done, total: None,
+    ) -> tuple[pl.DataFrame, list[str]]:
+        """The history of `models` (none: all) from their weights: its edges, and lines on what was left out.
+
+        Columns: parent, child, relation, confidence, weight (a merge's coefficient), distance, family (its root),
+        evidence. `among` may be parents too; edges of a confidence below `least` are left out; `record` stores the
+        others as claims of evidence weights. See `kinbase.inferring.infer`.
+        """
+        from kinbase import inferring
+
+        found, notes = inferring.infer(
+            self.store, models, among=among, blind=blind, quick=quick, device=device, report=report
+        )
+        chosen = set(self.resolved(models))
+        rows = [
+            (e.parent, e.child, e.relation, e.confidence, e.weight, e.distance, family.root, e.evidence)
+            for family in found for e in family.edges
+            if e.confidence >= least and (not chosen or e.child in chosen)
+        ]  # fmt: skip
+        notes += [f"{f.root} stands alone: nothing here is akin to it" for f in found if len(f.members) == 1]
+        if record:
+            notes += inferring.record(self.store, [(*row[:4], row[4], row[7]) for row in rows])
+        return pl.DataFrame(rows, schema=INFERRED, orient="row"), notes
+
+    def recipe(
+        self,
+        model: str,
+        among: Sequence[str] = (),
+        *,
+        record: bool = False,
+        device: str = "auto",
+        report: Report = lambda done, total: None,
+    ) -> pl.DataFrame:
+        """What `model` was made of, by its weights: one row of model, verdict, residual, floor, parents and more.
+
+        `among` names the candidates (none: the family); with `record`, the edges are stored with evidence
+        "weights". See `kinbase.recipes.recover` and docs/recipes.md.
+        """
+        from kinbase import recipes
+
+        found = recipes.recover(self.store, model, among=among, device=device, report=report)
+        if record:
+            recipes.record(self.store, found)
+        return pl.DataFrame([found.as_dict()], schema=RECIPE)
+
+    def suggest(
+        self,
+        family: str | None = None,
+        *,
+        k: int = 10,
+        top: int = 3,
+        threshold: float = 0.9,
+        patience: int = 2,
+    ) -> tuple[pl.DataFrame, list[str]]:
+        """The k merges most worth making in a family, with the evidence, and a line on its saturation: heuristics.
+
+        See `kinbase.advice`: `top` of the best models are saturated when their mean kinship stays above
+        `threshold` for `patience` generations.
+        """
+        from kinbase import advice
+
+        with self.store.reading() as con:
+            population = advice.load(con, family)
+        steps = advice.trend(population, top)
+        notes = [advice.saturation(steps, threshold, patience)]
+        rows = advice.suggest(population, k)
+        return pl.DataFrame(rows, schema=SUGGESTED, orient="row"), notes
+
+    def replay(self, name: str, *, top: int = 3, threshold: float = 0.9, patience: int = 2) -> pl.DataFrame:
+        """What each stop rule would have saved and lost on a run, a numbered path, or the merges that led to a model.
+
+        See `kinbase.replays`.
+        """
+        from kinbase import replays
+
+        with self.store.reading() as con:
+            history = replays.load(con, name, top)
+        rows = replays.replay(history, threshold=threshold, patience=patience)
+        return pl.DataFrame(rows, schema=REPLAYED, orient="row")
 
     def graph(self, models: Sequence[str] = ()) -> "nx.DiGraph":
         """The lineage of `models`, or of all; see `kinbase.exporting.graph`."""
@@ -219,11 +428,28 @@ class Kinbase:
         else:
             exporting.write_graph(self.graph(models), path)
 
+    def plot(self, kind: str, *names: str, **options: Any) -> "Plot":
+        """A figure of `kind`: heatmap, tree, layers, evolution or gains; its `save(path)` writes .svg, .png or .html.
+
+        `names` and `options` are those of `draw` in the module of that name in `kinbase.plotting`:
+        plot("heatmap", "a", "b", "c", metric="cs"), plot("tree", "base"), plot("layers", "a", "b").
+        """
+        from kinbase import plotting
+
+        return plotting.draw(self, kind, *names, **options)
+
     def measure(
-        self, models: Sequence[str], *, device: str = "auto", report: Report = lambda done, total: None
+        self,
+        models: Sequence[str],
+        *,
+        exact: bool = False,
+        device: str = "auto",
+        report: Report = lambda done, total: None,
     ) -> list[str]:
-        """Measure the pairs among `models` that have no exact kinship yet; lines on those that could not be."""
-        return families.measure_missing(self.store, models, device=device, report=report)
+        """Measure the pairs among `models` that have no kinship yet, of one model with all its family; lines on those
+        that could not be. `exact` measures those too that are only estimated by sketches.
+        """
+        return families.measure_missing(self.store, models, exact=exact, device=device, report=report)
 
     def accuracies(self) -> pl.DataFrame:
         """Accuracies in percent, a row a model and a column a benchmark, with their plain mean, best first."""
@@ -232,10 +458,6 @@ class Kinbase:
     def average_gains(self) -> pl.DataFrame:
         """What each merge gained on average, in percent, with its parents' kinship."""
         return self.sql(AVERAGE_GAINS)
-
-    def unmerged_pairs(self, base: str) -> pl.DataFrame:
-        """Of the six most accurate models but `base`, the three least akin pairs that nobody merged: a heuristic."""
-        return self.sql(UNMERGED_PAIRS, [base])
 
     def names(self) -> list[str]:
         """All model names."""
@@ -249,37 +471,6 @@ class Kinbase:
     def _of(self, model: str, query: str, *parameters: Any) -> pl.DataFrame:
         with self.store.reading() as con:
             return frame(con, query, [naming.resolve(con, model), *parameters])
-
-
-def frame(con: Connection, query: str, parameters: Sequence[Any] = ()) -> pl.DataFrame:
-    """The result of a query as a frame.
-
-    By rows: DuckDB's Arrow stream would be faster for millions of them, but leaves Polars and DuckDB
-    printing leak warnings when Python exits (duckdb 2.0, polars 2.1).
-    """
-    result = con.sql(query, params=list(parameters))
-    schema = {name: _polars(kind) for name, kind in zip(result.columns, result.types, strict=True)}
-    return pl.DataFrame(result.fetchall(), schema=schema, orient="row")
-
-
-def _polars(kind: Any) -> pl.DataType | type[pl.DataType]:
-    """The Polars type of a DuckDB type; text for what Polars has no counterpart of."""
-    if kind.id in ("list", "array"):
-        return pl.List(_polars(kind.children[0][1]))
-    if kind.id == "struct":
-        return pl.Struct({name: _polars(child) for name, child in kind.children})
-    if kind.id == "decimal":
-        return pl.Decimal(*(value for _, value in kind.children))
-    return SCALARS.get(kind.id, pl.String)
-
-
-SCALARS: dict[str, pl.DataType | type[pl.DataType]] = {
-    "boolean": pl.Boolean, "tinyint": pl.Int8, "smallint": pl.Int16, "integer": pl.Int32, "bigint": pl.Int64,
-    "hugeint": pl.Int128, "utinyint": pl.UInt8, "usmallint": pl.UInt16, "uinteger": pl.UInt32,
-    "ubigint": pl.UInt64, "float": pl.Float32, "double": pl.Float64, "blob": pl.Binary, "date": pl.Date,
-    "time": pl.Time, "timestamp": pl.Datetime("us"), "timestamp with time zone": pl.Datetime("us", "UTC"),
-    "interval": pl.Duration("us"), "null": pl.Null,
-}  # fmt: skip
 
 
 SHOW = """
@@ -315,17 +506,4 @@ select
     child, method, array_to_string(parents, ' + ') as parents, round(kinship, 3) as kinship,
     round(100 * score, 1) as average, round(100 * gain, 1) as gain, round(100 * over_best, 1) as over_best
 from merge_gains where benchmark = 'average' order by gain desc
-"""
-UNMERGED_PAIRS = """
-with good as (
-    select model, round(100 * avg(value), 1) as average from scores
-    where metric like 'acc%' and model <> ? group by model order by average desc limit 6
-)
-select a.model as model_a, a.average as average_a, b.model as model_b, b.average as average_b, round(k.pcc, 3) as kinship
-from good a join good b on a.model <> b.model
-join kinship k on k.model_a = a.model and k.model_b = b.model
-where a.average >= b.average and (a.average > b.average or a.model < b.model)
-    and not exists (from lineage x join lineage y using (child) where x.parent = a.model and y.parent = b.model)
-    and not exists (from lineage where parent in (a.model, b.model) and child in (a.model, b.model))
-order by k.pcc limit 3
 """

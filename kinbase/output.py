@@ -336,8 +336,11 @@ def demo_page(db: "Kinbase", root: str, folder: str) -> Iterator[str]:
     yield from matrix(names, values | {(b, a): pcc for (a, b), pcc in values.items()}, "pcc")
     yield "\nWhat merging gained: average accuracy over the parents' mean, and over the better parent"
     yield from _table(db.average_gains())
-    yield "\nWorth merging next: good, least akin, not merged yet (a heuristic, no promise)"
-    yield from _table(db.unmerged_pairs(root))
+    yield "\nWorth merging next, and whom the child would be most akin to (a heuristic, no promise)"
+    worth = db.suggest(root, k=3)[0]
+    yield from _table(
+        worth.select("parent_a", "parent_b", "kinship", "nearest", "predicted_kinship", "reason")
+    )
     path = safe(db.store.path)
     yield f"\nThe models are in {safe(folder)}/models, the database is {path}. Go on with"
     yield f"  kinbase --db {path} show {safe(names[0])}"
@@ -352,15 +355,16 @@ def _table(frame: "pl.DataFrame") -> Iterator[str]:
 
 
 @contextmanager
-def progress(description: str, *, unit: str = "bytes") -> Iterator[Callable[[int, int], None]]:
+def progress(description: str, *, unit: str = "bytes") -> Iterator[Callable[..., None]]:
     """A bar on stderr with rate (of bytes) and time left; nothing when stderr is not a terminal.
 
-    Yields `report(done, total)`.
+    Yields `report(done, total, what)`; `what`, where it is said, is shown in place of the description.
     """
     if not sys.stderr.isatty():
-        yield lambda done, total: None
+        yield lambda done, total, what=None: None
         return
     from rich.console import Console
+    from rich.markup import escape
     from rich.progress import (
         BarColumn,
         DownloadColumn,
@@ -376,8 +380,10 @@ def progress(description: str, *, unit: str = "bytes") -> Iterator[Callable[[int
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(description, total=None)
 
-        def report(done: int, total: int) -> None:
-            bar.update(task, completed=done, total=total)
+        def report(done: int, total: int, what: str | None = None) -> None:
+            bar.update(task, description=escape(safe(what or description)))
+            if total:
+                bar.update(task, completed=done, total=total)
 
         yield report
 

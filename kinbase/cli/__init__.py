@@ -11,7 +11,7 @@ import sys
 
 import click
 
-from kinbase.cli import bringing, judging, looking
+from kinbase.cli import bringing, judging, looking, making, plotting
 from kinbase.cli.options import open_database
 from kinbase.errors import KinbaseError
 
@@ -30,8 +30,9 @@ def cli(ctx: click.Context, db: str, wait: float) -> None:
 
 
 for command in (
-    bringing.import_, looking.ls, looking.show, looking.tree, looking.kin, bringing.link, bringing.unlink, judging.check,
-    looking.export, looking.sql, bringing.migrate, looking.tui, bringing.demo,
+    bringing.import_, bringing.link, bringing.unlink, looking.ls, looking.show, looking.tree, looking.kin, looking.sql,
+    judging.recipe, judging.check, judging.infer, judging.suggest, making.merge, making.evolve, plotting.plot,
+    looking.export, looking.tui, bringing.migrate, bringing.demo,
 ):  # fmt: skip
     cli.add_command(command)
 

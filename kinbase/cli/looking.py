@@ -108,11 +108,12 @@ def tree(
 @click.option(
     "-k", "k", metavar="N", default=10, show_default=True, help="How many nearest kin of one model."
 )
+@click.option("--exact", is_flag=True, help="Measure what is only estimated by sketches, too.")
 @device_option
 @rows_out
 @click.pass_obj
 def kin(
-    db: "Callable[[], Kinbase]", models: tuple[str, ...], metric: str, by: str | None, k: int, device: str,
+    db: "Callable[[], Kinbase]", models: tuple[str, ...], metric: str, by: str | None, k: int, exact: bool, device: str,
     form: str | None, output: str | None,
 ) -> None:  # fmt: skip
     """Kinship: of one MODEL its nearest kin, of several a matrix and the group's kinship; of none, all of it.
@@ -125,7 +126,7 @@ def kin(
     base = db()
     if models:
         with progress("measuring") as report:
-            for note in base.measure(models, device=device, report=report):
+            for note in base.measure(models, exact=exact, device=device, report=report):
                 say(note)
     if len(models) == 1 and not by:
         write_frame(base.nearest_kin(models[0], k), form, output)
