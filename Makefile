@@ -1,4 +1,4 @@
-# make demo   a real family: made, imported and shown
+# make demo   a real family: made, imported, evolved and shown
 # make test   all tests
 # make check  format, lint, types, layers
 # make bench  every benchmark, each a table

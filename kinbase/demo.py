@@ -76,6 +76,18 @@ class Merged:
 
 BASE = "digits-base"
 
+EVOLUTION = """\
+# Two generations from three specialists: the best pairs, and the best with its least kin (docs/evolution.md).
+strategy: kinship
+name: digits
+models: [digits-reverse, digits-sort, digits-rank]
+base: digits-base
+k: 2
+merge: {method: linear}
+evaluate: {by: python, function: "kinbase.demo:accuracies"}
+stop: {generations: 2}
+"""
+
 
 def _specialist(name: str, task: str, story: str, *, lr: float = 1e-3, lora: bool = False) -> Trained:
     """A model that goes on from the base with nine parts of one task and one part of all the others."""
@@ -181,6 +193,14 @@ def make_family(
     if progress is not None:
         progress(FAMILY[-1].name, 1.0)
     return [models / recipe.name for recipe in FAMILY]
+
+
+def accuracies(folder: str) -> dict[str, dict[str, float]]:
+    """Accuracy and its standard error by task of the model in `folder`: the evaluator of the demo's evolution."""
+    torch.set_num_threads(1)
+    model = load(Path(folder))
+    found = {task: evaluate(model, task, EXAMPLES) for task in TASKS}
+    return {task: {"acc": accuracy, "acc_stderr": stderr} for task, (accuracy, stderr) in found.items()}
 
 
 def _claim(folder: Path, seed: int, steps_scale: float) -> None:

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     import networkx as nx
     import polars as pl
 
-    from kinbase.database import Kinbase
 
 FORMATS = ("table", "csv", "json", "jsonl")
 WIDTHS_FROM = 1000
@@ -323,32 +322,8 @@ def model_page(about: dict[str, Any]) -> Iterator[str]:
             yield from ("  " + line for line in out.getvalue().splitlines())
 
 
-def demo_page(db: "Kinbase", root: str, folder: str) -> Iterator[str]:
-    """Lines that show the demo's family: its tree, accuracies, kinship, what merging gained, and where to go on."""
-    yield "\nWho came from whom"
-    yield from family_tree(db.tree(root))
-    yield "\nAccuracy on held-out exercises, percent"
-    yield from _table(db.accuracies())
-    yield "\nKinship: Pearson correlation of what two models changed in the base"
-    pairs = db.kinship()
-    values = {(a, b): pcc for a, b, pcc in pairs.select("model_a", "model_b", "pcc").iter_rows()}
-    names = sorted({*pairs["model_a"], *pairs["model_b"]})
-    yield from matrix(names, values | {(b, a): pcc for (a, b), pcc in values.items()}, "pcc")
-    yield "\nWhat merging gained: average accuracy over the parents' mean, and over the better parent"
-    yield from _table(db.average_gains())
-    yield "\nWorth merging next, and whom the child would be most akin to (a heuristic, no promise)"
-    worth = db.suggest(root, k=3)[0]
-    yield from _table(
-        worth.select("parent_a", "parent_b", "kinship", "nearest", "predicted_kinship", "reason")
-    )
-    path = safe(db.store.path)
-    yield f"\nThe models are in {safe(folder)}/models, the database is {path}. Go on with"
-    yield f"  kinbase --db {path} show {safe(names[0])}"
-    yield f"  kinbase --db {path} kin {safe(names[0])} {safe(names[1])} --by block"
-    yield f'  kinbase --db {path} sql "select * from lineage"'
-
-
-def _table(frame: "pl.DataFrame") -> Iterator[str]:
+def table(frame: "pl.DataFrame") -> Iterator[str]:
+    """The lines of a frame as a table."""
     out = StringIO()
     write_rows(frame.columns, frame.iter_rows(), "table", out)
     yield from out.getvalue().splitlines()

@@ -242,6 +242,12 @@ def test_results_are_what_the_saved_weights_score(folders):
             for task, scores in record["results"].items():
                 accuracy, stderr = evaluate(load(folders[name]), task, 50)
                 assert scores == {"alias": task, "acc,none": accuracy, "acc_stderr,none": stderr}
+    # The evaluator of the demo's evolution finds the same.
+    found = demo.accuracies(str(folders["digits-all"]))
+    stored = json.loads(next(folders["digits-all"].glob("results_*.json")).read_text())["results"]
+    assert {task: scores["acc"] for task, scores in found.items()} == {
+        task: scores["acc,none"] for task, scores in stored.items()
+    }
 
 
 def test_merge_configs_are_mergekits(folders):

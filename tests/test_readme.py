@@ -87,6 +87,20 @@ def test_the_tour_runs(tour):
         assert result.stdout.splitlines()[0].split() == block[block.index(command) :].splitlines()[1].split()
 
 
+def test_the_demos_evolution_can_begin(tour):
+    from kinbase.demo import EVOLUTION
+
+    config = tour / "evolve.yaml"
+    config.write_text(EVOLUTION)
+    plan = kinbase.open(tour / "kinbase-demo" / "kinbase.duckdb").first_generation(config)
+    assert sorted(plan["role"]) == ["explore", "pair"]
+    assert {parent for parents in plan["parents"] for parent in parents} <= {
+        "digits-reverse",
+        "digits-sort",
+        "digits-rank",
+    }
+
+
 def test_the_python_example_runs(tour, monkeypatch):
     monkeypatch.chdir(tour)
     exec(README[README.index("```python\n") + len("```python\n") :].split("```")[0], {})

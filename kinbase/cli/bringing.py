@@ -152,18 +152,19 @@ def migrate(db: "Callable[[], Kinbase]") -> None:
 @click.option("--seed", metavar="N", default=0, show_default=True, help="Of all training.")
 @click.pass_context
 def demo(ctx: click.Context, folder: str, seed: int) -> None:
-    """Make a real family offline in about a minute: train, merge and measure it, import it, show who is related to whom.
+    """Make a real family offline in about a minute: train, merge, import and evolve it, show who is related to whom.
 
     The models stay in FOLDER, and the database, unless --db names another, in FOLDER/kinbase.duckdb.
     """
     from pathlib import Path
 
-    from kinbase.output import demo_page, progress, say
+    from kinbase.demo_page import demo_page, evolution_page
+    from kinbase.output import progress, say
 
     root = ctx.find_root()
     say("training a family of tiny language models on six-digit exercises, for real: about a minute")
     with progress("training", unit="") as report:
-        from kinbase.demo import make_family
+        from kinbase.demo import EVOLUTION, make_family
 
         folders = make_family(
             Path(folder), seed=seed, progress=lambda name, share: report(round(1000 * share), 1000)
@@ -176,5 +177,12 @@ def demo(ctx: click.Context, folder: str, seed: int) -> None:
     for source, status, notes in found.select("source", "status", "notes").iter_rows():
         if status == "failed":
             raise KinbaseError(f"{source}: {notes[-1]}; a family of another seed wants another --dir")
-    for line in demo_page(base, folders[0].name, folder):
+    for line in demo_page(base, folders[0].name):
+        click.echo(line)
+    config = Path(folder, "evolve.yaml")
+    config.write_text(EVOLUTION)
+    begun = base.sql("select run from runs where run = 'digits'").height
+    with progress("evolving") as report:
+        base.evolve(None if begun else config, resume="digits" if begun else None, tell=say, report=report)
+    for line in evolution_page(base, "digits", folder):
         click.echo(line)
