@@ -4,15 +4,21 @@
 
 The family is trained for a few steps only (how good it is changes nothing here), then evolved with both strategies and the
 example's own evaluator. `own` is everything else: planning, importing the children and measuring their kinship with
-the whole family, the transactions. The last column is its share; the first generation also pays the imports.
+the whole family, the transactions. Then comes its share; the first generation also pays the imports. `cpu_s` is the CPU
+seconds of the runner's process, which a busy machine does not stretch: `own` and the merging (`evaluating` is in
+another process).
 """
 
 import argparse
 import shutil
 import sys
 import tempfile
+import time
+from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
+import polars as pl
 import torch
 
 import kinbase
@@ -46,6 +52,14 @@ def make(folder: Path, steps: int) -> list[Path]:
     return [folder / name for name in ("base", "reverse", "sort", "rank")]
 
 
+def said(line: str, *, run: str, spent: list[tuple[str, int, float]]) -> None:
+    """Show the runner's line, and note the CPU seconds of this process at the end of a generation."""
+    sys.stderr.write(line + "\n")
+    words = line.replace(":", " ").split()
+    if words[0] == "generation":
+        spent.append((run, int(words[1]), time.process_time()))
+
+
 def main() -> None:
     """Print one row a generation."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
@@ -59,6 +73,7 @@ def main() -> None:
         db = kinbase.open(folder / "kinbase.duckdb")
         db.import_(make(folder, given.steps), base="base")
         shutil.copy(EXAMPLE / "accuracy.py", folder)
+        spent: list[tuple[str, int, float]] = []
         settings = f"evaluate:\n  settings: {{exercises: {given.exercises}}}\n"
         for strategy in ("greedy", "kinship"):
             text = (
@@ -69,9 +84,16 @@ def main() -> None:
             # each strategy by a source of its own: neither takes the other's scores
             text = text.replace("evaluate:\n", f"{settings}  source: {strategy}\n")
             (folder / f"{strategy}.yaml").write_text(text)
-            db.evolve(folder / f"{strategy}.yaml", tell=lambda line: sys.stderr.write(line + "\n"))
+            db.evolve(folder / f"{strategy}.yaml", tell=partial(said, run=strategy, spent=spent))
         print(f"{len(TASKS)} tasks x {given.exercises} exercises a model")
-        print(db.sql(SHARES))
+        since = [b[2] - a[2] for a, b in pairwise(spent)]
+        cpu = [(run, number, round(s, 2)) for (run, number, _), s in zip(spent[1:], since, strict=True)]
+        columns = {"run": pl.String, "generation": pl.Int32, "cpu_s": pl.Float64}
+        shares = db.sql(SHARES).join(
+            pl.DataFrame(cpu, schema=columns, orient="row"), on=["run", "generation"], maintain_order="left"
+        )
+        with pl.Config(tbl_cols=-1, tbl_width_chars=120):
+            print(shares)
 
 
 if __name__ == "__main__":

@@ -31,10 +31,24 @@ def open_members(
     if not store.path.exists():
         return {}, []
     with store.reading() as con:
-        base_id = naming.find(con, base)
-        stored = [
-            m for m in naming.members(con) if base_id is not None and base_id in (m.model_id, m.base_id)
-        ]
+        stored = members_of(con, base)
+    return open_stored(stored, without=without, only=only, depth=depth)
+
+
+def members_of(con: Connection, base: str) -> list[naming.Member]:
+    """A stored base, if it has weights, and the models with weights that are measured against it."""
+    base_id = naming.find(con, base)
+    return [m for m in naming.members(con) if base_id is not None and base_id in (m.model_id, m.base_id)]
+
+
+def open_stored(
+    stored: Sequence[naming.Member],
+    *,
+    without: Sequence[str | None] = (),
+    only: Collection[str] | None = None,
+    depth: str = "kept",
+) -> tuple[dict[str, Checkpoint], list[str]]:
+    """`open_members` of members that were read from the database already."""
     opened: dict[str, Checkpoint] = {}
     gone = []
     for member in stored:
@@ -277,16 +291,9 @@ def without_unreadable(group: list[Source], error: CheckpointError) -> list[Sour
     return [source for source in group if source.arriving]
 
 
-def without_sketch(store: Store, names: Sequence[str]) -> set[str]:
+def without_sketch(con: Connection, names: Sequence[str]) -> set[str]:
     """Those of `names` that have no sketch, whose kinship must be measured or wait."""
-    if not store.path.exists():
-        return set(names)
-    with store.reading() as con:
-        return {
-            name
-            for name in names
-            if (known := naming.find(con, name)) is None or not sketches.any_of(con, known)
-        }
+    return set(names) - sketches.any_of(con, names)
 
 
 def gone_notes(gone: Sequence[str], unsketched: Collection[str]) -> list[str]:

@@ -9,11 +9,13 @@ A source that fails is reported and the others go on; nothing is stored of it.
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kinbase import naming, records, sketches
+from kinbase import naming, records, sketches, sums
 from kinbase.checkpoint import (
     FLOAT_DTYPES,
     Alias,
@@ -30,7 +32,8 @@ from kinbase.families import (
     Report,
     gone_notes,
     measure_alone,
-    open_members,
+    members_of,
+    open_stored,
     store_family,
     whole,
     without_sketch,
@@ -43,6 +46,15 @@ from kinbase.store import Connection, Store
 if TYPE_CHECKING:  # the pass costs half a second of imports, which records alone need not pay
     from kinbase.estimating import Sampled
     from kinbase.measuring import Family
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """What the database has of one family: its base and members, those of them without a sketch, passes begun."""
+
+    members: Sequence[naming.Member]
+    unsketched: set[str]
+    begun: set[str]
 
 
 def import_sources(
@@ -60,13 +72,15 @@ def import_sources(
     sketch: bool = False,
     report: Report = lambda done, total: None,
     tell: Tell = lambda what, done, total: None,
+    also: Callable[[Connection, list[Source]], None] | None = None,
 ) -> list[Source]:
     """Import `sources`; what became of each, in the same order (a base that had to be read comes first).
 
     `base` is a model or a source; `name` renames the only source; `report(done, total)` is told bytes.
     Kinship is estimated from the share `sample` of the bytes, until its error is below `stderr`, in place of
     being measured; weights elsewhere are read and not kept if `stream`. With `sketch` the sources are read and
-    nothing else: they meet everybody by sketches. `tell` is told what else is going on.
+    nothing else: they meet everybody by sketches. `tell` is told what else is going on. `also` writes what belongs
+    to the import, in its transaction, when what became of the sources is known.
     Raises UsageError for contradictory arguments, KinbaseError when the base cannot be had and
     DatabaseError when the file cannot be used. KeyboardInterrupt leaves the database without the models
     but with the tensors measured so far, and the same import goes on from there.
@@ -80,9 +94,13 @@ def import_sources(
     found = read_all(sources, name=name, depth=depth, known=known, tell=tell)
     sampled: list[Sampled] = []
     try:
-        base = _find_base(store, base, found, depth, known, tell)
-        _refuse_namesakes(found)
-        _place(store, found, base, sketch)
+        with _reading(store) as con:
+            base, unread = _known_base(con, base, found, depth)
+            family = None if unread else _place(con, found, base, sketch)
+        if unread:
+            base = _read_base(unread, base, found, depth, known, tell)
+            with _reading(store) as con:
+                family = _place(con, found, base, sketch)
         families: list[Family] = []
         if metadata_only:
             _keep_metadata(found)
@@ -92,9 +110,10 @@ def import_sources(
             sampled = sample_families(store, found, sample, stderr, report)
         elif any(source.arriving for source in found):
             families = _measure(
-                store, found, kinship=kinship, sketch=sketch, device=device, depth=depth, report=report
-            )
-        _store(store, found, families, sampled, kinship and not metadata_only)
+                store, found, family,
+                kinship=kinship, sketch=sketch, device=device, depth=depth, report=report,
+            )  # fmt: skip
+        _store(store, found, families, sampled, kinship and not metadata_only, also)
     finally:
         for source in found:
             if source.checkpoint:
@@ -135,12 +154,22 @@ def _new(commit: Commit) -> tuple[str, bool]:
 # Place.
 
 
-def _find_base(
-    store: Store, base: str | None, found: list[Source], depth: str, versions: Known, tell: Tell
-) -> str | None:
-    """The name of the base asked for. A source that is neither imported nor on its way is read, and goes first."""
+@contextmanager
+def _reading(store: Store) -> Iterator[Connection | None]:
+    """`Store.reading`, and None where there is no database yet."""
+    if not store.path.exists():
+        yield None
+    else:
+        with store.reading() as con:
+            yield con
+
+
+def _known_base(
+    con: Connection | None, base: str | None, found: list[Source], depth: str
+) -> tuple[str | None, str | None]:
+    """The name of the base asked for, if it has one; and the source to read it from, if it is yet to be read."""
     if base is None:
-        return None
+        return None, None
     paths = {base, str(Path(base).resolve())}
     for source in found:
         if (
@@ -148,21 +177,22 @@ def _find_base(
             and source.name
             and paths & {source.name, source.source, str(Path(source.source).resolve())}
         ):
-            return source.name
-    name = None
-    if store.path.exists():
-        with store.reading() as con:
-            for label in sorted(paths):
-                if (known := naming.find(con, label)) is not None:
-                    name = naming.name_of(con, known)
-                    address = naming.address_without_weights(con, known)
-                    if address is None or depth == "metadata":
-                        return name
-                    base = address
-                    break
-            else:
-                if not Path(base).exists() and not elsewhere(base):
-                    return naming.resolve(con, base)
+            return source.name, None
+    if con is None:
+        return None, base
+    for label in sorted(paths):
+        if (known := naming.find(con, label)) is not None:
+            address = None if depth == "metadata" else naming.address_without_weights(con, known)
+            return naming.name_of(con, known), address
+    if not Path(base).exists() and not elsewhere(base):
+        return naming.resolve(con, base), None
+    return None, base
+
+
+def _read_base(
+    base: str, name: str | None, found: list[Source], depth: str, versions: Known, tell: Tell
+) -> str | None:
+    """The name of a base that is neither imported nor on its way: it is read from `base`, and goes first."""
     extra = read(base, name, depth=depth, known=versions, tell=tell)
     if extra.status == "failed":
         raise KinbaseError(f"the base cannot be read: {extra.notes[-1]}")
@@ -189,37 +219,61 @@ def _refuse_namesakes(found: list[Source]) -> None:
                 )
 
 
-def _place(store: Store, found: list[Source], base: str | None, sketch: bool) -> None:
-    """Choose each checkpoint's base, and tell which are stored already, by their files."""
-    if not store.path.exists():
+def _place(con: Connection | None, found: list[Source], base: str | None, sketch: bool) -> Stored | None:
+    """Choose each checkpoint's base, and tell which are stored already, by their files.
+
+    Returns what is stored of the first family to be measured, if there is one.
+    """
+    _refuse_namesakes(found)
+    if con is None:
         for source in found:
             if source.arriving:
                 source.base = base or _claimed_base(None, source, found)
-        return
-    with store.reading() as con:
-        known = naming.members(con)
-        names = {member.model_id: member.name for member in known}
-        by_files = {member.files: member for member in known if member.files}
-        lacking = sketches.lacking(con, [member.name for member in known])
-        sketched = sketches.sketched(con) if sketch else set()
-        for source in found:
-            if not source.arriving:
-                continue
-            assert source.checkpoint
-            source.base = base or _claimed_base(con, source, found)
-            same = by_files.get(frozenset(source.checkpoint.files))
-            if same is None:
-                continue
-            stored_base = names.get(same.base_id) if same.base_id is not None else None
-            source.base = source.base or stored_base
-            if source.renamed and source.name != same.name:
-                source.records.append((source.source, Alias(str(source.name))))
-                source.notes.append(f"{source.name} is another name of {same.name} now")
-            source.name = source.checkpoint.name = same.name
-            met = same.measured or same.model_id in sketched
-            if source.base in (None, same.name) or (source.base == stored_base and met):
-                source.again = same.name in lacking
-                source.status = "" if source.again else "unchanged"
+    else:
+        _tell_stored(con, found, base, sketch)
+    first = next(iter(_groups(found)), None)
+    return _family(con, first) if first else None
+
+
+def _tell_stored(con: Connection, found: list[Source], base: str | None, sketch: bool) -> None:
+    known = naming.members(con)
+    names = {member.model_id: member.name for member in known}
+    by_files = {member.files: member for member in known if member.files}
+    lacking = sketches.lacking(con, [member.name for member in known])
+    sketched = sketches.sketched(con) if sketch else set()
+    for source in found:
+        if not source.arriving:
+            continue
+        assert source.checkpoint
+        source.base = base or _claimed_base(con, source, found)
+        same = by_files.get(frozenset(source.checkpoint.files))
+        if same is None:
+            continue
+        stored_base = names.get(same.base_id) if same.base_id is not None else None
+        source.base = source.base or stored_base
+        if source.renamed and source.name != same.name:
+            source.records.append((source.source, Alias(str(source.name))))
+            source.notes.append(f"{source.name} is another name of {same.name} now")
+        source.name = source.checkpoint.name = same.name
+        met = same.measured or same.model_id in sketched
+        if source.base in (None, same.name) or (source.base == stored_base and met):
+            source.again = same.name in lacking
+            source.status = "" if source.again else "unchanged"
+
+
+def _groups(found: Sequence[Source]) -> list[str]:
+    """The bases that sources arrive to be measured against."""
+    return list(
+        dict.fromkeys(s.base for s in found if s.arriving and not s.again and s.base and s.base != s.name)
+    )
+
+
+def _family(con: Connection | None, base: str) -> Stored:
+    """What is stored of a base's family."""
+    if con is None:
+        return Stored([], {base}, set())
+    members = members_of(con, base)
+    return Stored(members, without_sketch(con, [base, *(m.name for m in members)]), sums.kept_keys(con))
 
 
 def _claimed_base(con: Connection | None, source: Source, found: list[Source]) -> str | None:
@@ -259,30 +313,35 @@ def _claimed_parents(source: Source) -> list[str]:
 
 
 def _measure(
-    store: Store, found: list[Source], *, kinship: bool, sketch: bool, device: str, depth: str, report: Report
-) -> "list[Family]":
-    """One pass a family; whatever has no base, or whose base cannot be read, is read by itself alone."""
+    store: Store, found: list[Source], first: Stored | None,
+    *, kinship: bool, sketch: bool, device: str, depth: str, report: Report,
+) -> "list[Family]":  # fmt: skip
+    """One pass a family; whatever has no base, or whose base cannot be read, is read by itself alone.
+
+    `first` is what is stored of the first family; of the next ones it is read when their turn comes, which may be
+    hours later.
+    """
     from kinbase.gpu import resolve_device
     from kinbase.measuring import measure
 
     families: list[Family] = []
     covered: set[str | None] = set()
-    groups = (
-        dict.fromkeys(s.base for s in found if s.arriving and not s.again and s.base not in (None, s.name))
-        if kinship and not sketch
-        else {}
-    )
-    for base_name in groups:
+    for base_name in _groups(found) if kinship and not sketch else ():
         group = [
             s for s in found if s.arriving and not s.again and s.base == base_name and s.name != base_name
         ]
         arriving = next((s for s in found if s.arriving and s.name == base_name), None)
         away = "stream" if depth == "stream" else "kept"
-        known, gone = open_members(store, base_name, without=[s.name for s in group], depth=away)
+        if first is None:
+            with _reading(store) as con:
+                stored = _family(con, base_name)
+        else:
+            stored, first = first, None
+        known, gone = open_stored(stored.members, without=[s.name for s in group], depth=away)
         try:
             base = arriving.checkpoint if arriving else known.get(base_name)
             others = [checkpoint for name, checkpoint in known.items() if name != base_name]
-            unsketched = without_sketch(store, [base_name, *gone])
+            unsketched = stored.unsketched
             if base is None:
                 waits = "kinship waits" if base_name in unsketched else "kinship is estimated by sketches"
                 for source in group:
@@ -295,7 +354,7 @@ def _measure(
                     members = whole(store, [s.checkpoint for s in group if s.checkpoint] + others, base_name)
                     family = measure(
                         store, base, members, new=len(group), hash_base=arriving is not None or base_name in unsketched,
-                        device=resolve_device(device, len(members)), report=report,
+                        begun=stored.begun, device=resolve_device(device, len(members)), report=report,
                     )  # fmt: skip
                 except CheckpointError as error:
                     group = without_unreadable(group, error)
@@ -344,37 +403,50 @@ def _store(
     families: "Sequence[Family]",
     sampled: "Sequence[Sampled]",
     kinship: bool,
+    also: Callable[[Connection, list[Source]], None] | None = None,
 ) -> None:
-    if all(source.status == "failed" or _is_known(source) for source in found):
+    nothing = all(source.status == "failed" or _is_known(source) for source in found)
+    if nothing and also is None:
         return
     with store.writing() as con:
-        digests = {name: digest for family in families for name, digest in family.digests.items()}
-        light = [s for s in found if s.name and s.status in ("metadata", "sampled", "unchanged")]
-        named = naming.named_all(con, [str(source.name) for source in light])
-        ids = {
-            source.name: _store_model(con, source, digests, named)
-            for source in found
-            if source.status != "failed"
-        }
-        for source in found:
-            if source.status == "imported" and source.base not in (None, source.name):
-                model_id, base_id = ids[source.name], naming.find(con, str(source.base))
-                if model_id is not None and base_id is not None:
-                    records.put_base(con, model_id, base_id)
-        for family in sorted(
-            families, key=lambda family: bool(family.changes)
-        ):  # a base before who does not fit it
-            store_family(con, family, ids)
-        _meet(con, found, ids, kinship)
-        if sampled:
-            from kinbase.estimating import store_sampled
+        if not nothing:
+            _store_found(con, found, families, sampled, kinship)
+        if also is not None:
+            also(con, found)
 
-            for each in sampled:
-                store_sampled(con, each, ids)
-        _store_records(
-            con, [source for source in found if source.status != "failed" and not _is_known(source)]
-        )
-        _store_sizes(con, found)
+
+def _store_found(
+    con: Connection,
+    found: list[Source],
+    families: "Sequence[Family]",
+    sampled: "Sequence[Sampled]",
+    kinship: bool,
+) -> None:
+    digests = {name: digest for family in families for name, digest in family.digests.items()}
+    light = [s for s in found if s.name and s.status in ("metadata", "sampled", "unchanged")]
+    named = naming.named_all(con, [str(source.name) for source in light])
+    ids = {
+        source.name: _store_model(con, source, digests, named)
+        for source in found
+        if source.status != "failed"
+    }
+    for source in found:
+        if source.status == "imported" and source.base not in (None, source.name):
+            model_id, base_id = ids[source.name], naming.find(con, str(source.base))
+            if model_id is not None and base_id is not None:
+                records.put_base(con, model_id, base_id)
+    for family in sorted(
+        families, key=lambda family: bool(family.changes)
+    ):  # a base before who does not fit it
+        store_family(con, family, ids)
+    _meet(con, found, ids, kinship)
+    if sampled:
+        from kinbase.estimating import store_sampled
+
+        for each in sampled:
+            store_sampled(con, each, ids)
+    _store_records(con, [source for source in found if source.status != "failed" and not _is_known(source)])
+    _store_sizes(con, found)
 
 
 def _meet(con: Connection, found: list[Source], ids: dict[str | None, int | None], kinship: bool) -> None:

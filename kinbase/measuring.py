@@ -8,7 +8,7 @@ when it is interrupted, so that the same import goes on from there.
 import io
 import json
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 
@@ -107,11 +107,13 @@ def measure(
     *,
     new: int = 0,
     hash_base: bool = False,
+    begun: Collection[str] | None = None,
     device: str = "cpu",
     report: Callable[[int, int], None] = lambda done, total: None,
 ) -> Family:
     """Run the pass over `base` and `members` (the first `new` of them new), going on from what was kept.
 
+    `begun` are the keys of the passes of which something was kept, where the caller has just read them.
     Raises CheckpointError when a file changes, shrinks or cannot be read, KinbaseError when the device
     cannot be used. `report(done, total)` is told bytes.
     """
@@ -120,7 +122,7 @@ def measure(
     plan = Plan(base, members, new=new, hash_base=hash_base)
     tensors = [(t.name, t.numel) for t in base.tensors if t.dtype in FLOAT_DTYPES]
     key = _key(base, members, new, hash_base)
-    done, total = _kept(store, key, len(plan.hashed))
+    done, total = _kept(store if begun is None or key in begun else None, key, len(plan.hashed))
     fresh: list[TensorSums] = []
     sketches = np.zeros_like(total)  # of the fresh ones; sums of any of them in any order have the same bits
     started = saved = time.monotonic()
@@ -224,10 +226,10 @@ def _keep(store: Store, key: str, found: list[TensorSums], sketches: FloatArray)
             sums.keep(con, key, packed)
 
 
-def _kept(store: Store, key: str, hashed: int) -> tuple[dict[int, TensorSums], FloatArray]:
-    """The tensors that were saved, by position, and the sum of their sketches [H, BUCKETS]."""
+def _kept(store: Store | None, key: str, hashed: int) -> tuple[dict[int, TensorSums], FloatArray]:
+    """The tensors that were saved, by position, and the sum of their sketches [H, BUCKETS]; none without a store."""
     total = np.zeros((hashed, BUCKETS))
-    if not store.path.exists():
+    if store is None or not store.path.exists():
         return {}, total
     done = {}
     with store.reading() as con:

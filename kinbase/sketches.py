@@ -81,9 +81,17 @@ def has(con: Connection, model_id: int) -> bool:
     return con.execute(query, [model_id]).fetchone() is not None
 
 
-def any_of(con: Connection, model_id: int) -> bool:
-    """Whether a model has a sketch, of its weights or of its change."""
-    return con.execute("select 1 from raw.sketch where model_id = ?", [model_id]).fetchone() is not None
+def any_of(con: Connection, names: Iterable[str]) -> set[str]:
+    """Those of the models `names` that have a sketch, of their weights or of their change."""
+    rows = con.execute(
+        """
+        select label from (select unnest($1::varchar[]) as label)
+        where label in (select name from raw.model semi join raw.sketch using (model_id))
+            or label in (select alias from raw.alias semi join raw.sketch using (model_id))
+        """,
+        [list(names)],
+    ).fetchall()
+    return {name for (name,) in rows}
 
 
 def sketched(con: Connection) -> set[int]:

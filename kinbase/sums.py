@@ -164,6 +164,11 @@ def kept(con: Connection, key: str) -> list[bytes]:
     return [blob for (blob,) in con.execute("select sums from raw.pass where pass_key = ?", [key]).fetchall()]
 
 
+def kept_keys(con: Connection) -> set[str]:
+    """The keys of the passes that have finished tensors."""
+    return {key for (key,) in con.execute("select distinct pass_key from raw.pass").fetchall()}
+
+
 def drop_kept(con: Connection, key: str) -> None:
     """Forget a pass that is over."""
     con.execute("delete from raw.pass where pass_key = ?", [key])

@@ -14,6 +14,7 @@ import sys
 import textwrap
 from pathlib import Path
 
+import duckdb
 import families
 import numpy as np
 import pytest
@@ -22,7 +23,7 @@ import torch
 import kinbase
 from kinbase.errors import KinbaseError
 from kinbase.evolution import config as configs
-from kinbase.evolution import evaluating, running
+from kinbase.evolution import evaluating, journal, running
 from kinbase.evolution.programs import Caller
 
 PLACES = {"a": 0.0, "b": 4.0, "c": 10.0}
@@ -204,7 +205,7 @@ def test_each_checkpoint_is_read_at_most_once_a_generation(place, monkeypatch):
         return got
 
     db = kinbase.open(place / "kin.duckdb")
-    import_ = db.import_
+    import_ = running.import_sources
 
     def watched(*arguments, **options):
         importing.append(True)
@@ -217,7 +218,7 @@ def test_each_checkpoint_is_read_at_most_once_a_generation(place, monkeypatch):
 
     families_read = []
     monkeypatch.setattr(os, "preadv", counting)
-    monkeypatch.setattr(db, "import_", watched)
+    monkeypatch.setattr(running, "import_sources", watched)
     db.evolve(place / "run.yaml")
     assert len(families_read) == 3  # one import a generation
     for number, reads in enumerate(families_read, 1):
@@ -228,6 +229,27 @@ def test_each_checkpoint_is_read_at_most_once_a_generation(place, monkeypatch):
             start = os.path.getsize(path) - weights  # noqa: PTH202
             inside = [(offset, got) for offset, got in spans if offset >= start]
             assert sum(got for _, got in inside) <= weights, (path, start, spans)
+
+
+def test_a_generation_opens_the_database_once_a_child_and_three_times(place, monkeypatch):
+    """To plan, to place the children among what is stored, to store them, and for each score, the last with the close."""
+    opened, connect = [], duckdb.connect
+
+    def counting(*arguments, **options):
+        opened.append(arguments)
+        return connect(*arguments, **options)
+
+    db = kinbase.open(place / "kin.duckdb")
+    running.begin(db, configs.read(place / "run.yaml"))
+    counts = []
+    monkeypatch.setattr(duckdb, "connect", counting)
+    monkeypatch.setattr(running, "SAVE_EVERY", float("inf"))  # however slow the machine
+    for generation in running.evolve(db, "run"):
+        counts.append((len(generation.children), len(opened)))
+        opened.clear()
+    assert len(counts) == 4
+    for children, openings in counts[1:]:
+        assert openings == children + 3
 
 
 # Killed.
@@ -419,6 +441,8 @@ def judged(place, by):
         ("print('{}')", "was expected"),
         ("print(json.dumps({'near': float('nan')}))", "'nan' on 'near', which is no finite number"),
         ("print(json.dumps({'near': 'good'}))", "'good' on 'near', which is no finite number"),
+        ("print(json.dumps({'near': 10**400}))", "on 'near', which is no finite number"),
+        ("print(repr(sys.stdin.read()))", "gave no JSON on stdout: it printed \"''\""),
         ("time.sleep(60)", "gave no answer in 2 s"),
         ("import subprocess; subprocess.Popen(['sleep', '60']); time.sleep(60)", "gave no answer in 2 s"),
         ("sys.stdout.write('x' * 20_000_000)", "printed more than 16 MiB"),
@@ -518,6 +542,22 @@ def test_children_may_fail_without_the_run(place):
     row = db.sql("select status, problem, score from offspring where child = 'run-1-2'").row(0)
     assert row == ("failed", "'evaluator:near' failed: ValueError: no", None)
     assert generations["generation"].max() == 3
+
+
+@pytest.mark.parametrize("how", ["os._exit(3)", "os.write(3, b'{') and os._exit(3)"])
+def test_a_crash_fails_one_child_and_not_the_next(tmp_path, how):
+    body = f"    import os\n    if folder == 'bad':\n        {how}\n    return {{'near': 1}}\n"
+    (tmp_path / "judge.py").write_text(f"def near(folder):\n{body}")
+    caller = Caller(str(tmp_path))
+    try:
+        for folder in ("good", "bad", "good", "bad", "good"):
+            if folder == "bad":
+                with pytest.raises(KinbaseError, match="its process ended"):
+                    caller.call("judge:near", [folder], {}, timeout=20)
+            else:
+                assert caller.call("judge:near", [folder], {}, timeout=20) == {"near": 1}
+    finally:
+        caller.close()
 
 
 LIMITED = """
@@ -623,6 +663,20 @@ def test_weights_of_dropped_children_go_and_their_rows_stay(place):
         assert os.path.exists(f"{folder}/model.safetensors") != deleted  # noqa: PTH110
         assert os.path.exists(f"{folder}/mergekit_config.yml")  # noqa: PTH110
         assert db.show(child).row(0, named=True)["kin"]
+
+
+def test_weights_of_a_child_that_is_another_model_stay(place):
+    """With t = 0 the child of b and c is b to the last bit: b is found in the child's folder then."""
+    text = RUN.replace("strategy: kinship", "strategy: greedy").replace(
+        "{method: linear}", "{method: slerp, parameters: {t: 0}}"
+    )
+    db, _ = evolved(place, text + "keep: top_k\nk: 2\n")
+    assert db.sql("select child, status from offspring where generation = 1").rows() == [("b", "scored")]
+    with db.store.reading() as con:
+        run = journal.read(con, "run")
+    assert [child.model for child in run.of(1)] == ["b"]
+    assert running._dropped(run, ["a", "c"]) == []
+    assert Path(db.sql("select source from models where name = 'b'").item(), "model.safetensors").exists()
 
 
 def test_a_dry_run_writes_nothing(place, cli):

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from test_kinship import checkpoint, gaussian_family, vocabulary_family
 
 import kinbase
-from kinbase import kinship
+from kinbase import kinship, records
 from kinbase.alignment import bare, labels
 from kinbase.checkpoint import FLOAT_DTYPES
 from kinbase.digest import LEAF
@@ -409,6 +409,14 @@ def test_a_database_from_before_is_filled_by_importing_again(db, family):
     assert rows(db, "select model_id, scheme, sum from raw.sketch order by all") == sketched
     assert rows(db, KINSHIP) == exact
     assert set(db.import_(family.values(), base="base")["status"]) == {"unchanged"}
+
+
+def test_a_model_that_changes_family_is_met_in_the_old_one_no_more(db):
+    old = rows(db, "select model_id, base_id from raw.direction order by all")
+    (model_id, base_id), *others = old
+    with db.store.writing() as con:
+        records.put_base(con, model_id, base_id + 1000)
+    assert rows(db, "select model_id, base_id from raw.direction order by all") == others != []
 
 
 def test_an_unknown_checkpoint_is_placed_by_its_weights(db, tmp_path, family):

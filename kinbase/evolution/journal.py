@@ -298,15 +298,18 @@ def put_results(con: "Connection", model: str, results: Sequence[Result]) -> Non
     records.put_scores(con, model, results)
 
 
-def put_edges(con: "Connection", run: Run, child: Child, model: str) -> None:
-    """Store the run's own word on a child's parents, beside that of its merge configuration."""
-    detail: Mapping[str, object] = {
-        "run": run.config.name, "generation": child.generation, "role": child.role, "strategy": run.config.strategy,
-    }  # fmt: skip
-    edges = [
-        Edge(parent, "merge", "run", model, child.method, None, dict(detail)) for parent in child.parents
-    ]
-    records.put_edges(con, None, f"run {run.config.name}: {child.child}", edges)
+def put_edges(con: "Connection", run: Run, made: Sequence[tuple[Child, str]]) -> None:
+    """Store the run's own word on the parents of children and the models they became, beside their merge configurations'."""
+    claims = []
+    for child, model in made:
+        detail: Mapping[str, object] = {
+            "run": run.config.name, "generation": child.generation, "role": child.role, "strategy": run.config.strategy,
+        }  # fmt: skip
+        edges = [
+            Edge(parent, "merge", "run", model, child.method, None, dict(detail)) for parent in child.parents
+        ]
+        claims.append((None, f"run {run.config.name}: {child.child}", edges))
+    records.put_claims(con, claims)
 
 
 def close(

@@ -9,19 +9,18 @@ from kinbase.evolution.strategies import Mating
 
 if TYPE_CHECKING:
     from kinbase.evolution.journal import Run
-    from kinbase.store import Store
+    from kinbase.store import Connection
 
 Planned = tuple[str, Mating, str | None]
 """A child's name, its parents and why, and why it is skipped (None: it is not)."""
 
 
-def matings(store: "Store", run: "Run") -> tuple[list[Planned], list[str]]:
+def matings(con: "Connection", run: "Run") -> tuple[list[Planned], list[str]]:
     """Names, matings and problems of the next generation's children; and what was left out."""
     config, scores = run.config, run.scores
-    with store.reading() as con:
-        kin = journal.kinship(con, [*scores, *config.explore.also], config.metric)
-        sizes = {model: size for model, (_, size) in journal.sources(con, list(scores)).items()}
-        products = twins.gram(con, list(scores)) if config.twins is not None else None
+    kin = journal.kinship(con, [*scores, *config.explore.also], config.metric)
+    sizes = {model: size for model, (_, size) in journal.sources(con, list(scores)).items()}
+    products = twins.gram(con, list(scores)) if config.twins is not None else None
     chosen, left_out = strategies.STRATEGIES[config.strategy](journal.population(run), kin, scores, config)
     budget = Budget(run)
     found = []

@@ -4,6 +4,9 @@ Each step leaves a row behind in a transaction of its own, and each looks at the
 So a run that was killed goes on where it was: a finished merge is a folder of the child's name, a finished
 evaluation is scores, a closed generation is a row. The children of a generation come in by one import, which
 reads every checkpoint of the family once.
+
+Opening and writing the database costs more than most of what is asked of it. So what follows at once shares a
+transaction: a child that was merged or scored with the import or the close after it.
 """
 
 import fcntl
@@ -20,15 +23,21 @@ from kinbase.evolution import breeding, journal, planning, stopping, strategies
 from kinbase.evolution.config import Config
 from kinbase.evolution.evaluating import evaluate
 from kinbase.evolution.programs import Caller
+from kinbase.importing import import_sources
 
 if TYPE_CHECKING:
+    from kinbase.checkpoint import Score as Result
     from kinbase.database import Kinbase
     from kinbase.evolution.journal import Child, Run
     from kinbase.evolution.planning import Planned
+    from kinbase.sources import Source
     from kinbase.store import Connection
 
 Tell = Callable[[str], None]
 Report = Callable[[int, int], None]
+
+SAVE_EVERY = 1.0
+"""Seconds that the row of a finished merge may wait for the next ones' and the import's transaction."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,13 +95,15 @@ def first_plan(db: "Kinbase", config: Config) -> tuple[list["Planned"], list[str
     config = resolved(db, config)
     with db.store.reading() as con:
         found = {m: journal.score(con, m, config, config.score.benchmarks)[0] for m in config.models}
+        start = [
+            journal.Child(
+                0, i, m, m, (), "start", "", 0, "", None, "scored", None, found[m] or 0.0, None, False
+            )
+            for i, m in enumerate(config.models)
+        ]
+        run = journal.Run(0, config, "running", None, start, [((), None)])
+        matings, left_out = planning.matings(con, run)
     bare = [model for model, score in found.items() if score is None]
-    start = [
-        journal.Child(0, i, m, m, (), "start", "", 0, "", None, "scored", None, found[m] or 0.0, None, False)
-        for i, m in enumerate(config.models)
-    ]
-    run = journal.Run(0, config, "running", None, start, [((), None)])
-    matings, left_out = planning.matings(db.store, run)
     return matings, left_out + [f"not scored yet: {', '.join(bare)}; the plan is made when they are"] * bool(
         bare
     )
@@ -131,14 +142,18 @@ def _generations(
     db: "Kinbase", name: str, caller: Caller, tell: Tell, report: Report
 ) -> Iterator[Generation]:
     while True:
-        run = _plan(db, _read(db, name), tell, report)
-        if run is None:
+        planned = _plan(db, name, tell, report)
+        if planned is None:
             return
+        run, sources = planned
         if run.config.evaluate.by == "recorded":
             _look_up(db, run, tell)
+            generation = None
         else:
-            _make(db, run, caller, tell, report)
-        generation = _close(db, name)
+            generation = _make(db, run, sources, caller, tell, report)
+        if generation is None:
+            with db.store.writing() as con:
+                generation = _close(con, name)
         tell(_line(generation))
         yield generation
         if generation.last:
@@ -153,64 +168,90 @@ def _read(db: "Kinbase", name: str) -> "Run":
 # Planning.
 
 
-def _plan(db: "Kinbase", run: "Run", tell: Tell, report: Report) -> "Run | None":
-    """The run with the open generation planned, as it may be already; None when nothing is left, and the run is over."""
-    if not run.generation:  # the models it starts from, which are planned from the beginning
-        if run.config.evaluate.by != "recorded":
-            for note in db.measure(run.config.models, report=report):
-                tell(note)
-        return run
-    _sweep(run)
-    if run.of(run.generation):
-        return run
-    matings, left_out = planning.matings(db.store, run)
+def _plan(db: "Kinbase", name: str, tell: Tell, report: Report) -> "tuple[Run, dict[str, str]] | None":
+    """The run with the open generation planned, as it may be already, and where its parents' and models' weights are.
+
+    None when nothing is left, and the run is over.
+    """
     with db.store.writing() as con:
-        if not matings:
-            journal.end(con, run.config.name, "finished", f"nothing is left to merge: {'; '.join(left_out)}")
-            return None
-        journal.plan(con, run, matings, "; ".join(left_out) or None)
-        return journal.read(con, run.config.name)
+        run = journal.read(con, name)
+        if run.generation and not run.of(run.generation):
+            matings, left_out = planning.matings(con, run)
+            if not matings:
+                journal.end(con, name, "finished", f"nothing is left to merge: {'; '.join(left_out)}")
+                return None
+            journal.plan(con, run, matings, "; ".join(left_out) or None)
+            run = journal.read(con, name)
+        needed = {model for child in run.of(run.generation) for model in (child.model, *child.parents)}
+        where = journal.sources(con, [*needed, *filter(None, [run.config.base])])
+    if run.generation:
+        _sweep(run)
+    elif (
+        run.config.evaluate.by != "recorded"
+    ):  # the models it starts from, which are planned from the beginning
+        for note in db.measure(run.config.models, report=report):
+            tell(note)
+    return run, {model: source for model, (source, _) in where.items() if source}
 
 
 # Making.
 
 
-def _make(db: "Kinbase", run: "Run", caller: Caller, tell: Tell, report: Report) -> None:
-    """Merge, import and score what is still to be done of the open generation."""
+def _make(
+    db: "Kinbase", run: "Run", sources: Mapping[str, str], caller: Caller, tell: Tell, report: Report
+) -> Generation | None:
+    """Merge, import and score what is still to be done of the open generation; closed already with the last score."""
+    merged: dict[int, dict[str, Any]] = {}
+    unsaved: dict[int, dict[str, Any]] = {}
+    saved = time.monotonic()
     unmerged = [c for c in run.of(run.generation) if c.status == "planned" and c.role != "start"]
-    if unmerged:
-        needed = [
-            *{parent for child in unmerged for parent in child.parents},
-            *filter(None, [run.config.base]),
-        ]
-        with db.store.reading() as con:
-            where = journal.sources(con, needed)
-        sources = {model: source for model, (source, _) in where.items() if source}
-        merged: dict[int, dict[str, Any]] = {}
-        written = time.monotonic()
-        for child in unmerged:
-            with _lenient(db, run, child, tell):
-                merged[child.position] = _merge(run, child, sources, report)
-            # A merge is on disk; its row may wait a second for the next ones', which are quick then.
-            if child is unmerged[-1] or time.monotonic() - written > 1:
-                _mark(db, run, unmerged, merged)
-                merged, written = {}, time.monotonic()
+    for child in unmerged:
+        with _lenient(db, run, child, tell):
+            merged[child.position] = unsaved[child.position] = _merge(run, child, sources, report)
+        if (
+            time.monotonic() - saved > SAVE_EVERY
+        ):  # the merge is on disk, and found there, whatever its row says
+            with db.store.writing() as con:
+                _mark(con, run, unsaved)
+            unsaved, saved = {}, time.monotonic()
+    run = _with(run, merged)
     if run.generation:
-        run = _bring_in(db, run if not unmerged else _read(db, run.config.name), tell, report)
-    unscored = [c for c in run.of(run.generation) if c.status == ("merged" if c.parents else "planned")]
-    with db.store.reading() as con:
-        known = {c.model: journal.score(con, c.model, run.config, _benchmarks(con, run))[0] for c in unscored}
-        where = journal.sources(con, [c.model for c in unscored])
+        run, known, benchmarks = _bring_in(db, run, unsaved, tell, report)
+    else:
+        with db.store.reading() as con:
+            known, benchmarks = _scored(con, run)
+    closed = None
+    unscored = _unscored(run)
     for child in unscored:
         with _lenient(db, run, child, tell):
-            _score(
-                db,
-                run,
-                child,
-                child.folder or str(where[child.model][0]),
-                known[child.model] is not None,
-                caller,
-            )
+            results, took = [], None
+            if child.model not in known:
+                folder = child.folder or sources.get(child.model)
+                if folder is None:
+                    raise KinbaseError(f"the weights of {child.model} are not here")
+                started = time.monotonic()
+                results = evaluate(run.config, child.model, folder, caller)
+                took = time.monotonic() - started
+            with db.store.writing() as con:
+                benchmarks = _score(con, run, child, results, took, benchmarks)
+                if child is unscored[-1]:
+                    closed = _close(con, run.config.name)
+    return closed
+
+
+def _with(run: "Run", merged: Mapping[int, Mapping[str, Any]]) -> "Run":
+    """The run with children of the open generation merged, as their rows say or will say."""
+    children = [
+        replace(c, status="merged", folder=merged[c.position]["folder"])
+        if c.generation == run.generation and c.position in merged
+        else c
+        for c in run.children
+    ]
+    return replace(run, children=children)
+
+
+def _unscored(run: "Run") -> list["Child"]:
+    return [c for c in run.of(run.generation) if c.status == ("merged" if c.parents else "planned")]
 
 
 @contextmanager
@@ -271,53 +312,75 @@ def _merge(run: "Run", child: "Child", sources: Mapping[str, str], report: Repor
     return {"status": "merged", "folder": str(folder), "merge_s": time.monotonic() - started}
 
 
-def _mark(
-    db: "Kinbase", run: "Run", children: Sequence["Child"], values: Mapping[int, dict[str, Any]]
-) -> None:
-    """Set columns of the rows of several children, by position."""
-    if values:
-        with db.store.writing() as con:
-            for child in children:
-                if child.position in values:
-                    journal.mark(con, run, child, **values[child.position])
+def _mark(con: "Connection", run: "Run", values: Mapping[int, dict[str, Any]]) -> None:
+    """Set columns of the rows of the open generation's children, by position."""
+    for child in run.of(run.generation):
+        if child.position in values:
+            journal.mark(con, run, child, **values[child.position])
 
 
-def _bring_in(db: "Kinbase", run: "Run", tell: Tell, report: Report) -> "Run":
-    """Import the generation's merged children, all in one, so that every checkpoint of the family is read once."""
+def _bring_in(
+    db: "Kinbase", run: "Run", unsaved: Mapping[int, dict[str, Any]], tell: Tell, report: Report
+) -> "tuple[Run, set[str], Sequence[str]]":
+    """Import the generation's merged children, all in one, so that every checkpoint of the family is read once.
+
+    What is `unsaved` of them goes into the same transaction. Returns the run, and what `_scored` says of it.
+    """
     fresh = run.of(run.generation)
     waiting = {c.folder: c for c in fresh if c.status == "merged" and c.folder and not c.known}
+    after: list[tuple[Run, set[str], Sequence[str]]] = []
+
+    def mark(con: "Connection", found: "Sequence[Source]") -> None:
+        _mark(con, run, unsaved)
+        made = [
+            (waiting[s.source], str(s.name)) for s in found if s.source in waiting and s.status != "failed"
+        ]
+        for child, model in made:
+            journal.mark(con, run, child, model=model)
+        journal.put_edges(con, run, made)
+        now = journal.read(con, run.config.name)
+        after.append((now, *_scored(con, now)))
+
     if not waiting:
-        return run
-    found = db.import_(list(waiting), base=run.config.base, report=report)
-    for source, status, notes in found.select("source", "status", "notes").iter_rows():
-        if source in waiting and status == "failed":
-            with _lenient(db, run, waiting[source], tell):
-                raise KinbaseError(notes[-1])
-    with db.store.writing() as con:
-        for source, model, status in found.select("source", "model", "status").iter_rows():
-            if source in waiting and status != "failed":
-                journal.mark(con, run, waiting[source], model=model)
-                journal.put_edges(con, run, waiting[source], model)
-        return journal.read(con, run.config.name)
+        with db.store.writing() as con:
+            mark(con, [])
+        return after[0]
+    failed = [
+        source
+        for source in import_sources(db.store, list(waiting), base=run.config.base, report=report, also=mark)
+        if source.source in waiting and source.status == "failed"
+    ]
+    for source in failed:
+        with _lenient(db, run, waiting[source.source], tell):
+            raise KinbaseError(source.notes[-1])
+    if failed:
+        now = _read(db, run.config.name)
+        return now, *after[0][1:]
+    return after[0]
 
 
-def _score(db: "Kinbase", run: "Run", child: "Child", folder: str, known: bool, caller: Caller) -> None:
-    """Evaluate a model, unless its scores are `known`, and store its results."""
-    results, took = [], None
-    if not known:
-        started = time.monotonic()
-        results = evaluate(run.config, child.model, folder, caller)
-        took = time.monotonic() - started
-    with db.store.writing() as con:
-        journal.put_results(con, child.model, results)
-        benchmarks = _benchmarks(con, run)
-        value, there = journal.score(con, child.model, run.config, benchmarks)
-        if value is None:
-            lacking = (
-                ", ".join(sorted(set(benchmarks) - set(there))) or run.config.score.metric or "any benchmark"
-            )
-            raise KinbaseError(f"the evaluator gave no result on {lacking}")
-        journal.mark(con, run, child, status="scored", score=value, evaluate_s=took)
+def _scored(con: "Connection", run: "Run") -> tuple[set[str], Sequence[str]]:
+    """The models still to be scored whose results are there already, and the benchmarks that the score is the mean over."""
+    benchmarks = _benchmarks(con, run)
+    models = [child.model for child in _unscored(run)]
+    return {m for m in models if journal.score(con, m, run.config, benchmarks)[0] is not None}, benchmarks
+
+
+def _score(
+    con: "Connection", run: "Run", child: "Child", results: "Sequence[Result]", took: float | None,
+    benchmarks: Sequence[str],
+) -> Sequence[str]:  # fmt: skip
+    """Store a model's results and its score, the mean over `benchmarks`; those, which the first model may decide."""
+    journal.put_results(con, child.model, results)
+    benchmarks = benchmarks or _benchmarks(con, run)
+    value, there = journal.score(con, child.model, run.config, benchmarks)
+    if value is None:
+        lacking = (
+            ", ".join(sorted(set(benchmarks) - set(there))) or run.config.score.metric or "any benchmark"
+        )
+        raise KinbaseError(f"the evaluator gave no result on {lacking}")
+    journal.mark(con, run, child, status="scored", score=value, evaluate_s=took)
+    return benchmarks
 
 
 def _benchmarks(con: "Connection", run: "Run") -> Sequence[str]:
@@ -330,25 +393,24 @@ def _benchmarks(con: "Connection", run: "Run") -> Sequence[str]:
 # Closing.
 
 
-def _close(db: "Kinbase", name: str) -> Generation:
+def _close(con: "Connection", name: str) -> Generation:
     """Close the generation: rank, judge, and end the run when a rule says so."""
-    with db.store.writing() as con:
-        run = journal.read(con, name)
-        config, scores = run.config, run.scores
-        top = tuple(strategies.top_k(scores, config.k))
-        mean, _, _ = strategies.mean_kinship(journal.kinship(con, top, config.metric), top)
-        fresh = run.of(run.generation)
-        spent = (
-            planning.Budget(run).refused(max((c.bytes for c in run.children), default=0))
-            if run.generation
-            else None
-        )
-        if config.strategy == "grid" and run.generation:
-            spent = spent or "the grid is done"
-        last, reason = stopping.verdict(config, [*run.tops, (top, mean)], spent)
-        journal.close(con, run, top, mean, reason, _dropped(run, top))
-        if last:
-            journal.end(con, name, "finished", reason)
+    run = journal.read(con, name)
+    config, scores = run.config, run.scores
+    top = tuple(strategies.top_k(scores, config.k))
+    mean, _, _ = strategies.mean_kinship(journal.kinship(con, top, config.metric), top)
+    fresh = run.of(run.generation)
+    spent = (
+        planning.Budget(run).refused(max((c.bytes for c in run.children), default=0))
+        if run.generation
+        else None
+    )
+    if config.strategy == "grid" and run.generation:
+        spent = spent or "the grid is done"
+    last, reason = stopping.verdict(config, [*run.tops, (top, mean)], spent)
+    journal.close(con, run, top, mean, reason, _dropped(run, top))
+    if last:
+        journal.end(con, name, "finished", reason)
     return Generation(run.generation, tuple(fresh), top, max(scores.values(), default=None), reason, last)
 
 
@@ -370,7 +432,9 @@ def _dropped(run: "Run", top: Sequence[str]) -> list[str]:
     if run.config.keep == "all":
         return []
     needed = {*top, *(c.model for c in run.of(run.generation) if run.config.explore.pool == "previous")}
-    return [c.child for c in run.children if c.folder and not c.deleted and c.model not in needed]
+    # A child of the same bits as a model that was there is that model, which is found in the child's folder now.
+    own = [c for c in run.children if c.folder and c.model == c.child]
+    return [c.child for c in own if not c.deleted and c.model not in needed]
 
 
 def _sweep(run: "Run") -> None:
