@@ -8,6 +8,7 @@ words, which could quote it.
 
 import contextlib
 import os
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -33,6 +34,9 @@ TRIES = 3
 
 LONGEST_WAIT = 900.0
 """Seconds that a rate limit is waited for: three of the Hub's windows."""
+
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(?:/[A-Za-z0-9_][\w.-]*)?", re.ASCII)
 
 SAID = [
     "sha",
@@ -267,8 +271,8 @@ class Hub:
 
 
 def repo_of(info: "ModelInfo") -> Repo | None:
-    """An answer of the Hub as a Repo; None where it names no commit."""
-    if not info.sha or len(info.sha) != 40:
+    """An answer of the Hub as a Repo; None where it names no commit, or nothing that can name a folder."""
+    if not info.sha or not _COMMIT.fullmatch(info.sha) or not _NAME.fullmatch(info.id):
         return None
     gguf = info.gguf or {}
     total = info.safetensors.total if info.safetensors else gguf.get("total")

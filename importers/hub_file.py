@@ -48,6 +48,8 @@ class HubFile:
             response = self.hub.asked(lambda begin=start: self._answer(begin, stop), self.path)  # type: ignore[misc]
             try:
                 told(self._about(response, start, stop))
+                if response.status_code == 416:
+                    return  # nothing is there; what comes is the server's words on it
                 for data in response.iter_raw():
                     if start >= stop:
                         return  # more than was asked for
@@ -117,7 +119,8 @@ class HubFile:
 
     def _about(self, response: Any, start: int, stop: int) -> tuple[int, str]:
         """Length and identity of the whole file, from one answer."""
-        length = response.headers.get("Content-Range", "").rpartition("/")[2]
+        told = response.headers.get("Content-Range", "")
+        length = told.rpartition("/")[2]
         if response.status_code == 200:
             length = response.headers.get("Content-Length", "")
             if start > 0 or not length.isdigit() or int(length) > stop:
@@ -125,6 +128,10 @@ class HubFile:
                     f"{self.hub.endpoint} sends no part of {shown(self.path)}, only the whole; import it without "
                     "--sample and --stream"
                 )
+        if response.status_code == 206 and not told.startswith(f"bytes {start}-"):
+            raise CheckpointError(
+                f"{self.hub.endpoint} sends another part of {shown(self.path)} than was asked for; try again later"
+            )
         if not length.isdigit():
             raise CheckpointError(
                 f"{self.hub.endpoint} does not say how long {shown(self.path)} is; try again later"

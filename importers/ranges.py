@@ -41,7 +41,7 @@ class Blocks:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._kept: OrderedDict[tuple[int, int], Future[bytes]] = OrderedDict()
+        self._kept: OrderedDict[tuple[RangedFile, int], Future[bytes]] = OrderedDict()
         self._pool: ThreadPoolExecutor | None = None
 
     def get(self, file: "RangedFile", index: int) -> bytes:
@@ -51,11 +51,11 @@ class Blocks:
             if self._pool is None:
                 self._pool = ThreadPoolExecutor(max(4, 2 * _WORKERS), thread_name_prefix="kinbase-ranges")
             for i in wanted:
-                key = (id(file), i)
+                key = (file, i)  # the file itself, so that no other one takes its place
                 if key not in self._kept:
                     self._kept[key] = self._pool.submit(file.fetch, i * BLOCK, (i + 1) * BLOCK)
                 self._kept.move_to_end(key)
-            found = self._kept[id(file), index]
+            found = self._kept[file, index]
             while len(self._kept) > 4 * _WORKERS:
                 self._kept.popitem(last=False)
         return found.result()

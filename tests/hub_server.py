@@ -54,6 +54,8 @@ class Fault:
     slow: float = 0.0  # seconds between pieces of 64 KiB
     etag: str | None = None  # sent in place of the file's
     body: bytes | None = None  # sent in place of the file
+    whole: bool = False  # ranges are not known: the whole file is sent
+    shift: int = 0  # bytes by which a range is missed
     times: int = 1 << 30
     after: int = 0
 
@@ -231,14 +233,18 @@ class _Handler(BaseHTTPRequestHandler):
             headers = headers | {"ETag": f'"{self.broken.etag}"'}
         headers = {"Accept-Ranges": "bytes", "Content-Type": "application/octet-stream", **headers}
         wanted = re.fullmatch(r"bytes=(\d*)-(\d*)", self.headers.get("Range", ""))
-        if wanted is None:
+        if wanted is None or (self.broken and self.broken.whole):
             self._send(200, data, headers)
             return
         first, last = wanted.groups()
         begin = int(first) if first else max(0, len(data) - int(last))
         stop = min(len(data), int(last) + 1) if first and last else len(data)
+        if self.broken:
+            begin, stop = begin + self.broken.shift, stop + self.broken.shift
         if begin >= stop:
-            self._send(416, b"", headers | {"Content-Range": f"bytes */{len(data)}"})
+            self._send(
+                416, b"<Error>InvalidRange</Error>", headers | {"Content-Range": f"bytes */{len(data)}"}
+            )
             return
         self._send(
             206, data[begin:stop], headers | {"Content-Range": f"bytes {begin}-{stop - 1}/{len(data)}"}

@@ -19,7 +19,8 @@ from hub_server import TOKEN, Hub
 import kinbase
 from kinbase import remote
 from kinbase.importers import hub as hub_importer
-from kinbase.importers import hub_client, ranges
+from kinbase.importers import hub_client, ranges, url
+from kinbase.importers.hub_file import HubFile
 from kinbase.store import Store
 
 CARD = "---\nbase_model: {base}\nbase_model_relation: {relation}\nlicense: mit\n---\n# A model\n"
@@ -752,6 +753,43 @@ def test_a_url_that_cannot_be_read(hub, db, family, tmp_path):
         assert row["status"] == "failed" and words in row["notes"][-1], row
         assert TOKEN not in str(row)
     assert not db.store.path.exists()
+
+
+def test_a_url_whose_server_knows_no_ranges(hub, db):
+    """It sends the whole file whatever was asked for: its beginning must not pass for another part."""
+    hub.fail("GET /blobs/", whole=True)
+    size = ranges.BLOCK + 40_000
+    header = json.dumps({"x": {"dtype": "F32", "shape": [size // 4], "data_offsets": [0, size]}}).encode()
+    hub.put("org/plain", {"model.safetensors": struct.pack("<Q", len(header)) + header + bytes(size)})
+    (row,) = db.import_([f"{hub.url}/org/plain/resolve/main/model.safetensors"], stream=True).to_dicts()
+    assert row["status"] == "failed" and "sends no parts of files" in row["notes"][-1], row
+    assert not db.store.path.exists()
+
+
+def test_a_part_that_was_not_asked_for_is_refused(hub, db):
+    hub.fail("GET /blobs/.*", shift=8, after=1)
+    (row,) = db.import_(["hf:org/ft_a"], stream=True).to_dicts()
+    assert row["status"] == "failed" and "sends another part" in row["notes"][-1], row
+
+
+def test_an_empty_file_is_empty_whatever_the_server_says_of_it(hub):
+    hub.put("org/empty", {"README.md": b""})
+    there = hub_client.Hub()
+    piece = HubFile(there, there.repo("org/empty", None), "README.md").piece(0, 100)
+    assert (piece.data, piece.size) == (b"", 0)
+
+
+def test_a_commit_or_name_that_leads_elsewhere_is_none(hub):
+    from huggingface_hub.hf_api import ModelInfo
+
+    assert hub_client.repo_of(ModelInfo(id="org/x", sha="a" * 40)) is not None
+    for name, commit in (("org/x", "../" * 13 + "a"), ("org/../x", "a" * 40), ("/etc", "a" * 40)):
+        assert hub_client.repo_of(ModelInfo(id=name, sha=commit)) is None
+
+
+def test_no_part_of_a_password_is_shown():
+    assert url.public("https://me:p@ss@host/x?key=y") == "https://host/x"
+    assert url.public("s3://bucket/a@b/x") == "s3://bucket/a@b/x"
 
 
 def test_a_signature_is_not_stored(hub, db, tmp_path):
