@@ -322,10 +322,11 @@ def _tree_edges(points: Points, tree: Tree) -> list[Inferred]:
         else:
             how = "nothing between it and the root" if parent == tree.root else "trained from a merge"
         second = "" if rival is None else f"; next best: {rival_words(points, rival)}"
+        better = f"better by {margin:.1f}" if np.isfinite(margin) else "no other tree is possible"
         edges.append(
             Inferred(
                 points.names[parent], points.names[child], "finetune", confidence_of(margin), float(apart[parent, child]),
-                f"{how}, better by {margin:.1f}{second}", margin=margin,
+                f"{how}, {better}{second}", margin=margin,
             )
         )  # fmt: skip
     return edges

@@ -4,7 +4,7 @@ A claim is all that one source says of one model's parents. It is supported, con
 parents are not here, were not measured, or what is left over does not decide. Only stored sums are used.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -82,11 +82,13 @@ def findings(con: Connection, names: Sequence[str] = ()) -> list[Row]:
     ]
     said = _claims(con)
     rows: list[Row] = []
-    worth = None if names else _worth_a_recipe(con)
+    # Of all models the inner products are read once a family: for each model they take longer than its recipe.
+    totals = {} if names else _totals(con)
+    worth = None if names else _worth_a_recipe(totals)
     for name in measured:
         claims = said.get(name, [])
         look = worth is None or name in worth
-        recipe = _recipe(con, name) if look else None
+        recipe = _recipe(con, name, totals) if look else None
         for claim in claims:
             rows += _held(con, claim, recipe)
         if not any(claim.parents for claim in claims):
@@ -113,16 +115,20 @@ def _claims(con: Connection) -> dict[str, list[Claim]]:
     return by_child
 
 
-def _worth_a_recipe(con: Connection) -> set[str]:
-    """The models of which others explain a part, by one inverse a family: what is left is 1 / (G^-1)_ii."""
-    worth: set[str] = set()
+def _totals(con: Connection) -> dict[int, grams.Totals]:
+    """The measured inner products of every family, by the base's model_id."""
     families: dict[int, list[int]] = {}
     for model_id, base_id in con.execute(
         "select model_id, base_id from raw.model where base_id is not null and model_id in (select model_id from raw.delta)"
     ).fetchall():
         families.setdefault(base_id, []).append(model_id)
-    for base_id, ids in families.items():
-        totals = grams.totals(con, base_id, ids)
+    return {base_id: grams.totals(con, base_id, ids) for base_id, ids in families.items()}
+
+
+def _worth_a_recipe(families: Mapping[int, grams.Totals]) -> set[str]:
+    """The models of which others explain a part, by one inverse a family: what is left is 1 / (G^-1)_ii."""
+    worth: set[str] = set()
+    for totals in families.values():
         if len(totals.ids) < MANY:
             worth |= set(totals.names)
             continue
@@ -136,12 +142,12 @@ def _worth_a_recipe(con: Connection) -> set[str]:
     return worth
 
 
-def _recipe(con: Connection, name: str) -> Recipe | None:
-    """The recipe by what is stored; None for a model that has none (an adapter, one without sums)."""
+def _recipe(con: Connection, name: str, families: Mapping[int, grams.Totals]) -> Recipe | None:
+    """The recipe by what is stored, of `families` already read; None for a model that has none (an adapter, one without sums)."""
     try:
         child_id, base_id, base = recipes.placed(con, name)
         ids, _ = recipes.candidates(con, name, base_id)
-        return recipes.from_stored(con, name, child_id, base_id, base, ids)
+        return recipes.from_stored(con, name, child_id, base_id, base, ids, families.get(base_id))
     except KinbaseError:
         return None
 

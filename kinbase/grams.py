@@ -21,6 +21,13 @@ class Totals:
     names: list[str]
     gram: FloatArray
 
+    def of(self, ids: Sequence[int]) -> "Totals":
+        """The same of some of the models only."""
+        wanted = set(ids)
+        rows = [i for i, model_id in enumerate(self.ids) if model_id in wanted]
+        names = [self.names[i] for i in rows]
+        return Totals([self.ids[i] for i in rows], names, self.gram[np.ix_(rows, rows)])
+
     def normal(self, child: int, candidates: Sequence[int], floor: float, numel: float) -> Normal:
         """Normal equations of one model on others, by row."""
         rows = list(candidates)

@@ -79,7 +79,8 @@ def infer(
         lacking = sorted(names - {m.name for m in stored} - adapters)
         notes += [f"{name} is known without its weights" for name in lacking]
     if len(stored) < 2:
-        raise KinbaseError("there are no two models with weights to compare: `kinbase import` brings them in")
+        more = "name more, or others with --among" if models else "`kinbase import` brings them in"
+        raise KinbaseError(f"there are no two models with weights to compare: {more}")
     found: list[Family] = []
     for group, base in _groups(stored):
         for measured in _measure(store, group, base, quick, device, report, notes):
@@ -172,9 +173,13 @@ def _stored(con: Connection, group: list[Member], base: int) -> Measured | None:
         numel[position - 1, at[model_id]] = n
     dots = np.full((count, len(ids), len(ids)), np.nan)
     query = "select a_id, b_id, dots from raw.pair where base_id = $1 and list_contains($2, a_id) and list_contains($2, b_id)"
-    for a, b, values in con.execute(query, [base, ids]).fetchall():
-        row = np.array([np.nan if value is None else value for value in values])
-        dots[:, at[a], at[b]] = dots[:, at[b], at[a]] = row
+    con.execute(query, [base, ids])
+    while rows := con.fetchmany(
+        10_000
+    ):  # of a thousand models all at once would be gigabytes of Python floats
+        for a, b, values in rows:
+            row = np.array([np.nan if value is None else value for value in values])
+            dots[:, at[a], at[b]] = dots[:, at[b], at[a]] = row
     if base in at:
         numel[:, at[base]] = [n for _, n in tensors]
         dots[:, at[base], :] = dots[:, :, at[base]] = 0.0

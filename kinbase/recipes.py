@@ -231,10 +231,15 @@ def candidates(
 
 
 def from_stored(
-    con: Connection, name: str, child_id: int, base_id: int, base: str, ids: Sequence[int]
-) -> Recipe:
-    """The recipe by what is stored: candidates without a measured pair with the model are left out, and told."""
-    totals = grams.totals(con, base_id, [child_id, *ids])
+    con: Connection, name: str, child_id: int, base_id: int, base: str, ids: Sequence[int],
+    family: grams.Totals | None = None,
+) -> Recipe:  # fmt: skip
+    """The recipe by what is stored: candidates without a measured pair with the model are left out, and told.
+
+    `family` are the inner products of all its family, where they were read already.
+    """
+    whole = [child_id, *ids]
+    totals = grams.totals(con, base_id, whole) if family is None else family.of(whole)
     child = totals.ids.index(child_id)
     known = [
         i

@@ -123,7 +123,8 @@ def put_sizes(con: Connection, rows: Sequence[tuple[int, int, str | None, int]])
 def put_base(con: Connection, model_id: int, base_id: int) -> None:
     """Make a model a member of the family measured against `base_id`; what was measured against another goes."""
     con.execute("update raw.model set base_id = ? where model_id = ?", [base_id, model_id])
-    con.execute("delete from raw.delta where model_id = ? and base_id <> ?", [model_id, base_id])
+    for table in ("delta", "direction"):
+        con.execute(f"delete from raw.{table} where model_id = ? and base_id <> ?", [model_id, base_id])
     con.execute(
         "delete from raw.estimate where method in ('sampled', 'sketch') and ? in (a_id, b_id) and base_id <> ?",
         [model_id, base_id],

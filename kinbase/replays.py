@@ -43,7 +43,12 @@ def load(con: Connection, name: str, k: int = 3) -> list[Generation]:
     """
     if con.execute("select 1 from runs where run = ?", [name]).fetchone():
         return _run(con, name)
-    children = _numbered(con, name) or _chain(con, name)
+    try:
+        children = _numbered(con, name) or _chain(con, name)
+    except KinbaseError as error:
+        runs = [run for (run,) in con.execute("select run from runs order by run limit 5").fetchall()]
+        there = f"there is no run {name!r} (of {', '.join(runs)}), and " if runs else ""
+        raise KinbaseError(f"{there}{error}") from None
     if len(children) < 2:
         raise KinbaseError(
             f"{name} is no run, and no path of merges ends in it: `kinbase sql 'from runs'` lists the runs"

@@ -14,6 +14,7 @@ every tensor. A residual alone, or one over the formula's floor, does not.
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import combinations
 
 import numpy as np
 
@@ -30,12 +31,21 @@ from kinbase.fits import (
     fitted,
     graded,
 )
-from kinbase.recovery import BITS, EXACT, LIMIT, FloatArray, Grams, Normal, find_parents
+from kinbase.recovery import BITS, EXACT, LIMIT, FloatArray, Grams, Normal, find_parents, inverse
 from kinbase.traces import left_out, trained_from
 
 __all__ = [
     "COPY", "MERGE", "NONE", "SELECTED", "TRAINED", "UNDECIDABLE", "Finding", "Parent", "fitted", "graded", "judge",
 ]  # fmt: skip
+
+MADE = 9.0
+"""Squared residual, in squared floors, below which a candidate is made of others: it divides by its share."""
+
+ALIKE = 0.05
+"""Logarithms of ratios nearer than this do not tell sets of parents apart."""
+
+MOST_SETS = 300
+"""Sets of candidates that are held against each other."""
 
 
 def judge(grams: Grams, zeros: FloatArray | None = None) -> Finding:
@@ -73,6 +83,8 @@ def _judge(grams: Grams, zeros: FloatArray | None) -> Finding:
         return one
     chosen = find_parents(normal)
     whole = fitted(grams, chosen) if chosen else None
+    if whole is not None and whole.verdict == MERGE:
+        chosen, whole = _told_apart(grams, normal, chosen, whole)
     by_depth = None
     if whole is not None and whole.verdict == MERGE:
         if not _nearly_linear(whole):
@@ -86,6 +98,42 @@ def _judge(grams: Grams, zeros: FloatArray | None) -> Finding:
     if whole is not None and (whole.residual or 0.0) ** 2 * normal.sumsq <= LIMIT**2 * normal.floor:
         return whole
     return _unmerged(grams, zeros, chosen, whole)
+
+
+def _told_apart(grams: Grams, normal: Normal, chosen: list[int], whole: Finding) -> tuple[list[int], Finding]:
+    """The parents, where candidates make each other up to rounding, as merges of the same models do.
+
+    Many sets of such candidates then fit within rounding. The child's parents are those that leave just what rounding
+    leaves: another merge in their place brings its own rounding with it, and beside them it explains some of
+    the child's, because merges of the same models are rounded alike.
+    """
+    others = [j for j in range(len(grams.names)) if j not in chosen]
+    room = [normal.gram[j, j] - step for j, step in ((j, _along(normal, chosen, j)) for j in others)]
+    spanned = [j for j, left in zip(others, room, strict=True) if left <= MADE * normal.floor]
+    made = 1 / np.diagonal(inverse(normal.gram[np.ix_(chosen, chosen)])) <= MADE * normal.floor
+    if not spanned and not made.any():
+        return chosen, whole
+    sets = [
+        list(some) for size in range(1, len(chosen) + 1) for some in combinations(sorted([*chosen, *spanned]), size)
+    ][:MOST_SETS]  # fmt: skip
+    fitting = [some for some in sets if normal.solve(some)[1] <= LIMIT**2 * normal.floor]
+    found = [(some, fitted(grams, some)) for some in fitting if some != chosen]
+    merges = [(chosen, whole), *(pair for pair in found if pair[1].verdict == MERGE)]
+    return min(merges, key=lambda pair: _plainness(pair[1]))
+
+
+def _plainness(found: Finding) -> tuple[int, int, int, int, float]:
+    """Lowest for the set of parents that goes first: none needless, rounding's residual, none negative, the fewest."""
+    needless = sum(p.low <= 0 <= p.high for p in found.parents)
+    negative = sum(p.coefficient < 0 for p in found.parents)
+    return needless, round(_off(found) / ALIKE), negative, len(found.parents), _off(found)
+
+
+def _along(normal: Normal, chosen: Sequence[int], column: int) -> float:
+    """The squared length of what of a column the chosen ones make."""
+    rows = list(chosen)
+    cross = normal.gram[rows, column]
+    return float(cross @ inverse(normal.gram[np.ix_(rows, rows)]) @ cross)
 
 
 def _off(found: Finding) -> float:

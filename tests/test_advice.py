@@ -186,6 +186,8 @@ def test_saturation_wants_patience(kinships, advice_):
 
 def test_the_command(cli, family):
     cli("import", *family.values(), "--base", "base")
+    for wrong in (["--threshold", "nan"], ["-k", "0"], ["--top", "1"]):
+        assert cli("suggest", *wrong).returncode == 2
     found = cli("suggest", "-k", "2", "-f", "json")
     assert found.returncode == 0
     rows = json.loads(found.stdout)

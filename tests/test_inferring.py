@@ -328,7 +328,9 @@ def test_the_command(cli, family):
     assert {(r["parent"], r["child"]) for r in rows} >= {("ft_a", "merge_ab"), ("ft_b", "merge_ab")}
     assert list(rows[0])[:4] == ["parent", "child", "relation", "confidence"]
     assert cli("infer", "nobody").returncode == 1
-    assert cli("infer", "base").returncode == 1
+    alone = cli("infer", "base")
+    assert (alone.returncode, "--among" in alone.stderr) == (1, True)
+    assert cli("infer", "--least", "nan").returncode == 2
 
 
 def test_dtypes_that_hold_weights_have_a_width():

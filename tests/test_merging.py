@@ -410,6 +410,16 @@ def test_what_lies_beside_the_weights(tmp_path, family):
 # Whole or not at all.
 
 
+def test_a_link_out_of_a_parent_is_not_followed(tmp_path, family):
+    """A stranger's tokenizer.json could be a link to anything here, and the child may be published."""
+    folders = {name: shutil.copytree(family[name], tmp_path / name) for name in ("base", "ft_a", "ft_b")}
+    (tmp_path / "secret").write_text("mine")
+    (folders["base"] / "tokenizer.json").symlink_to(tmp_path / "secret")
+    with pytest.raises(KinbaseError, match="is a link out of its folder"):
+        merging.merge(merging.parse(delta_config(folders, "ties")), tmp_path / "child")
+    assert not (tmp_path / "child").exists() and not (tmp_path / "child.part").exists()
+
+
 def test_an_interrupted_merge_leaves_nothing(tmp_path, family):
     def interrupt(done, total):
         if done * 2 > total:
@@ -499,6 +509,7 @@ GOOD = {"merge_method": "slerp", "base_model": "a", "models": ["a", "b"], "param
         ),
         ({"parameters": {"t": "half"}}, "parameters.t is 'half', where a number was expected"),
         ({"parameters": {"t": [0, float("nan")]}}, "parameters.t is 'nan', where a number"),
+        ({"parameters": {"t": 10**400}}, "where a number was expected"),
         ({"parameters": {"density": 1.5}}, "a density lies between 0 and 1"),
         ({"parameters": {"normalize": 1}}, "where true or false was expected"),
         ({"parameters": {"t": []}}, "parameters.t is an empty list"),

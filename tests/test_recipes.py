@@ -286,6 +286,16 @@ def test_a_near_duplicate_does_not_take_the_parents_place():
     assert coefficients(family.judge(family.mix({0: 0.6, 1: 0.4}))).keys() == {0, 1}
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_another_merge_of_the_same_parents_is_no_third_parent(seed):
+    # It lies in their span but for its own rounding, and rounding of like sums is alike: 0.6 and 0.4 beside 0.7 and 0.3.
+    family = Family(seed=20 + seed, size=0.02, count=4)
+    child = family.mix({0: 0.6, 1: 0.4})
+    family.models.append(family.mix({0: 0.7, 1: 0.3}))
+    found = family.judge(child)
+    assert (found.verdict, coefficients(found).keys()) == (MERGE, {0, 1})
+
+
 def test_a_change_shorter_than_rounding_is_not_decided():
     family = Family(size=0.0005, count=4, seed=15)
     assert family.judge(family.rounded(family.tune())).verdict in (UNDECIDABLE, NONE)

@@ -1,5 +1,6 @@
 """The commands that draw conclusions from what the database holds."""
 
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -34,6 +35,8 @@ def check(
     """
     from kinbase.output import progress
 
+    if not 0 <= tolerance < math.inf:
+        raise UsageError(f"--tolerance is a number of percent from 0, not {tolerance:g}")
     with progress("measuring") as report:
         found = db().check(models, tolerance=tolerance, device=device, report=report)
     write_frame(found, form, output)
@@ -64,6 +67,8 @@ def infer(
     """
     from kinbase.output import progress, say
 
+    if not 0 <= least <= 1:
+        raise UsageError(f"--least is a confidence from 0 to 1, not {least:g}")
     others = [name.strip() for name in among.split(",") if name.strip()]
     with progress("reading") as report:
         rows, notes = db().infer(models, among=others, record=record, least=least, blind=blind, quick=quick,
@@ -158,8 +163,10 @@ def suggest(
     """
     from kinbase.output import say
 
-    if top < 2 or patience < 1 or k < 0:
-        raise UsageError("--top must be 2 or more, --patience 1 or more, -k not negative")
+    if top < 2 or patience < 1 or k < 1:
+        raise UsageError("--top must be 2 or more, --patience and -k 1 or more")
+    if not -1 <= threshold <= 1:
+        raise UsageError(f"--threshold is a correlation from -1 to 1, not {threshold:g}")
     if replay:
         if family:
             raise UsageError(f"--replay {replay} says what to look at: leave out {family}")

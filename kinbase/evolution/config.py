@@ -211,6 +211,8 @@ def _read(kind: Any, value: object, path: str) -> Any:
         if not isinstance(value, dict):
             raise KinbaseError(f"{where}: {shown(value)} is no mapping")
         return value
+    if isinstance(value, int) and abs(value) >= 2**53:
+        raise KinbaseError(f"{where}: {shown(value)} is beyond any number that makes sense here")
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):

@@ -75,11 +75,12 @@ def results(answer: object, source: str | None, when: datetime) -> list[Score]:
 
 
 def _finite(value: object, benchmark: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise KinbaseError(
-            f"the evaluator gave {shown(value)} on {shown(benchmark)}, which is no finite number"
-        )
-    return float(value)
+    try:
+        if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+            return float(value)
+    except OverflowError:  # whole numbers have no bound in JSON
+        pass
+    raise KinbaseError(f"the evaluator gave {shown(value)} on {shown(benchmark)}, which is no finite number")
 
 
 def _json(text: str, who: str) -> object:

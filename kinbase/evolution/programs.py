@@ -25,6 +25,8 @@ MOST = 16 * 1024 * 1024
 def output(words: Sequence[str], *, folder: str, timeout: float) -> str:
     """What a program prints on stdout. Raises KinbaseError when it cannot be started, fails, prints too much or hangs."""
     process = _start(words, folder)
+    assert process.stdin
+    process.stdin.close()  # nobody answers what it may ask
     try:
         text = _read(process, timeout, words[0], until_line=False)
         code = process.wait(timeout=5)
@@ -59,10 +61,10 @@ class Caller:
             self.process.stdin.write(json.dumps(request).encode() + b"\n")
             self.process.stdin.flush()
             text = _read(self.process, timeout, function, until_line=True)
-            answer = json.loads(text) if text else {"error": "its process ended; what it says is above"}
-        except BrokenPipeError:
+            answer = json.loads(text)
+        except (BrokenPipeError, ValueError):  # it ended before it answered, or in the middle of its answer
             answer = {"error": "its process ended; what it says is above"}
-            self.close()
+            self.close()  # the next call gets another one
         except KinbaseError:
             self.close()
             raise

@@ -20,7 +20,7 @@ referred to and no more.
 """
 
 import difflib
-import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -55,6 +55,9 @@ KNOWN = (*dict.fromkeys(name for names in PARAMETERS.values() for name in names)
 DTYPES = ("float32", "float16", "bfloat16", "float64")
 LIMIT = 1 << 20
 """Bytes of a configuration file."""
+
+LARGEST = sys.float_info.max
+"""Largest parameter: a whole number in YAML has no bound."""
 
 OTHERWISE = "--backend mergekit (the extra kinbase[mergekit])"
 
@@ -343,7 +346,7 @@ class _Reader:
             if name in SWITCHES:
                 if not isinstance(item, bool):
                     raise self.wrong(at, f"is {shown(item)}, where true or false was expected")
-            elif isinstance(item, bool) or not isinstance(item, int | float) or not math.isfinite(item):
+            elif isinstance(item, bool) or not isinstance(item, int | float) or not abs(item) <= LARGEST:
                 raise self.wrong(at, f"is {shown(item)}, where a number was expected")
             elif name == "density" and not 0 <= item <= 1:
                 raise self.wrong(at, f"is {item}: a density lies between 0 and 1")

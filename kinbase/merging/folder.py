@@ -11,7 +11,7 @@ from typing import Any
 from ruamel.yaml import YAML
 
 from kinbase.errors import KinbaseError
-from kinbase.importers.files import is_file, read_bounded, shown
+from kinbase.importers.files import inside, is_file, read_bounded, shown
 from kinbase.importers.merge_config import BASE_IS_PARENT, Reference, uses
 from kinbase.importers.plain import HEADS
 from kinbase.merging.config import MergeConfig
@@ -53,7 +53,8 @@ def write_beside(
     for file in COPIED:
         origin = (home if file == "generation_config.json" else tokens) / file
         if is_file(str(origin)):
-            (folder / file).write_bytes(read_bounded(origin, FILE_LIMIT))
+            # Not what a link out of the parent's folder leads to: the child may be published.
+            (folder / file).write_bytes(read_bounded(inside(origin.parent, file), FILE_LIMIT))
 
 
 def write_record(

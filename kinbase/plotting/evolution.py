@@ -39,7 +39,8 @@ DOTS = 400
 def draw(db: "Kinbase", *runs: str) -> Plot:
     """Above, each run's best score so far, its generations' mean and its children; below, the kinship among its k best.
 
-    Of `runs`, or of all. Raises KinbaseError for an unknown run, and when no generation is finished yet.
+    Of `runs`, or of all that have a finished generation. Raises KinbaseError for an unknown run, and when there is
+    no such generation.
     """
     known = [name for (name,) in db.sql("select run from runs order by started_at, run").iter_rows()]
     if not known:
@@ -49,7 +50,8 @@ def draw(db: "Kinbase", *runs: str) -> Plot:
             raise KinbaseError(
                 f"there is no run {label(run, 60)}: there are {', '.join(label(name, 40) for name in known[:8])}"
             )
-    names = list(dict.fromkeys(runs)) or known
+    begun = [name for (name,) in db.sql("select distinct run from generations").iter_rows()]
+    names = list(dict.fromkeys(runs)) or [name for name in known if name in begun] or known[: len(COLOURS)]
     if len(names) > len(COLOURS):
         raise KinbaseError(f"{len(names)} runs are too many for one figure: name up to {len(COLOURS)}")
     rows = {name: db.sql(GENERATIONS, [name]).rows(named=True) for name in names}
