@@ -14,7 +14,7 @@ every tensor. A residual alone, or one over the formula's floor, does not.
 
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import combinations
+from itertools import combinations, islice
 
 import numpy as np
 
@@ -31,7 +31,7 @@ from kinbase.fits import (
     fitted,
     graded,
 )
-from kinbase.recovery import BITS, EXACT, LIMIT, FloatArray, Grams, Normal, find_parents, inverse
+from kinbase.recovery import BITS, EXACT, LIMIT, MOST, FloatArray, Grams, Normal, find_parents, inverse
 from kinbase.traces import left_out, trained_from
 
 __all__ = [
@@ -41,11 +41,15 @@ __all__ = [
 MADE = 9.0
 """Squared residual, in squared floors, below which a candidate is made of others: it divides by its share."""
 
+SMALL = 0.1
+"""The same over the candidate's own squared length."""
+
 ALIKE = 0.05
 """Logarithms of ratios nearer than this do not tell sets of parents apart."""
 
 MOST_SETS = 300
-"""Sets of candidates that are held against each other."""
+MOST_FITS = 30
+"""Sets of candidates that are looked at, the small ones first, and of those that fit, the ones held against each other."""
 
 
 def judge(grams: Grams, zeros: FloatArray | None = None) -> Finding:
@@ -108,15 +112,19 @@ def _told_apart(grams: Grams, normal: Normal, chosen: list[int], whole: Finding)
     the child's, because merges of the same models are rounded alike.
     """
     others = [j for j in range(len(grams.names)) if j not in chosen]
-    room = [normal.gram[j, j] - step for j, step in ((j, _along(normal, chosen, j)) for j in others)]
-    spanned = [j for j, left in zip(others, room, strict=True) if left <= MADE * normal.floor]
-    made = 1 / np.diagonal(inverse(normal.gram[np.ix_(chosen, chosen)])) <= MADE * normal.floor
+    lengths = np.diagonal(normal.gram)
+    bound = np.minimum(
+        MADE * normal.floor, SMALL * lengths
+    )  # a change that is hardly longer than rounding is not made
+    room = {j: float(lengths[j]) - _along(normal, chosen, j) for j in others}
+    spanned = sorted((j for j in others if room[j] <= bound[j]), key=lambda j: room[j])[:MOST]
+    made = 1 / np.diagonal(inverse(normal.gram[np.ix_(chosen, chosen)])) <= bound[chosen]
     if not spanned and not made.any():
         return chosen, whole
-    sets = [
-        list(some) for size in range(1, len(chosen) + 1) for some in combinations(sorted([*chosen, *spanned]), size)
-    ][:MOST_SETS]  # fmt: skip
-    fitting = [some for some in sets if normal.solve(some)[1] <= LIMIT**2 * normal.floor]
+    pool = [*chosen, *spanned]
+    sets = (list(some) for size in range(1, len(chosen) + 1) for some in combinations(pool, size))
+    fits = (some for some in islice(sets, MOST_SETS) if normal.solve(some)[1] <= LIMIT**2 * normal.floor)
+    fitting = list(islice(fits, MOST_FITS))
     found = [(some, fitted(grams, some)) for some in fitting if some != chosen]
     merges = [(chosen, whole), *(pair for pair in found if pair[1].verdict == MERGE)]
     return min(merges, key=lambda pair: _plainness(pair[1]))

@@ -254,6 +254,8 @@ def test_a_known_base_is_the_root_unless_blind(db):
     rows, _ = db.infer()
     assert set(rows["family"]) == {"base"}
     assert set(db.infer(blind=True)[0].columns) == set(rows.columns)
+    (only,) = db.infer(["ft_a"], among=["base"])[0].to_dicts()
+    assert (only["confidence"], "no other tree is possible" in only["evidence"]) == (1, True)
 
 
 def test_the_named_models_alone_are_children(wordless):
