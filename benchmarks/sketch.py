@@ -125,15 +125,15 @@ KINDS = {
 def sketch_of(change: Vector, seed: int) -> np.ndarray:
     """The sketch of a change, with the hash of another seed."""
     from kinbase import sketching
-    from kinbase.digest import LEAF
+    from kinbase.digest import SPAN
 
     total, buffers = sketching.empty(), sketching.Buffers()
     for name, values in change.items():
         flat = np.ascontiguousarray(values, np.float32).reshape(-1)
         tensor = sketching.TensorSketch(f"seed {seed} {name}", len(flat))
-        for start in range(0, len(flat), LEAF):
+        for start in range(0, len(flat), SPAN):
             tensor.weigh(
-                memoryview(flat[start : start + LEAF]).cast("B"), start, "F32", buffers, 0, np.zeros(5)
+                memoryview(flat[start : start + SPAN]).cast("B"), start, "F32", buffers, 0, np.zeros(3)
             )
             tensor.flush(buffers, 0)
         tensor.pour(total)

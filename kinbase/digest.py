@@ -14,6 +14,9 @@ from kinbase.checkpoint import Tensor
 LEAF = 1 << 18
 """Elements in a leaf; the last leaf of a tensor is shorter."""
 
+SPAN = 4 * LEAF
+"""Elements of a tensor that one worker reads in a row, and that a sketch adds in float32: whole leaves."""
+
 
 def tensor_digest(tensor: Tensor, leaves: Sequence[bytes]) -> str:
     """32 hex digits for one tensor; fields are length-prefixed, so no name can imitate another field."""

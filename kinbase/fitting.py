@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from kinbase.alignment import align, labels
 from kinbase.checkpoint import DTYPE_BYTES, FLOAT_DTYPES, Checkpoint, Tensor
-from kinbase.digest import LEAF
+from kinbase.digest import SPAN
 from kinbase.sketching import Buffers, TensorSketch, empty
 
 
@@ -60,10 +60,10 @@ def misfit(base: Checkpoint, member: Checkpoint) -> Change | None:
 
 def _rest(tensor: Tensor, label: str, start: int) -> tuple[NDArray[np.float64], float]:
     """The sketch [BUCKETS] and the sum of a tensor's elements from `start` on."""
-    sketch, buffers, moments = TensorSketch(label, tensor.numel), Buffers(), np.zeros(5)
+    sketch, buffers, moments = TensorSketch(label, tensor.numel), Buffers(), np.zeros(3)
     width = DTYPE_BYTES[tensor.dtype]
     while start < tensor.numel:
-        stop = min(tensor.numel, (start // LEAF + 1) * LEAF)
+        stop = min(tensor.numel, (start // SPAN + 1) * SPAN)
         raw = memoryview(bytearray((stop - start) * width))
         tensor.read(start * width, raw)
         sketch.weigh(raw, start, tensor.dtype, buffers, 0, moments)

@@ -351,7 +351,7 @@ def _of_pass(found: "Pass", dates: list[float | None]) -> Measured | None:
     weights: list[Weights] = []
     for name in names:
         own = found.weights[name]
-        total, sumsq, _, _, ulpsq = own.moments.T
+        total, sumsq, ulpsq = own.moments.T
         facts = zip(own.dtypes, own.numels, total.tolist(), sumsq.tolist(), ulpsq.tolist(), strict=True)
         weights.append(dict(zip(own.tensors, facts, strict=True)))
     return _measured(names, [name for name, _ in found.tensors], dots, whole, weights, dates, None)

@@ -15,7 +15,6 @@ sums are combined in the order of the leaves, so the result has the same bits wh
 threads.
 """
 
-import math
 import os
 import threading
 from collections import deque
@@ -28,7 +27,7 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from kinbase.digest import LEAF, tensor_digest
+from kinbase.digest import LEAF, SPAN, tensor_digest
 from kinbase.plan import Job, Lane, Plan
 
 if TYPE_CHECKING:  # the kernels take half a second to load
@@ -55,7 +54,7 @@ class TensorSums:
     is NaN where the pair has no common elements. Members cut to different lengths share a prefix: `dot`
     is over that, and each row of `exceptions` (i, j, numel, sum_i, sum_j, sumsq_i, sumsq_j) gives the
     sums over it of a pair i < j of different lengths. `digests` are the tensor's, in the order of
-    `Plan.hashed`, "" for a checkpoint without it; `weights` [H, 5] in the same order are the sums of
+    `Plan.hashed`, "" for a checkpoint without it; `weights` [H, 3] in the same order are the sums of
     `sketching.MOMENTS` over all its elements as stored, NaN for a checkpoint without it and where one is not
     finite; `sketches` are its sketches, None for a checkpoint without it.
     """
@@ -174,7 +173,7 @@ def _row_bytes(rows: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Elements start..stop of a job, whole leaves; `last` if the tensor ends here."""
+    """Elements start..stop of a job, whole spans of leaves; `last` if the tensor ends here."""
 
     job: Job
     start: int
@@ -195,7 +194,7 @@ def _batches(jobs: Iterable[Job], part_bytes: int) -> Iterator[list[Piece]]:
     batch: list[Piece] = []
     room = PIECE_BYTES
     for job in jobs:
-        step = LEAF * max(1, PIECE_BYTES // job.leaf_bytes)
+        step = SPAN * max(1, PIECE_BYTES * LEAF // (SPAN * job.leaf_bytes))
         sketches = {lane.slot: TensorSketch(lane.label, lane.numel) for lane in job.lanes if lane.label}
         for start in range(0, max(job.numel, 1), step):
             stop = min(start + step, job.numel)
@@ -219,7 +218,7 @@ class Part:
     sumsq: FloatArray  # [C, N]
     dot: FloatArray  # [K, N], right of the diagonal
     leaves: dict[int, list[bytes]]  # by slot
-    weights: dict[int, list[FloatArray]]  # by slot, [5] a leaf
+    weights: dict[int, list[FloatArray]]  # by slot, [3] a leaf
 
     def followed_by(self, later: "Part") -> "Part":
         np.maximum(self.stats[0], later.stats[0], out=self.stats[0])
@@ -279,8 +278,8 @@ def _read_piece(plan: Plan, piece: Piece, worker: Worker, row_bytes: int, stop: 
                 if ends_leaf or start + elements == lane.numel:
                     part.leaves[lane.slot].append(hasher.digest())
                     hasher.reset()
-                    if lane.label:
-                        piece.sketches[lane.slot].flush(worker.buffers, lane.slot)
+                if lane.label and ((start + step) % SPAN == 0 or start + elements == lane.numel):
+                    piece.sketches[lane.slot].flush(worker.buffers, lane.slot)
         begin = start
         for interval, sums, sumsq in zip(job.intervals, part.sums, part.sumsq, strict=True):
             end = min(interval.stop, start + step)
@@ -305,16 +304,16 @@ def _weigh(part: Part, lane: Lane, raw: memoryview, start: int, buffers: "Buffer
     """Add a tile to its leaf's power sums and sketch."""
     leaves = part.weights[lane.slot]
     if start % LEAF == 0:
-        leaves.append(np.zeros(5))
+        leaves.append(np.zeros(3))
     part.piece.sketches[lane.slot].weigh(raw, start, lane.tensor.dtype, buffers, lane.slot, leaves[-1])
 
 
 def _moments(leaves: list[FloatArray]) -> FloatArray:
-    """The power sums [5] of a tensor: its leaves' added, the same however many pieces they came in."""
-    sums = np.array(leaves).reshape(-1, 5)
+    """The power sums [3] of a tensor: its leaves' added, the same however many pieces they came in."""
+    sums = np.array(leaves).reshape(-1, 3)
     if not np.isfinite(sums).all():
-        return np.full(5, np.nan)
-    return np.array([math.fsum(column) for column in sums.T])
+        return np.full(3, np.nan)
+    return np.asarray(sums.sum(axis=0))
 
 
 def _result(plan: Plan, total: Part) -> TensorSums:
@@ -358,10 +357,10 @@ def _result(plan: Plan, total: Part) -> TensorSums:
         digests=digests,
         weights=np.array(
             [
-                _moments(total.weights[slot]) if slot in total.weights else np.full(5, np.nan)
+                _moments(total.weights[slot]) if slot in total.weights else np.full(3, np.nan)
                 for slot in plan.hashed_slots
             ]
-        ).reshape(-1, 5),
+        ).reshape(-1, 3),
         sketches=tuple(total.piece.sketches.get(slot) for slot in plan.hashed_slots),
     )
 

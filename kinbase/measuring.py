@@ -26,7 +26,7 @@ from kinbase.sums import Pair, Weights
 KEEP_EVERY = 30.0
 """Seconds between two savings of finished tensors: what a killed import loses at most."""
 
-ALGORITHM = "2"
+ALGORITHM = "3"
 """Changes when the pass would give other sums, so that kept ones of an older version are not used."""
 
 STATISTICS = ("numel", "sum", "sumsq", "max_abs", "zeros", "nonfinite")
@@ -190,7 +190,7 @@ def _weights(plan: Plan, found: Iterable[TensorSums]) -> dict[str, Weights]:
             [label for label, *_ in listed],
             [dtype for _, dtype, *_ in listed],
             [numel for *_, numel, _ in listed],
-            np.array([moments for *_, moments in listed]).reshape(-1, 5),
+            np.array([moments for *_, moments in listed]).reshape(-1, 3),
         )
         for c, listed in zip(plan.hashed, rows.values(), strict=True)
     }

@@ -77,19 +77,23 @@ def drop(con: Connection, model_id: int) -> None:
 
 def has(con: Connection, model_id: int) -> bool:
     """Whether a model has a sketch of its weights."""
-    query = "select 1 from raw.sketch where model_id = ? and onto_id is null"
-    return con.execute(query, [model_id]).fetchone() is not None
+    from kinbase.sketching import SCHEME
+
+    query = "select 1 from raw.sketch where model_id = ? and scheme = ? and onto_id is null"
+    return con.execute(query, [model_id, SCHEME]).fetchone() is not None
 
 
 def any_of(con: Connection, names: Iterable[str]) -> set[str]:
     """Those of the models `names` that have a sketch, of their weights or of their change."""
+    from kinbase.sketching import SCHEME
+
     rows = con.execute(
         """
         select label from (select unnest($1::varchar[]) as label)
-        where label in (select name from raw.model semi join raw.sketch using (model_id))
-            or label in (select alias from raw.alias semi join raw.sketch using (model_id))
+        where label in (select name from raw.model join raw.sketch using (model_id) where scheme = $2)
+            or label in (select alias from raw.alias join raw.sketch using (model_id) where scheme = $2)
         """,
-        [list(names)],
+        [list(names), SCHEME],
     ).fetchall()
     return {name for (name,) in rows}
 
@@ -103,14 +107,16 @@ def sketched(con: Connection) -> set[int]:
 
 
 def lacking(con: Connection, names: Iterable[str]) -> set[str]:
-    """Those of the models `names` whose weights were read before there were sketches."""
+    """Those of the models `names` whose weights were read before there were sketches, or sketches of this scheme."""
+    from kinbase.sketching import SCHEME
+
     rows = con.execute(
         """
-        select name from raw.model
+        select name from raw.model left join raw.sketch using (model_id)
         where list_contains($1, name) and digest is not null
-            and model_id not in (select model_id from raw.weight) and model_id not in (select model_id from raw.sketch)
+            and case when scheme is null then model_id not in (select model_id from raw.weight) else scheme <> $2 end
         """,
-        [list(names)],
+        [list(names), SCHEME],
     ).fetchall()
     return {name for (name,) in rows}
 

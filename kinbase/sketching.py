@@ -1,8 +1,9 @@
 """What a model's weights say by themselves: power sums of each tensor, and a seeded linear sketch of all of them.
 
 One kernel call takes the raw bytes of a tile of one checkpoint and does both. The sketch is a rotated block
-CountSketch: a tensor is cut into cells of CELL elements, a cell is laid over BUCKETS sums from a random place on,
-each element with a random sign, both by a hash of the tensor's name, the cell's number and SEED. So it is linear
+CountSketch: a tensor is cut into cells of CELL elements, a cell is laid over BUCKETS sums from a random place on
+(its even elements first, then its odd ones), each element with a random sign, both by a hash of the tensor's name,
+the cell's number and SEED. So it is linear
 (the sketch of a difference is the difference of the sketches), unbiased, and the same however the tensors are
 ordered, sharded and read; models of other shapes share what they have in common.
 
@@ -31,14 +32,26 @@ from kinbase.kernels import BF16, NARROW, compiled, decode32
 BUCKETS = 1 << 14
 CELL = 1 << 11
 SEED = 0
-SCHEME = f"block-countsketch-1 k={BUCKETS} cell={CELL} seed={SEED}"
+SCHEME = f"block-countsketch-2 k={BUCKETS} cell={CELL} seed={SEED}"
 """Names algorithm and parameters: only sketches of one scheme compare."""
 
-MOMENTS = ("sum", "sumsq", "sum3", "sum4", "ulpsq")
-"""Sums over the elements x of a tensor: x, x^2, x^3, x^4, and the squared distance from x to the next number."""
+MOMENTS = ("sum", "sumsq", "ulpsq")
+"""Sums over the elements x of a tensor: x, x^2, and the squared distance from x to the next number of its dtype.
 
-PLACES = 1 << 13
-"""Where in its random signs a cell may begin: two such choices a cell make equal signs rarer than equal places."""
+The third, of 16- and 8-bit dtypes, is counted in the first cell of each leaf; the others have their part in
+proportion to their squares, to which it stands as 4^-bits to 1..4.
+"""
+
+ROOM = 1e-24
+"""Mean squares of a cell between this and its inverse leave those of its elements room in float32."""
+
+HALF = np.uint64(CELL // 2)
+
+STARTS = 1 << 6
+"""Stretches of a row of random signs that a cell may take, each 16 words after the last: whole cache lines."""
+
+ROW = np.uint64(16 * STARTS + CELL // 2)
+"""Words of a row of random signs."""
 
 GRAIN = 1.5 * 2.0**12
 """Adding it in float64 rounds to multiples of 2**-40, whose sums below 2**12 are exact, so in any order equal."""
@@ -68,88 +81,67 @@ def _cell_hash(key, cell):
     return _mix(np.uint64(key + np.uint64(cell + 1) * np.uint64(0x9E3779B97F4A7C15)))
 
 
+# Indices are unsigned: a negative one would have to be thought of, and then no loop is vectorised.
+
+
 @compiled
-def _cell_bf16(half, left, right, out, n, centre):
-    """Add n signed bfloat16 elements to `out`; returns sums of x, y, x y, y^2 and ulp^2 in float32, y = x^2 - centre.
+def _cell_bf16(words, at, signs, left, right, flip, window, low, n, centre):
+    """Add n words of two bfloat16 elements; returns the sums of the elements x and of x^2 - centre in float32.
 
     Sums of what varies about zero stay small, and so do their roundings.
     """
-    total = squares = cubes = fourths = steps = np.float32(0)
+    total = squares = np.float32(0)
     for k in range(n):
-        bits = np.uint32(np.uint32(half[k]) << np.uint32(16))
-        x = bits.view(np.float32)
-        power = np.uint32(bits & np.uint32(0x7F800000)).view(np.float32)
-        square = np.float32(x * x - centre)
-        total += x
-        squares += square
-        cubes += np.float32(square * x)
-        fourths += np.float32(square * square)
-        steps += np.float32(power * power)
-        sign = np.uint32(np.uint32(left[k] ^ right[k]) << np.uint32(16))
-        out[k] += np.uint32(bits ^ sign).view(np.float32)
-    return total, squares, cubes, fourths, steps
+        word = words[at + k]
+        signed = np.uint32(word ^ signs[left + k] ^ signs[right + k] ^ flip)
+        even = np.uint32(signed << np.uint32(16)).view(np.float32)
+        odd = np.uint32(signed & np.uint32(0xFFFF0000)).view(np.float32)
+        total += np.uint32(word << np.uint32(16)).view(np.float32)
+        total += np.uint32(word & np.uint32(0xFFFF0000)).view(np.float32)
+        squares += np.float32(even * even - centre) + np.float32(odd * odd - centre)
+        window[low + k] += even
+        window[low + HALF + k] += odd
+    return total, squares
 
 
 @compiled
-def _cell_float32(values, left, right, out, n, centre, least):
-    """_cell_bf16 of decoded elements of another dtype, of which `least` is the smallest normal number, as its bits."""
-    total = squares = cubes = fourths = steps = np.float32(0)
+def _cell_float32(values, signs, left, right, flip, window, low, n, centre):
+    """_cell_bf16 of n pairs of elements of another dtype, as float32."""
+    total = squares = np.float32(0)
     for k in range(n):
-        x = values[k]
-        bits = np.float32(x).view(np.uint32)
-        power = np.uint32(max(np.uint32(bits & np.uint32(0x7F800000)), least)).view(np.float32)
-        square = np.float32(x * x - centre)
-        total += x
-        squares += square
-        cubes += np.float32(square * x)
-        fourths += np.float32(square * square)
-        steps += np.float32(power * power)
-        sign = np.uint32(np.uint32(left[k] ^ right[k]) << np.uint32(16))
-        out[k] += np.uint32(bits ^ sign).view(np.float32)
-    return total, squares, cubes, fourths, steps
+        even, odd = values[2 * k], values[2 * k + np.uint64(1)]
+        total += even + odd
+        squares += np.float32(even * even - centre) + np.float32(odd * odd - centre)
+        sign = np.uint32(signs[left + k] ^ signs[right + k] ^ flip)
+        one = np.uint32(np.float32(even).view(np.uint32) ^ np.uint32(sign << np.uint32(16)))
+        other = np.uint32(np.float32(odd).view(np.uint32) ^ np.uint32(sign & np.uint32(0x80000000)))
+        window[low + k] += one.view(np.float32)
+        window[low + HALF + k] += other.view(np.float32)
+    return total, squares
 
 
 @compiled
-def _signed(values, left, right, out, n):
-    """Add n signed elements to `out`."""
-    for k in range(n):
-        sign = np.uint32(np.uint32(left[k] ^ right[k]) << np.uint32(16))
-        out[k] += np.uint32(np.float32(values[k]).view(np.uint32) ^ sign).view(np.float32)
-
-
-@compiled
-def _moments32(found, n, centre):
-    """What _cell_bf16 returned, as the sums of x, x^2, x^3, x^4 and ulp^2."""
-    total, squares, cubes = np.float64(found[0]), np.float64(found[1]), np.float64(found[2])
-    fourths = np.float64(found[3]) + 2 * centre * squares + centre * centre * n
-    return total, squares + centre * n, cubes + centre * total, fourths, np.float64(found[4])
-
-
-@compiled
-def _moments64(values, n, least):
-    """The sums of n elements, all in float64."""
-    total = squares = cubes = fourths = steps = 0.0
+def _moments64(values, n, least, fraction):
+    """MOMENTS of n elements, in float64: `fraction` is the squared distance to the next number above 1."""
+    total = squares = steps = 0.0
     for k in range(n):
         x = np.float64(values[k])
         power = np.int64(np.float64(x).view(np.int64) & np.int64(0x7FF0000000000000)).view(np.float64)
         power = max(power, least)
-        square = x * x
         total += x
-        squares += square
-        cubes += square * x
-        fourths += square * square
+        squares += x * x
         steps += power * power
-    return total, squares, cubes, fourths, steps
+    return total, squares, steps * fraction
 
 
 @compiled
 def _weigh(raw, start, n, code, width, key, signs, spare, window, placed, smallest, fraction, sums):
-    """Add elements start..start + n of a tensor to its sums [5] and its window; `raw` holds their bytes.
+    """Add elements start..start + n of a tensor to its sums [3] and its window; `raw` holds their bytes.
 
-    `window` is BUCKETS + CELL buckets, or, if `placed`, as many as the tensor has elements, left in their places.
+    `window` is BUCKETS + CELL buckets, or, if `placed`, CELL for each cell of the tensor.
     """
-    least = np.float32(max(smallest, 2.0**-126)).view(np.uint32)
     half = (raw if width == 2 else raw[:0]).view(np.uint16)
+    words = half[: len(half) // 2 * 2].view(np.uint32)
     single = (raw if width == 4 else raw[:0]).view(np.float32)
     double = (raw if width == 8 else raw[:0]).view(np.float64)
     at = 0
@@ -157,36 +149,47 @@ def _weigh(raw, start, n, code, width, key, signs, spare, window, placed, smalle
         element = start + at
         offset = element & (CELL - 1)
         m = min(CELL - offset, n - at)
-        chance = _cell_hash(key, element >> 11)
-        place = element if placed else np.int64(chance >> np.uint64(50)) + offset
-        # Slices, whose indices cannot be negative: only so are the loops over them vectorised.
-        out = window[place : place + m]
-        left = signs[np.int64(chance & np.uint64(PLACES - 1)) + offset :]
-        right = signs[np.int64((chance >> np.uint64(13)) & np.uint64(PLACES - 1)) + offset + PLACES + CELL :]
-        if code >= NARROW:
-            # The first cell of a leaf is added in float64: it tells about where the squares of the next ones lie.
-            first = element & (LEAF - 1)
-            centre = np.float32(sums[1] / max(first, 1))
-            if code == BF16:
-                found = _cell_bf16(half[at : at + m], left, right, out, m, centre)
-            else:
-                decode32(raw, half, at, m, code, spare)
-                found = _cell_float32(spare, left, right, out, m, centre, least)
-            # So is one whose fourth powers have no room in float32.
-            if first > 0 and found[3] > np.float32(1e-20) and found[3] < np.float32(np.inf):
-                wide = _moments32(found, m, np.float64(centre))
-            else:
-                decode32(raw, half, at, m, code, spare)
-                wide = _moments64(spare, m, smallest)
-        elif code == 1:
-            wide = _moments64(single[at : at + m], m, smallest)
-            _signed(single[at : at + m], left, right, out, m)
+        chance = np.uint64(_cell_hash(key, element >> 11))
+        left = (chance & np.uint64(STARTS - 1)) << np.uint64(4)
+        right = ROW + (((chance >> np.uint64(6)) & np.uint64(STARTS - 1)) << np.uint64(4))
+        flip = np.uint32((chance << np.uint64(3)) & np.uint64(0x8000))
+        flip = np.uint32(flip | np.uint32((chance << np.uint64(18)) & np.uint64(0x80000000)))
+        low = np.uint64(element - offset) if placed else chance >> np.uint64(50)
+        skip, lead, odd = np.uint64(offset >> 1), offset & 1, (offset | m) & 1
+        left, right, low, pairs = left + skip, right + skip, low + skip, np.uint64((lead + m + 1) >> 1)
+        # The first cell of a leaf tells about where the squares of the next ones lie, and how far the next number
+        # is in proportion to them.
+        first = element & (LEAF - 1)
+        centre = np.float32(sums[1] / max(first, 1))
+        plain = code == BF16 and not odd
+        if plain:
+            found = _cell_bf16(
+                words, np.uint64(at >> 1), signs, left, right, flip, window, low, pairs, centre
+            )
         else:
-            wide = _moments64(double[at : at + m], m, smallest)
-            _signed(double[at : at + m], left, right, out, m)
-        for moment in range(4):
-            sums[moment] += wide[moment]
-        sums[4] += wide[4] * fraction
+            spare[0] = spare[lead + m] = np.float32(0)  # beside a pair that is cut
+            if code >= NARROW:
+                decode32(raw, half, at, m, code, spare[lead:])
+            elif code == 1:
+                spare[lead : lead + m] = single[at : at + m]
+            else:
+                for k in range(m):
+                    spare[lead + k] = np.float32(double[at + k])
+            found = _cell_float32(spare, signs, left, right, flip, window, low, pairs, centre)
+        total, squares = np.float64(found[0]), np.float64(found[1]) + np.float64(centre) * m
+        steps = squares * (sums[2] / sums[1])
+        # That one is added in float64. So are wider floats, and what has no room in float32.
+        if code == 0:
+            total, squares, steps = _moments64(double[at : at + m], m, smallest, fraction)
+        elif code == 1:
+            total, squares, steps = _moments64(single[at : at + m], m, smallest, fraction)
+        elif odd or first < CELL or not (sums[1] > 0 and ROOM < squares / m < 1 / ROOM):
+            if plain:
+                decode32(raw, half, at, m, code, spare)
+            total, squares, steps = _moments64(spare[lead:], m, smallest, fraction)
+        sums[0] += total
+        sums[1] += squares
+        sums[2] += steps
         at += m
 
 
@@ -211,10 +214,10 @@ def _flush(window, total, fresh):
 
 @_as_written
 def _place(values, key, total):
-    """Lay signed elements of a whole tensor over BUCKETS float64 sums."""
+    """Lay the signed elements of a whole tensor, its cells one after the other, over BUCKETS float64 sums."""
     for start in range(0, len(values), CELL):
         place = np.int64(_cell_hash(key, start >> 11) >> np.uint64(50))
-        for k in range(min(CELL, len(values) - start)):
+        for k in range(CELL):
             total[(place + k) & (BUCKETS - 1)] += (np.float64(values[start + k]) + GRAIN) - GRAIN
 
 
@@ -222,13 +225,18 @@ def _place(values, key, total):
 
 
 @cache
-def _signs() -> NDArray[np.uint16]:
-    """Two rows of random signs, one behind the other: a cell's are the products of a stretch of each."""
-    seeds = np.arange(2 * (PLACES + CELL), dtype=np.uint64) + np.uint64(_number(f"signs {SEED}"))
+def _signs() -> NDArray[np.uint32]:
+    """Two rows of ROW words, in each the random signs of two elements: a cell's are the products of a stretch of each."""
+    seeds = np.arange(4 * ROW, dtype=np.uint64) + np.uint64(_number(f"signs {SEED}"))
     x = seeds * np.uint64(0x9E3779B97F4A7C15)
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
         x = (x ^ (x >> np.uint64(shift))) * np.uint64(factor)
-    return ((x >> np.uint64(63)) << np.uint64(15)).astype(np.uint16)
+    bits = ((x >> np.uint64(63)) << np.uint64(15)).astype(np.uint16)
+    words = bits.view(np.uint32)
+    room = np.empty(len(words) + 16, np.uint32)  # of which to take what begins with a cache line
+    aligned = room[-room.ctypes.data % 64 // 4 :][: len(words)]
+    aligned[:] = words
+    return aligned
 
 
 def _number(text: str) -> int:
@@ -248,13 +256,13 @@ class TensorSketch:
     """The sketch of one tensor, while several threads read it.
 
     `label` is the name it goes by whatever a file calls it (see `alignment.labels`). A tensor of up to BUCKETS
-    elements is kept as it is, signed; of a larger one whole leaves are added to BUCKETS sums.
+    elements is kept as it is, signed; of a larger one whole spans are added to BUCKETS sums.
     """
 
     def __init__(self, label: str, numel: int) -> None:
         self._key = np.uint64(_number(f"{SEED} {label}"))
         self._small = numel <= BUCKETS
-        self._values: NDArray[Any] = np.zeros(numel if self._small else 0, np.float32)
+        self._values: NDArray[Any] = np.zeros(-(-numel // CELL) * CELL if self._small else 0, np.float32)
         self._lock = threading.Lock()
 
     def weigh(
@@ -262,7 +270,7 @@ class TensorSketch:
     ) -> None:
         """Take elements from `start` on, `raw` holding their bytes, of which `slot` says whose they are.
 
-        Added to `sums` [5]: MOMENTS. What a leaf holds stays in the buffers until `flush`. 16- and 8-bit
+        Added to `sums` [3]: MOMENTS. What a span holds stays in the buffers until `flush`. 16- and 8-bit
         elements are added in float32 within a cell, others in float64; a cell's sums always in float64.
         """
         code = FLOAT_DTYPES.index(dtype)
@@ -275,7 +283,7 @@ class TensorSketch:
         )  # fmt: skip
 
     def flush(self, buffers: "Buffers", slot: int) -> None:
-        """Add what the buffers hold of a leaf that ends."""
+        """Add what the buffers hold of a span that ends."""
         if self._small:
             return
         with self._lock:
@@ -298,7 +306,7 @@ class Buffers:
     """One worker's windows, a checkpoint each."""
 
     def __init__(self) -> None:
-        self.spare = np.empty(CELL, np.float32)
+        self.spare = np.empty(CELL + 1, np.float32)
         self._windows: dict[int, NDArray[np.float32]] = {}
 
     def window(self, slot: int) -> NDArray[np.float32]:

@@ -109,10 +109,10 @@ def put_pairs(con: Connection, base_id: int, pairs: Iterable[Pair]) -> None:
 
 @dataclass(slots=True)
 class Weights:
-    """Sums over the elements of a model's floating-point tensors, as stored: T tensors, `moments` [T, 5].
+    """Sums over the elements of a model's floating-point tensors, as stored: T tensors, `moments` [T, 3].
 
-    The columns are x, x^2, x^3, x^4 and the squared distance from x to the next number of its dtype; a
-    row is NaN where an element is not finite.
+    The columns are x, x^2 and the squared distance from x to the next number of its dtype; a row is NaN
+    where an element is not finite.
     """
 
     tensors: list[str]
@@ -127,12 +127,10 @@ def put_weights(con: Connection, model_id: int, weights: Weights) -> None:
     con.execute(
         """
         insert into raw.weight
-        select $1, tensor, dtype, numel, nullif(sum, 'nan'), nullif(sumsq, 'nan'), nullif(sum3, 'nan'),
-            nullif(sum4, 'nan'), nullif(ulpsq, 'nan')
+        select $1, tensor, dtype, numel, nullif(sum, 'nan'), nullif(sumsq, 'nan'), nullif(ulpsq, 'nan')
         from (
             select unnest($2::varchar[]) as tensor, unnest($3::varchar[]) as dtype, unnest($4::bigint[]) as numel,
-                unnest($5::double[]) as sum, unnest($6::double[]) as sumsq, unnest($7::double[]) as sum3,
-                unnest($8::double[]) as sum4, unnest($9::double[]) as ulpsq
+                unnest($5::double[]) as sum, unnest($6::double[]) as sumsq, unnest($7::double[]) as ulpsq
         )
         """,
         [model_id, weights.tensors, weights.dtypes, weights.numels, *weights.moments.T],

@@ -225,6 +225,18 @@ def test_measuring_names_what_is_gone(tmp_path, family):
     assert note.startswith("passing: its files are gone")
 
 
+def test_sketches_of_an_older_scheme_are_made_again(tmp_path, family):
+    db = kinbase.open(tmp_path / "kin.duckdb")
+    db.import_([family["base"], family["ft_a"]], base="base")
+    made = rows(db, "from raw.sketch order by all")
+    with db.store.writing() as con:
+        con.execute("update raw.sketch set scheme = 'an older one', sums = null")
+    db.import_([family["ft_a"]], base="base")
+    assert rows(db, "from raw.sketch order by all")[1] == made[1]
+    db.import_([family["base"]])
+    assert rows(db, "from raw.sketch order by all") == made
+
+
 def test_a_new_base_moves_the_model_to_its_family(db, family):
     db.import_([family["ft_a"]], base="ft_b")
     assert rows(db, "select base from models where name = 'ft_a'") == [("ft_b",)]

@@ -20,7 +20,7 @@ import kinbase
 from kinbase import kinship, records
 from kinbase.alignment import bare, labels
 from kinbase.checkpoint import FLOAT_DTYPES
-from kinbase.digest import LEAF
+from kinbase.digest import LEAF, SPAN
 from kinbase.fitting import misfit
 from kinbase.kinship import Plan, run
 from kinbase.sketching import BUCKETS, CELL, Buffers, TensorSketch, compare, empty, similarity
@@ -43,9 +43,9 @@ def sketch_of(values, label="w", start=0, seed=0):
     """The sketch of a vector, called by another name for another seed."""
     flat = np.asarray(values, np.float64).reshape(-1)
     tensor, buffers, total = TensorSketch(f"{label} {seed}", start + len(flat)), Buffers(), empty()
-    for at in range(0, len(flat), LEAF):
-        raw = memoryview(flat[at : at + LEAF]).cast("B")
-        tensor.weigh(raw, start + at, "F64", buffers, 0, np.zeros(5))
+    for at in range(0, len(flat), SPAN):
+        raw = memoryview(flat[at : at + SPAN]).cast("B")
+        tensor.weigh(raw, start + at, "F64", buffers, 0, np.zeros(3))
         tensor.flush(buffers, 0)
     tensor.pour(total)
     return total
@@ -72,16 +72,19 @@ def test_power_sums_of_every_dtype_meet_float64(dtype, mean):
     x = weights.double().numpy()
     # Narrow floats are added in float32 within a cell of 2048: 2048 roundings of 2^-24 that mostly cancel.
     tolerance = 1e-12 if dtype in ("F64", "F32") else 2e-7
-    for power in (1, 2, 3, 4):
+    for power in (1, 2):
         assert abs(sums["w"][power - 1] - (x**power).sum()) <= tolerance * (np.abs(x) ** power).sum()
-    assert sums["w"][4] == pytest.approx((spacing(x, dtype) ** 2).sum(), rel=1e-6)
+    # And one cell of 2048 in a leaf tells the spacing of all, in proportion to squares whose ratio to it spreads by
+    # a factor of 4 at most, a standard deviation below 0.4: five of them over sqrt(2048).
+    rel = 1e-12 if dtype in ("F64", "F32") else 0.045
+    assert sums["w"][2] == pytest.approx((spacing(x, dtype) ** 2).sum(), rel=rel)
 
 
 def test_numbers_with_no_room_in_float32_powers_are_summed_in_float64():
-    for scale in (1e-18, 1e12):
+    for scale in (1e-18, 1e15):
         x = (scale * torch.randn(9000, generator=torch.Generator().manual_seed(1))).bfloat16()
         sums, _ = weighed({"w": x})
-        assert sums["w"][3] == pytest.approx((x.double() ** 4).sum().item(), rel=1e-12)
+        assert sums["w"][1] == pytest.approx((x.double() ** 2).sum().item(), rel=1e-12)
 
 
 def test_what_is_not_finite_has_no_sums_and_makes_no_sketch():
@@ -137,7 +140,7 @@ def test_the_sketch_is_linear(n, seed, factor):
     a, b = g.standard_normal((2, n))
     whole = sketch_of(a + factor * b)
     parts = sketch_of(a) + factor * sketch_of(b)
-    # Each element is rounded to float32 once, and a bucket of a leaf adds a dozen of them.
+    # Each element is rounded to float32 once, and a bucket adds a few of them.
     assert whole == pytest.approx(parts, abs=2e-5)
 
 
@@ -148,7 +151,7 @@ def test_a_vector_is_the_sum_of_its_stretches(n, data):
     x = np.random.default_rng(n).standard_normal(n)
     tensor, buffers, parts = TensorSketch("w 0", n), Buffers(), empty()
     for first, last in ((0, cut), (cut, n)):
-        tensor.weigh(memoryview(x[first:last]).cast("B"), first, "F64", buffers, 0, np.zeros(5))
+        tensor.weigh(memoryview(x[first:last]).cast("B"), first, "F64", buffers, 0, np.zeros(3))
         tensor.flush(buffers, 0)
     tensor.pour(parts)
     assert sketch_of(x) == pytest.approx(parts, abs=1e-5)
@@ -275,7 +278,9 @@ def assert_estimates(found, exact):
 
 
 def test_every_model_has_its_power_sums_whatever_it_came_with(db, family, tmp_path):
-    query = "select name, tensor, w.dtype, numel, sum, sumsq, sum3, sum4 from raw.weight w join raw.model using (model_id)"
+    query = (
+        "select name, tensor, w.dtype, numel, sum, sumsq from raw.weight w join raw.model using (model_id)"
+    )
     found = rows(db, query)
     assert len(found) == 5 * len(load_file(family["base"] / "model.safetensors"))
     loaded = {
