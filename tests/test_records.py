@@ -345,6 +345,12 @@ def test_yaml_is_1_2():
     ]  # fmt: skip
 
 
+def test_yaml_as_others_write_it():
+    """Tabs after a colon, and characters beyond 16 bits as JSON escapes them, in halves."""
+    text = 'a:\t1\nb: "x\\ud83d\\uDE00y"\n'
+    assert safe_yaml.load(text, "") == [{"a": 1, "b": "x\ufffd\ufffdy"}]
+
+
 # Scores.
 
 
