@@ -24,6 +24,7 @@ from .hub_client import Hub, Repo, Tell
 from .hub_download import fetch
 from .hub_file import HubFile
 from .ranges import Blocks, RangedFile
+from .untrusted import name as label
 
 DEPTHS = ("metadata", "sample", "stream", "whole", "kept")
 
@@ -221,7 +222,9 @@ def _public(message: str, path: str, repo: Repo) -> str:
 def _seen_from_outside(repo: Repo, why: str) -> Iterator[Record]:
     """What can be known of a gated model without access to its files: what the Hub makes of its card."""
     said = {key: value for key, _, value in (tag.partition(":") for tag in repo.tags) if value}
-    yield Facts(license=said.get("license"), parameters=repo.parameters, architecture=repo.architecture)
+    yield Facts(
+        license=label(said.get("license"), []), parameters=repo.parameters, architecture=repo.architecture
+    )
     for tag in repo.tags:
         kind, _, rest = tag.partition(":")
         relation, _, parent = rest.partition(":")

@@ -16,10 +16,12 @@ from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import urlencode, urlsplit
 
 from kinbase.errors import CheckpointError
 
 from .files import shown
+from .untrusted import name as label
 
 if TYPE_CHECKING:  # a third of a second, which no import of local files need pay
     from huggingface_hub.hf_api import ModelInfo
@@ -36,6 +38,7 @@ LONGEST_WAIT = 900.0
 """Seconds that a rate limit is waited for: three of the Hub's windows."""
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
+_NUMBER = re.compile(r"[0-9]{1,18}")
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*(?:/[A-Za-z0-9_][\w.-]*)?", re.ASCII)
 
 SAID = [
@@ -97,11 +100,12 @@ class Hub:
         self.timeout = float(constants.HF_HUB_DOWNLOAD_TIMEOUT)
         self.tell = tell
         self.gate = gate(self.endpoint)
+        self.stopped = threading.Event()  # nobody waits for the answers any more
 
     def repo(self, name: str, revision: str | None) -> Repo:
         """What the Hub says of a model at a revision (None: its newest commit); one request."""
         what = f"hf:{name}" + (f"@{revision}" if revision else "")
-        with self._sensible(what):
+        with self.sensible(what):
             info = self.asked(
                 lambda: self.api.model_info(name, revision=revision, timeout=self.timeout, expand=SAID),  # type: ignore[arg-type]
                 what,
@@ -113,28 +117,45 @@ class Hub:
 
     def children(self, name: str, relation: str | None, limit: int) -> Iterator[Repo]:
         """At most `limit` models whose cards name `name` as base model, by relation or by any."""
+        from huggingface_hub.hf_api import ModelInfo
+
         wanted = f"base_model:{relation}:{name}" if relation else f"base_model:{name}"
-        listing = self.asked(
-            lambda: iter(self.api.list_models(filter=wanted, expand=SAID, limit=limit)),  # type: ignore[arg-type]
-            f"hf:{name}",
-        )
-        seen = 0
-        with self.waits_told(), self._sensible(f"the children of hf:{name}"):
-            while seen < limit:
-                info = self.asked(lambda: next(listing, None), f"the children of hf:{name}")
-                if info is None:
-                    return
-                seen += 1
-                found = repo_of(info)
-                if found is not None:
-                    yield found
+        asked = [("filter", wanted), ("limit", str(limit)), *(("expand", each) for each in SAID)]
+        page: str | None = f"{self.endpoint}/api/models?{urlencode(asked)}"
+        what, seen = f"the children of hf:{name}", 0
+        for _ in range(limit):  # a page has at least one, or the listing may have no end
+            if page is None or seen >= limit:
+                return
+            with self.sensible(what):
+                listed, page = self._page(page, what)
+                found = [repo_of(ModelInfo(**each)) for each in listed[: limit - seen]]  # type: ignore[no-untyped-call]
+            seen += len(found)
+            yield from (repo for repo in found if repo is not None)
+
+    def _page(self, url: str, what: str) -> tuple[list[dict[str, Any]], str | None]:
+        """One page of a listing and the address of the next; asked here, since the client waits as long as it is told."""
+        from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
+
+        def ask() -> Any:
+            headers = build_hf_headers(library_name="kinbase")
+            response = get_session().get(url, headers=headers, timeout=self.timeout)
+            hf_raise_for_status(response)
+            return response
+
+        response = self.asked(ask, what)
+        after = response.links.get("next", {}).get("url")
+        listed = response.json()
+        if not isinstance(listed, list):
+            raise ValueError("no list")
+        # Of the next address only the query counts: the account's token goes nowhere but to the endpoint.
+        return listed, f"{self.endpoint}/api/models?{urlsplit(after).query}" if after else None
 
     @contextlib.contextmanager
-    def _sensible(self, what: str) -> Iterator[None]:
+    def sensible(self, what: str) -> Iterator[None]:
         """Answers that are no JSON, or lack what they must have, are no Hub's: the client raises whatever comes."""
         try:
             yield
-        except (ValueError, KeyError, TypeError, AttributeError):
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             raise CheckpointError(
                 f"{self.endpoint} gave no answer that makes sense about {shown(what)}: is HF_ENDPOINT a Hub?"
             ) from None
@@ -175,6 +196,8 @@ class Hub:
 
     def _wait_turn(self) -> None:
         while (left := self.gate.opens_at - time.monotonic()) > 0:
+            if self.stopped.is_set():
+                raise CheckpointError("interrupted")
             self.tell(f"the Hub asks for a pause of {left:.0f} s", 0, 0)
             time.sleep(min(left, 1.0))
 
@@ -182,37 +205,19 @@ class Hub:
         """Make everybody wait as the headers of a 429 say; the seconds."""
         from huggingface_hub.utils import parse_ratelimit_headers
 
-        limit = parse_ratelimit_headers(headers)
-        after = str(headers.get("Retry-After", ""))
+        limit = None
+        with contextlib.suppress(ValueError):  # thousands of digits
+            limit = parse_ratelimit_headers(headers)
+        after = whole_number(headers.get("Retry-After"))
         if limit is not None and limit.remaining == 0:
-            seconds = float(limit.reset_in_seconds)
-        elif after.isdigit():
+            seconds = float(min(limit.reset_in_seconds, int(LONGEST_WAIT)))
+        elif after is not None:
             seconds = float(after)
         else:
             seconds = min(30.0, max(1.0, waited))
         seconds = min(max(seconds, 0.1), LONGEST_WAIT)
         self.gate.hold(seconds)
         return seconds
-
-    @contextlib.contextmanager
-    def waits_told(self) -> Iterator[None]:
-        """Within it, pauses that the client takes by itself are told, and not written to stderr."""
-        import logging
-
-        class Listener(logging.Handler):
-            def emit(self, record: logging.LogRecord) -> None:
-                if record.getMessage().startswith("Rate limited"):
-                    hub.tell("the Hub asks for a pause", 0, 0)
-
-        hub, listener = self, Listener()
-        log = logging.getLogger("huggingface_hub.utils._http")
-        log.addHandler(listener)
-        spoke, log.propagate = log.propagate, False
-        try:
-            yield
-        finally:
-            log.propagate = spoke
-            log.removeHandler(listener)
 
     def _refused(self, error: Any, what: str) -> CheckpointError:
         from huggingface_hub.errors import (
@@ -249,6 +254,11 @@ class Hub:
             return CheckpointError(
                 f"{self.endpoint} does not accept your token: log in again (`hf auth login`)"
             )
+        if status == 403:
+            return CheckpointError(
+                f"{self.endpoint} refuses {shown(what)} {account} (403): the token may lack the right to read it, or "
+                "a proxy stands between"
+            )
         if status == 429:
             return CheckpointError(
                 f"{self.endpoint} still refuses more requests after a long wait; go on later"
@@ -274,19 +284,24 @@ def repo_of(info: "ModelInfo") -> Repo | None:
     """An answer of the Hub as a Repo; None where it names no commit, or nothing that can name a folder."""
     if not info.sha or not _COMMIT.fullmatch(info.sha) or not _NAME.fullmatch(info.id):
         return None
-    gguf = info.gguf or {}
+    gguf = info.gguf if isinstance(info.gguf, dict) else {}
     total = info.safetensors.total if info.safetensors else gguf.get("total")
     return Repo(
         name=info.id,
         commit=info.sha,
-        files=tuple(sibling.rfilename for sibling in info.siblings or ()),
+        files=tuple(s.rfilename for s in info.siblings or () if isinstance(s.rfilename, str)),
         tags=tuple(tag for tag in info.tags or () if isinstance(tag, str)),
         gated=bool(info.gated),
         created_at=info.created_at,
         parameters=total if isinstance(total, int) and 0 < total < 2**53 else None,
-        architecture=gguf.get("architecture") if isinstance(gguf.get("architecture"), str) else None,
+        architecture=label(gguf.get("architecture"), []),
         children=info.children_model_count if isinstance(info.children_model_count, int) else None,
     )
+
+
+def whole_number(header: str | None) -> int | None:
+    """What a header tells as a number of at most 18 digits; None for anything else."""
+    return int(header) if header and _NUMBER.fullmatch(header) else None
 
 
 def _token() -> str | None:

@@ -55,7 +55,7 @@ class _Progress:
         self.hub, self.what = hub, what
         self.done = self.total = 0
         self.lock = threading.Lock()
-        self.stopped = threading.Event()
+        self.stopped = hub.stopped
 
     def add(self, done: int, total: int = 0) -> None:
         with self.lock:
@@ -66,6 +66,7 @@ class _Progress:
 
 def _fetch(hub: Hub, repo: Repo, file: str, progress: _Progress) -> None:
     from huggingface_hub import get_hf_file_metadata, hf_hub_url
+    from huggingface_hub.errors import LocalEntryNotFoundError
     from huggingface_hub.utils import WeakFileLock
 
     snapshot = _snapshot(repo)
@@ -73,7 +74,10 @@ def _fetch(hub: Hub, repo: Repo, file: str, progress: _Progress) -> None:
         return
     what = f"hf:{repo.name}@{repo.commit[:12]}/{file}"
     url = hf_hub_url(repo.name, file, revision=repo.commit, endpoint=hub.endpoint)
-    about = hub.asked(lambda: get_hf_file_metadata(url, timeout=hub.timeout, library_name="kinbase"), what)
+    with hub.sensible(what):
+        about = hub.asked(
+            lambda: get_hf_file_metadata(url, timeout=hub.timeout, library_name="kinbase"), what
+        )
     etag, size = about.etag or "", about.size
     if len(etag) == 64 and all(c in "0123456789abcdef" for c in etag) and size is not None:
         locks = cache() / ".locks" / snapshot.parents[1].name
@@ -87,12 +91,22 @@ def _fetch(hub: Hub, repo: Repo, file: str, progress: _Progress) -> None:
             if progress.stopped.is_set():
                 return
     # The file's name in the snapshot, and files that are small enough for git.
-    hub.asked(
-        lambda: hub.api.hf_hub_download(
-            repo.name, file, revision=repo.commit, cache_dir=cache(), etag_timeout=hub.timeout
-        ),
-        what,
-    )
+    try:
+        with hub.sensible(what):
+            hub.asked(
+                lambda: hub.api.hf_hub_download(
+                    repo.name, file, revision=repo.commit, cache_dir=cache(), etag_timeout=hub.timeout
+                ),
+                what,
+            )
+    except LocalEntryNotFoundError:  # the client's word for a connection that failed
+        raise CheckpointError(
+            f"the connection to {hub.endpoint} broke over {shown(what)}; try again later"
+        ) from None
+    except OSError as error:
+        raise CheckpointError(
+            f"cannot keep {shown(what)} in the Hub's cache: {(error.strerror or 'failed').lower()}"
+        ) from None
 
 
 def _grow(file: HubFile, blob: Path, size: int, progress: _Progress) -> None:

@@ -8,7 +8,7 @@ from urllib.parse import urljoin, urlsplit
 from kinbase.errors import CheckpointError
 
 from .files import shown
-from .hub_client import TRIES, Hub, Repo
+from .hub_client import TRIES, Hub, Repo, whole_number
 from .ranges import Piece
 
 
@@ -32,7 +32,13 @@ class HubFile:
         """The bytes from `start` to `stop`, fewer where the file ends before; raises CheckpointError."""
         told: list[tuple[int, str]] = []
         data = b"".join(self.chunks(start, stop, told.append))
-        return Piece(data, *told[-1])
+        length, identity = told[-1]
+        if len(data) < min(stop, length) - start:
+            raise CheckpointError(
+                f"{self.hub.endpoint} sent {len(data)} of {min(stop, length) - start} bytes of {shown(self.path)}; "
+                "try again later"
+            )
+        return Piece(data, length, identity)
 
     def chunks(
         self, start: int, stop: int, told: Callable[[tuple[int, str]], None] = lambda about: None
@@ -45,7 +51,8 @@ class HubFile:
 
         failures = 0
         while True:
-            response = self.hub.asked(lambda begin=start: self._answer(begin, stop), self.path)  # type: ignore[misc]
+            with self.hub.sensible(self.path):
+                response = self.hub.asked(lambda begin=start: self._answer(begin, stop), self.path)  # type: ignore[misc]
             try:
                 told(self._about(response, start, stop))
                 if response.status_code == 416:
@@ -75,6 +82,7 @@ class HubFile:
         account = build_hf_headers(library_name="kinbase") | asked
         anonymous = {key: value for key, value in account.items() if key.lower() != "authorization"}
         url, ours = (self._storage, False) if self._storage else (self._page, True)
+        refused = False
         for _ in range(10):
             request = client.build_request(
                 "GET", url, headers=account if ours else anonymous, timeout=self.hub.timeout
@@ -83,8 +91,15 @@ class HubFile:
             if response.status_code == 416:
                 return response
             if self._storage and url == self._storage and response.status_code in (401, 403, 404, 410):
-                # The address is good for an hour or so.
                 response.close()
+                if refused:
+                    raise CheckpointError(
+                        f"{urlsplit(url).hostname}, where {self.hub.endpoint} keeps {shown(self.path)}, refuses it "
+                        f"({response.status_code}): look whether a proxy or firewall lets it through; log in again "
+                        "(`hf auth login`) if the model is gated"
+                    )
+                # The address is good for an hour or so; another is asked for once.
+                refused = True
                 self._storage, (url, ours) = None, (self._page, True)
                 continue
             if not response.has_redirect_location:
@@ -123,7 +138,7 @@ class HubFile:
         length = told.rpartition("/")[2]
         if response.status_code == 200:
             length = response.headers.get("Content-Length", "")
-            if start > 0 or not length.isdigit() or int(length) > stop:
+            if start > 0 or whole_number(length) is None or int(length) > stop:
                 raise CheckpointError(
                     f"{self.hub.endpoint} sends no part of {shown(self.path)}, only the whole; import it without "
                     "--sample and --stream"
@@ -132,7 +147,7 @@ class HubFile:
             raise CheckpointError(
                 f"{self.hub.endpoint} sends another part of {shown(self.path)} than was asked for; try again later"
             )
-        if not length.isdigit():
+        if whole_number(length) is None:
             raise CheckpointError(
                 f"{self.hub.endpoint} does not say how long {shown(self.path)} is; try again later"
             )

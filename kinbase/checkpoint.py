@@ -92,6 +92,16 @@ class FileStamp:
         """Whether the file is not on this machine: `path` is an address, `mtime_ns` a digest of what identifies it."""
         return ADDRESS.match(self.path) is not None
 
+    @property
+    def as_it_was(self) -> bool:
+        """Whether the file was not touched since; one elsewhere is as it was: each reading tells."""
+        if self.elsewhere:
+            return True
+        try:
+            return FileStamp.of(self.path) == self
+        except OSError:
+            return False
+
     @classmethod
     def of(cls, path: str | os.PathLike[str]) -> "FileStamp":
         """The stamp of the file at `path`; raises OSError when there is none."""

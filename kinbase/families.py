@@ -4,7 +4,7 @@ from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING
 
 from kinbase import naming, records, sketches, sums
-from kinbase.checkpoint import Checkpoint, FileStamp, Tensor
+from kinbase.checkpoint import Checkpoint, Tensor
 from kinbase.errors import CheckpointError
 from kinbase.sources import Source, read
 from kinbase.store import Connection, Store
@@ -55,7 +55,7 @@ def open_stored(
         if member.name in without or (only is not None and member.name not in only):
             continue
         away = any(file.elsewhere for file in member.files)
-        there = depth != "kept" if away else all(is_as_it_was(file) for file in member.files)
+        there = depth != "kept" if away else all(file.as_it_was for file in member.files)
         source = read(member.source, member.name, depth=depth if away else "kept") if there else None
         if source and source.checkpoint and frozenset(source.checkpoint.files) == member.files:
             opened[member.name] = source.checkpoint
@@ -266,16 +266,6 @@ def _measure_known(
         store_family(con, family, {})
 
 
-def is_as_it_was(stamp: FileStamp) -> bool:
-    """Whether a file was not touched since it was stamped; one elsewhere is as it was: each reading tells."""
-    if stamp.elsewhere:
-        return True
-    try:
-        return FileStamp.of(stamp.path) == stamp
-    except OSError:
-        return False
-
-
 def without_unreadable(group: list[Source], error: CheckpointError) -> list[Source]:
     """Fail the sources whose files changed or could not be read, or all of them when it was none of theirs."""
     changed = [
@@ -283,7 +273,7 @@ def without_unreadable(group: list[Source], error: CheckpointError) -> list[Sour
         for s in group
         if s.checkpoint
         and not all(
-            is_as_it_was(f) and not (f.elsewhere and f.path in str(error)) for f in s.checkpoint.files
+            f.as_it_was and not (f.elsewhere and f.path in str(error)) for f in s.checkpoint.files
         )
     ]
     for source in changed or group:

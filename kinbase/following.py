@@ -5,21 +5,26 @@ that is stored already costs no more than the listing it was met in. Generations
 and to a number of models, so that no family is too large; what was left out is said.
 """
 
-from collections import deque
+import threading
+import time
+from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from kinbase import naming
-from kinbase.checkpoint import Commit, Edge, Relative
+from kinbase.checkpoint import Checkpoint, Commit, Edge, Relative, Tensor
 from kinbase.errors import KinbaseError, UsageError
 from kinbase.families import Report
 from kinbase.importing import import_metadata
-from kinbase.remote import AT_ONCE, result, stored_versions
+from kinbase.remote import AT_ONCE, result, stored_versions, until
 from kinbase.sources import Known, Source, Tell, elsewhere, read
 from kinbase.store import Store
 
-BATCH = 64
-"""Models that are read side by side and stored in one transaction."""
+BATCH = 256
+"""Models that are stored in one transaction: to open and close the database costs as much as to store sixty of them."""
+
+PATIENCE = 5.0
+"""Seconds after which what was read is stored, however few they are: what a walk that is broken off can lose."""
 
 
 def import_family(
@@ -83,7 +88,9 @@ class _Walk:
     """What was met so far, and how to read on."""
 
     def __init__(self, store: Store, most: int, relations: Sequence[str], tell: Tell) -> None:
-        self.store, self.most, self.relations, self.tell = store, most, relations, tell
+        self.store, self.most, self.relations = store, most, relations
+        self.stopped = threading.Event()
+        self.tell = until(self.stopped, tell)
         self.seen: set[str] = set()
         self.listed: dict[str, Relative] = {}
         self.known: Known = lambda commit: (commit.model, False)
@@ -100,20 +107,27 @@ class _Walk:
         with ThreadPoolExecutor(AT_ONCE, thread_name_prefix="kinbase-ask") as pool:
             try:
                 while True:
-                    while len(window) < 3 * BATCH and (source := next(rest, None)):
+                    while len(window) < BATCH + 4 * AT_ONCE and (source := next(rest, None)):
                         window.append(pool.submit(self._one, source))
                     if not window:
                         return
-                    found = [result(window.popleft()) for _ in range(min(BATCH, len(window)))]
+                    found = [result(window.popleft())]
+                    until = time.monotonic() + PATIENCE
+                    while window and len(found) < BATCH and time.monotonic() < until:
+                        found.append(result(window.popleft()))
                     import_metadata(self.store, found)
                     yield found
             except BaseException:
+                self.stopped.set()
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
 
     def _one(self, source: str) -> Source:
         listed = self._listed(source)
-        return listed or read(source, depth="metadata", known=self.known, tell=self.tell)
+        found = listed or read(source, depth="metadata", known=self.known, tell=self.tell)
+        if found.checkpoint:
+            _outline(found.checkpoint)
+        return found
 
     def _listed(self, source: str) -> Source | None:
         relative = self.listed.get(source)
@@ -140,6 +154,7 @@ class _Walk:
                             self.listed[relative.source] = relative
                             new.append(relative.source)
             except BaseException:
+                self.stopped.set()
                 pool.shutdown(cancel_futures=True)
                 raise
         return new
@@ -184,3 +199,17 @@ class _Walk:
             return False
         self.seen.add(source)
         return True
+
+
+def _outline(weights: Checkpoint) -> None:
+    """Leave one tensor a dtype, as large as all of them together: what metadata keep, in little memory."""
+    sizes = Counter[str]()
+    for tensor in weights.tensors:
+        sizes[tensor.dtype] += tensor.numel
+    weights.close()
+    weights.tensors = [Tensor(dtype, dtype, (numel,), _unread) for dtype, numel in sizes.items()]
+    weights.skipped, weights.close = {}, lambda: None
+
+
+def _unread(start: int, out: memoryview) -> None:
+    raise AssertionError("an outline has no bytes")

@@ -1,11 +1,13 @@
 """Sources elsewhere, many at a time: which versions are stored already, and reading the others side by side."""
 
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import TypeVar
 
 from kinbase import naming
 from kinbase.checkpoint import Commit
+from kinbase.errors import KinbaseError
 from kinbase.sources import Known, Source, Tell, elsewhere, read
 from kinbase.store import Store
 
@@ -44,11 +46,9 @@ def stored_versions(store: Store, depth: str, base: str | None = None) -> Known:
 
 def _kept(store: Store, name: str) -> bool:
     """Whether the files that a model was read from are on this machine, as they were."""
-    from kinbase.families import is_as_it_was
-
     with store.reading() as con:
         files = naming.files(con, name)
-    return bool(files) and not any(file.elsewhere for file in files) and all(map(is_as_it_was, files))
+    return bool(files) and not any(file.elsewhere for file in files) and all(file.as_it_was for file in files)
 
 
 def read_all(
@@ -62,8 +62,10 @@ def read_all(
 ) -> list[Source]:
     """Every source opened, in order; those elsewhere side by side where little is read of each."""
 
+    stopped = threading.Event()
+
     def one(source: str) -> Source:
-        return read(source, name, depth=depth, known=known, tell=tell)
+        return read(source, name, depth=depth, known=known, tell=until(stopped, tell))
 
     away = [source for source in dict.fromkeys(sources) if elsewhere(source)]
     if len(away) < 2 or depth not in ("metadata", "sample"):
@@ -75,9 +77,21 @@ def read_all(
                 found[source] = result(reading)
                 report(len(found), len(away))
         except BaseException:
+            stopped.set()
             pool.shutdown(cancel_futures=True)
             raise
     return [found.pop(source) if source in found else one(source) for source in sources]
+
+
+def until(stopped: threading.Event, tell: Tell) -> Tell:
+    """`tell`, by which a thread that waits (a rate limit may ask for minutes) also hears that nobody waits for it."""
+
+    def told(what: str, done: int, total: int) -> None:
+        if stopped.is_set():
+            raise KinbaseError("interrupted")
+        tell(what, done, total)
+
+    return told
 
 
 def result(future: "Future[Result]") -> Result:

@@ -53,7 +53,7 @@ class Fault:
     stall: float = 0.0  # seconds before the first byte
     slow: float = 0.0  # seconds between pieces of 64 KiB
     etag: str | None = None  # sent in place of the file's
-    body: bytes | None = None  # sent in place of the file
+    body: bytes | None = None  # sent in place of the file, or with the status
     whole: bool = False  # ranges are not known: the whole file is sent
     shift: int = 0  # bytes by which a range is missed
     times: int = 1 << 30
@@ -207,7 +207,8 @@ class _Handler(BaseHTTPRequestHandler):
             if self.broken and self.broken.stall:
                 hub.stopping.wait(self.broken.stall)
             if self.broken and self.broken.status:
-                self._send(self.broken.status, b'{"error": "broken on purpose"}', dict(self.broken.headers))
+                body = self.broken.body or b'{"error": "broken on purpose"}'
+                self._send(self.broken.status, body, dict(self.broken.headers))
             else:
                 self._answer()
         finally:

@@ -506,6 +506,28 @@ def test_a_server_error_is_tried_again(hub, db):
     assert len(hub.requests("/api/models/org/ft_b")) == hub_client.TRIES
 
 
+@pytest.mark.parametrize("depth", ["--stream", "--sketch"])
+def test_a_storage_that_refuses_is_told(hub, cli, depth):
+    hub.fail(STORAGE, status=403)
+    done = cli("import", "hf:org/ft_a", depth, env={"HF_TOKEN": "hf_secret"})
+    assert done.returncode == 1
+    assert "refuses" in done.stderr and "(403)" in done.stderr and "circle" not in done.stderr
+    assert "signature" not in done.stderr and "hf_secret" not in done.stderr
+    assert len(hub.requests("/blobs/")) <= 2
+
+
+def test_a_page_that_refuses_is_told(hub, cli):
+    hub.fail("(GET|HEAD) /org/ft_a/resolve/.*", status=403)
+    done = cli("import", "hf:org/ft_a", "--stream")
+    assert done.returncode == 1 and "refuses 'hf:org/ft_a@" in done.stderr
+
+
+def test_a_small_file_is_as_long_as_is_said(hub, db):
+    hub.fail("GET .*/config.json", status=206, body=b"{}", headers={"Content-Range": "bytes 0-1/300"})
+    (row,) = db.import_(["hf:org/ft_a"], stream=True).to_dicts()
+    assert row["status"] == "failed" and "sent 2 of 300 bytes" in row["notes"][-1], row
+
+
 def test_an_address_of_the_storage_that_has_run_out_is_asked_for_again(hub, db, local):
     hub.fail(STORAGE, status=403, times=1, after=2)
     db.import_(["hf:org/base", "hf:org/ft_a", "hf:org/ft_b"], stream=True)
@@ -646,6 +668,37 @@ def test_a_rate_limit_in_a_listing(tree, db):
     assert found.height == 10 and any("pause" in what for what in told)
 
 
+@pytest.mark.parametrize("where", ["http://localhost:9/api/models", "/api/models", "http://["])
+@pytest.mark.parametrize("body", [b"[]", b"{}"])
+def test_a_listing_without_an_end(tree, db, where, body):
+    tree.fail("GET /api/models$", status=200, headers={"Link": f'<{where}?cursor=1>; rel="next"'}, body=body)
+    found = db.import_(["hf:org/root"], children=True, limit=20)
+    assert found["status"].to_list() == ["metadata"]
+    # Each page was asked of the Hub, not of where the listing leads.
+    assert 1 <= len(tree.requests("GET /api/models$")) <= 22
+
+
+@pytest.mark.parametrize(
+    ("where", "how"),
+    [
+        ("GET /api/models$", ("hf:org/root", "--children")),
+        ("GET /api/models/org/child1", ("hf:org/child0", "hf:org/child1", "--metadata-only")),
+        ("GET /api/models/org/child1", ("hf:org/child0", "hf:org/child1", "--sample=0.1")),
+        (STORAGE, ("hf:org/ft_a",)),
+    ],
+)
+def test_a_pause_of_minutes_can_be_interrupted(tree, db, where, how):
+    tree.fail(where, status=429, headers={"Retry-After": "600", "RateLimit": '"api";r=0;t=99999999999999999'})
+    environment = {**os.environ, "KINBASE_DB": str(db.store.path)}
+    running = subprocess.Popen([sys.executable, "-m", "kinbase", "import", *how], env=environment)
+    while not any(seen.status == 429 for seen in tree.seen):
+        assert running.poll() is None
+        time.sleep(0.05)
+    time.sleep(0.5)
+    running.send_signal(signal.SIGINT)
+    assert running.wait(20) == 130
+
+
 def test_limit_and_relation(tree, db):
     found = db.import_(["hf:org/root"], children=True, depth=2, limit=4)
     assert found.height == 5 and "more relatives than --limit 4" in found["notes"][0][-1]
@@ -770,6 +823,81 @@ def test_a_part_that_was_not_asked_for_is_refused(hub, db):
     hub.fail("GET /blobs/.*", shift=8, after=1)
     (row,) = db.import_(["hf:org/ft_a"], stream=True).to_dicts()
     assert row["status"] == "failed" and "sends another part" in row["notes"][-1], row
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Content-Range": "bytes 0-29/\u00b2"},
+        {"Content-Range": "bytes 0-29/" + "9" * 5000},
+        {"Content-Range": "bytes 0-29/-30"},
+        {"Content-Range": "bytes */30"},
+        {"Content-Length": "-1"},
+        {"Content-Range": "x" * 200_000},
+    ],
+)
+def test_headers_that_lie_are_refused_in_one_line(hub, cli, db, headers):
+    hub.fail("resolve/.*/README.md", status=206, headers=headers)
+    done = cli("import", "hf:org/ft_a", "hf:org/ft_b", "--metadata-only")
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert set(lines(done, ["org/ft_a", "org/ft_b"])) == {"org/ft_a", "org/ft_b"}
+    assert not db.store.path.exists()
+
+
+@pytest.mark.parametrize(
+    "target", ["file:///etc/hostname", "http://[", "ftp://127.0.0.1/x", "//", "data:,{}"]
+)
+@pytest.mark.parametrize("depth", ["--metadata-only", "--stream", "--sketch"])
+def test_a_redirect_to_what_is_no_server_is_not_followed(hub, cli, db, target, depth):
+    hub.fail("(GET|HEAD) /org/ft_a/resolve/.*", status=302, headers={"Location": target})
+    done = cli("import", "hf:org/ft_a", depth)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert lines(done, ["org/ft_a"])
+    assert not db.store.path.exists()
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"[]", b"7", b"{}", b"not json", b'{"id": 5, "sha": 7}', b'{"id": "org/ft_a", "sha": "../../x"}',
+        b'{"id": "org/ft_a", "sha": "%s", "siblings": 3}' % (b"a" * 40), b"[" * 100_000,
+        b'{"id": "org/ft_a", "sha": "%s", "gguf": [1], "siblings": [{"rfilename": 5}]}' % (b"a" * 40),
+        b'{"id": "org/ft_a", "sha": "%s", "createdAt": "yesterday"}' % (b"a" * 40),
+    ],
+    ids=range(10),
+)  # fmt: skip
+def test_an_answer_that_is_no_model_is_told_in_one_line(hub, cli, db, answer):
+    hub.fail("/api/models/org/ft_a", status=200, headers={"Content-Type": "application/json"}, body=answer)
+    done = cli("import", "hf:org/ft_a", "hf:org/ft_b", "--stream")
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert lines(done, ["org/ft_a"])
+    assert db.sql("select name from models where parameters > 0")["name"].to_list() == ["org/ft_b"]
+
+
+def test_names_that_no_table_can_hold_are_left_out(hub, db):
+    hub.put("org/shut", {"README.md": b""}, gated=True)
+    answer = {"id": "org/shut", "sha": hub.repos["org/shut"].refs["main"], "gated": "auto"}
+    answer |= {
+        "siblings": [
+            {"rfilename": "README.md"},
+            {"rfilename": "\ud800"},
+            {"rfilename": "../../x.safetensors"},
+        ]
+    }
+    answer |= {"tags": ["license:\ud800", 5, "base_model:finetune:../x"], "gguf": {"architecture": "a\x00b"}}
+    hub.fail("/api/models/org/shut", status=200, body=json.dumps(answer).encode())
+    assert db.import_(["hf:org/shut"], metadata_only=True)["status"].to_list() == ["metadata"]
+    assert db.sql("select name, license, architecture from models").rows() == [("org/shut", None, None)]
+
+
+def test_the_token_follows_no_redirect_of_an_answer(hub, cli):
+    for where in ("/api/models/org/ft_a", "/api/models$"):
+        hub.heal()
+        hub.fail(f"GET {where}", status=307, headers={"Location": f"{hub.storage}/elsewhere"})
+        done = cli("import", "hf:org/ft_a", "--children", env={"HF_TOKEN": TOKEN})
+        (there,) = hub.requests("GET /elsewhere")
+        assert not there.authorised and TOKEN not in done.stderr and "Traceback" not in done.stderr
+        assert any(seen.authorised for seen in hub.requests("GET /api/models"))
 
 
 def test_an_empty_file_is_empty_whatever_the_server_says_of_it(hub):
