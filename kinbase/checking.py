@@ -4,20 +4,24 @@ from collections.abc import Sequence
 
 import networkx as nx
 
+from kinbase.families import Report
 from kinbase.store import Connection
 
 Finding = tuple[str, str, str, str]
 
 
-def findings(con: Connection, tolerance: float, names: Sequence[str] = ()) -> list[Finding]:
+def findings(
+    con: Connection, tolerance: float, names: Sequence[str] = (), report: Report = lambda done, total: None
+) -> list[Finding]:
     """Rows of subject, claim, verdict and detail, what is wrong first; of the models named, or of all.
 
-    A verdict is contradicted, undecidable (what it would follow from is not here) or supported.
+    A verdict is contradicted, undecidable (what it would follow from is not here) or supported. `report` is told
+    how many of how many models were held against their weights.
     """
     from kinbase import claims
 
     rows: list[Finding] = con.execute("from findings(?)", [tolerance]).fetchall()
-    rows += claims.findings(con, names)
+    rows += claims.findings(con, names, report)
     order = {"contradicted": 0, "undecidable": 1, "supported": 2}
     rows = [*_circles(con), *sorted(rows, key=lambda row: (order[row[2]], row))]
     return [row for row in rows if not names or row[0] in names]

@@ -195,24 +195,26 @@ class Kinbase:
         *,
         name: str | None = None,
         resume: str | None = None,
+        trust: bool = False,
         tell: Callable[[str], None] = lambda line: None,
         report: Report = lambda done, total: None,
     ) -> pl.DataFrame:
         """Begin the run that a YAML file asks for, or resume one by its name, to its end: its rows of `generations`.
 
-        `name` is the run's, else that in the file, else the file's stem; `tell` hears a line a generation.
+        `name` is the run's, else that in the file, else the file's stem; `tell` hears a line a generation. A run that
+        was not begun on this machine is resumed with `trust` only: the programs it names are run.
         Raises KinbaseError for a wrong configuration and when a merge or an evaluation fails; then, and after
         KeyboardInterrupt, the run can be resumed. `kinbase.evolution.running.evolve` is the same as a generator.
         """
-        from kinbase.evolution import running
+        from kinbase.evolution import beginning, running
         from kinbase.evolution.config import read
 
         if (config is None) == (resume is None):
             raise UsageError("name a configuration, or a run to resume")
         if config is not None:
-            resume = running.begin(self, read(config, name)).name
+            resume, trust = beginning.begin(self.store, read(config, name)).name, True
         assert resume is not None
-        for _ in running.evolve(self, resume, tell=tell, report=report):
+        for _ in running.evolve(self, resume, trusted=trust, tell=tell, report=report):
             pass
         return self.sql("from generations where run = ? order by generation", [resume])
 
@@ -220,10 +222,10 @@ class Kinbase:
         self, config: str | Path, *, name: str | None = None, tell: Callable[[str], None] = lambda line: None
     ) -> pl.DataFrame:
         """What a run would do first, without doing it: child, parents, role, method, seed, kinship, reason, problem."""
-        from kinbase.evolution import running
+        from kinbase.evolution import beginning
         from kinbase.evolution.config import read
 
-        matings, left_out = running.first_plan(self, read(config, name))
+        matings, left_out = beginning.first_plan(self.store, read(config, name))
         for line in left_out:
             tell(line)
         rows = [
@@ -295,11 +297,13 @@ class Kinbase:
         tolerance: float = 0.02,
         device: str = "auto",
         report: Report = lambda done, total: None,
+        looked: Report = lambda done, total: None,
     ) -> pl.DataFrame:
         """What is claimed of `models` (none: of all) against what it follows from: subject, claim, verdict, detail.
 
         See `kinbase.checking.findings` and `kinbase.claims`; `tolerance` is in percent. Pairs that the claims about
-        `models` hang on are measured; of all models, what is stored decides.
+        `models` hang on are measured; of all models, what is stored decides. `report(done, total)` hears of the bytes
+        measured, `looked` of the models held against their weights.
         """
         from kinbase import checking
 
@@ -311,7 +315,7 @@ class Kinbase:
             for name in names:
                 recipes.measure(self.store, name, device=device, report=report)
         with self.store.reading() as con:
-            rows = checking.findings(con, tolerance, names)
+            rows = checking.findings(con, tolerance, names, looked)
         return pl.DataFrame(
             rows, schema=dict.fromkeys(("subject", "claim", "verdict", "detail"), pl.String), orient="row"
         )

@@ -30,6 +30,10 @@ HIDDEN = 0.9
 STRICT = 1.25
 """LIMIT where rounding is more than half of that."""
 
+CLEAR = 10.0
+"""Residual over the rounding floor of what is no merge, whatever rounding one would leave: half a unit of an element is
+1.73 floors. Rounding is not simulated then."""
+
 NEGLIGIBLE = 0.03
 """Squared residuals, in squared floors, that do not count."""
 
@@ -105,7 +109,10 @@ def fitted(grams: Grams, chosen: Sequence[int]) -> Finding:
         return values, residuals(sums, ends, np.broadcast_to(values, (len(sums.tensors), count + 1)))
 
     fit, left = estimate(sub)
-    straight, bend, expected = straightened(sub, estimate, lambda values: values)
+    if float(left.sum()) > CLEAR**2 * normal.floor:
+        straight, bend, expected = fit, np.zeros_like(fit), sub.rounded
+    else:
+        straight, bend, expected = straightened(sub, estimate, lambda values: values)
     drawing = np.sqrt(np.diagonal(_covariance(sub, rows, left, trust)))
     if np.all(np.abs(bend[rows]) <= 2.5 * drawing):
         straight, bend = fit, bend / BLUR  # a correction that its own draws explain is none, but may be there

@@ -50,7 +50,7 @@ class Gradient:
     """A merge by depth: parents by index, `each` [T, P + 1] coefficients by tensor, the base's last.
 
     `values` by place: t (slerp, one each) or a coefficient a parent; `lists` the mergekit lists by block, [K, 1 or P].
-    `rss` the squared residual by tensor. `t` [T] (slerp) by tensor, before they were pooled to places;
+    `rss` the squared residual by tensor.
     `angle` [T] (slerp) between the parents' raw weights, 0 where they are interpolated straight.
     """
 
@@ -61,7 +61,6 @@ class Gradient:
     lists: dict[str, FloatArray]
     each: FloatArray
     rss: FloatArray
-    t: FloatArray | None = None
     angle: FloatArray | None = None
 
 
@@ -219,21 +218,18 @@ def _linear(grams: Grams, chosen: list[int], where: list[Place]) -> Gradient:
 
 def _slerp(grams: Grams, chosen: list[int], where: list[Place], angle: FloatArray) -> Gradient:
     """One t a place; the first parent is the t = 0 end."""
-    rows = [*chosen, len(grams.names)]
+    columns = grams.of(chosen)
+    place = np.empty(len(grams.tensors), dtype=np.intp)
+    for index, tensors in enumerate(where):
+        place[tensors.tensors] = index
+    pooling = (place[:, None] == np.arange(len(where))).astype(float)
 
     def left(t: FloatArray) -> FloatArray:
-        return residuals(grams, rows, slerp_coefficients(t, angle))
+        squares = residuals(columns, range(3), slerp_coefficients(t[..., place], angle))
+        return np.asarray(squares @ pooling)
 
-    def pooled(t: FloatArray) -> FloatArray:
-        spread = np.empty(len(grams.tensors))
-        for place, value in zip(where, t, strict=True):
-            spread[place.tensors] = value
-        squares = left(spread)
-        return np.array([squares[p.tensors].sum() for p in where])
-
-    each = _lowest(left, len(grams.tensors))
-    values = _lowest(pooled, len(where))
-    found = Gradient(chosen, "slerp", where, values[:, None], {}, np.empty(0), np.empty(0), each, angle)
+    values = _lowest(left, len(where))
+    found = Gradient(chosen, "slerp", where, values[:, None], {}, np.empty(0), np.empty(0), angle)
     return valued(grams, found, found.values)
 
 
@@ -249,7 +245,7 @@ def angles(grams: Grams, pair: Sequence[int]) -> FloatArray:
 
 
 def slerp_coefficients(t: FloatArray, angle: FloatArray) -> FloatArray:
-    """Coefficients [T, 3] of two deltas and the base's weights: s0, s1, s0 + s1 - 1."""
+    """Coefficients [..., T, 3] of two deltas and the base's weights, of t [..., T]: s0, s1, s0 + s1 - 1."""
     straight = angle == 0
     sine = np.where(straight, 1.0, np.sin(angle))
     first = np.where(straight, 1 - t, np.sin((1 - t) * angle) / sine)
@@ -258,11 +254,14 @@ def slerp_coefficients(t: FloatArray, angle: FloatArray) -> FloatArray:
 
 
 def _lowest(square: Callable[[FloatArray], FloatArray], count: int) -> FloatArray:
-    """Where in -0.5..1.5 each of `count` independent functions of t is lowest: a grid, then ever finer ones."""
+    """Where in -0.5..1.5 each of `count` independent functions of t is lowest: a grid, then ever finer ones.
+
+    `square` takes t [..., count] and gives as many values.
+    """
     best, width = np.full(count, 0.5), 1.0
     for _ in range(6):
         grid = np.linspace(-width, width, 21)
-        found = np.array([square(best + shift) for shift in grid])
+        found = square(best + grid[:, None])
         middle = found[len(grid) // 2]
         best = best + np.where(found.min(axis=0) < middle * (1 - 1e-15), grid[found.argmin(axis=0)], 0.0)
         width /= 10

@@ -3,8 +3,9 @@
 All functions take an open connection of the store and are part of its unit of work.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from itertools import combinations
 
 import numpy as np
 
@@ -21,23 +22,36 @@ class Totals:
     names: list[str]
     gram: FloatArray
 
-    def of(self, ids: Sequence[int]) -> "Totals":
-        """The same of some of the models only."""
-        wanted = set(ids)
-        rows = [i for i, model_id in enumerate(self.ids) if model_id in wanted]
-        names = [self.names[i] for i in rows]
-        return Totals([self.ids[i] for i in rows], names, self.gram[np.ix_(rows, rows)])
-
     def normal(self, child: int, candidates: Sequence[int], floor: float, numel: float) -> Normal:
-        """Normal equations of one model on others, by row."""
+        """Normal equations of one model on others, by row; what was not measured counts as 0."""
         rows = list(candidates)
         return Normal(
-            self.gram[np.ix_(rows, rows)],
+            np.nan_to_num(self.gram[np.ix_(rows, rows)]),
             self.gram[rows, child],
             float(self.gram[child, child]),
             floor,
             numel,
         )
+
+
+@dataclass(slots=True)
+class Sums:
+    """What is stored of a family tensor by tensor, T tensors of the base: by model_id, NaN where it is lacking.
+
+    `deltas` [3, T] are of each delta the elements, the squared length, and how many are as in the base; `weights`
+    [4, T] of each model's own weights, the base's too, numel, sumsq, ulpsq and sum; `dtypes` the main ones.
+    `pairs` [T], by two ids in order, are inner products of deltas as far as `fetch` was asked for them: None where
+    they were not measured, NaN where a tensor is not whole.
+    """
+
+    base_id: int
+    names: dict[int, str]
+    tensors: list[str]
+    sizes: FloatArray
+    deltas: dict[int, FloatArray]
+    weights: dict[int, FloatArray]
+    dtypes: dict[int, str]
+    pairs: dict[tuple[int, int], FloatArray | None] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,74 +78,85 @@ def totals(con: Connection, base_id: int, ids: Sequence[int]) -> Totals:
         """,
         [base_id, list(ids)],
     ).fetchall()
-    at = {model_id: i for i, (model_id, _, _) in enumerate(rows)}
+    known = np.array([model_id for model_id, _, _ in rows], dtype=np.int64)
     gram = np.full((len(rows), len(rows)), np.nan)
     np.fill_diagonal(gram, [sumsq if sumsq is not None else np.nan for _, _, sumsq in rows])
-    pairs = con.execute(
-        "select a_id, b_id, dot from raw.pair where base_id = $1 and list_contains($2, a_id) and list_contains($2, b_id)",
-        [base_id, list(at)],
-    ).fetchall()
-    for a, b, dot in pairs:
-        gram[at[a], at[b]] = gram[at[b], at[a]] = dot
-    return Totals(list(at), [name for _, name, _ in rows], gram)
+    a, b, dot = _columns(con, "select a_id, b_id, dot from raw.pair where base_id = ?", [base_id])
+    ours = np.isin(a, known) & np.isin(b, known)
+    i, j = (np.searchsorted(known, column[ours]) for column in (a, b))
+    gram[i, j] = gram[j, i] = dot[ours]
+    return Totals(known.tolist(), [name for _, name, _ in rows], gram)
 
 
-def floors(con: Connection, ids: Sequence[int]) -> dict[int, float]:
-    """Expected squared rounding error of each model's weights that has sums of its own: sum of ulp^2 / 12."""
+def load(con: Connection, base_id: int, ids: Sequence[int]) -> Sums:
+    """The sums of the base and of models of its family, without any of their pairs."""
+    names = dict(
+        con.execute(
+            "select model_id, name from raw.model where list_contains(?, model_id)", [[base_id, *ids]]
+        ).fetchall()
+    )
     rows = con.execute(
-        "select model_id, sum(ulpsq) / 12 from raw.weight where list_contains($1, model_id) group by model_id",
-        [list(ids)],
+        "select name, numel from raw.tensor where base_id = ? order by position", [base_id]
     ).fetchall()
-    return {model_id: float(noise) for model_id, noise in rows if noise is not None}
+    tensors = [name for name, _ in rows]
+    query = "select model_id, position, numel, sumsq, zeros from raw.delta where base_id = $1 and list_contains($2, model_id)"
+    deltas = _by_model(*_columns(con, query, [base_id, list(ids)]), count=len(tensors))
+    weights, dtypes = _weights(con, [base_id, *ids], tensors)
+    sizes = np.array([numel for _, numel in rows], dtype=np.float64)
+    return Sums(base_id, names, tensors, sizes, deltas, weights, dtypes)
 
 
-def read(con: Connection, base_id: int, child_id: int, candidates: Sequence[int]) -> Stored | None:
+def fetch(con: Connection, sums: Sums, groups: Iterable[Sequence[int]]) -> None:
+    """Read the inner products of all pairs within each group of models that are not here yet, in one go."""
+    wanted = {pair for ids in groups for pair in combinations(sorted(ids), 2)} - sums.pairs.keys()
+    if not wanted:
+        return
+    sums.pairs.update(dict.fromkeys(wanted))
+    chosen = """
+        semi join (select unnest($2::integer[]) as a_id, unnest($3::integer[]) as b_id) using (a_id, b_id)
+        where base_id = $1
+    """
+    parameters = [sums.base_id, *map(list, zip(*wanted, strict=True))]
+    a, b, dot = _columns(con, f"select a_id, b_id, unnest(dots) from raw.pair {chosen}", parameters)
+    count = len(sums.tensors)
+    for i, found in enumerate(dot.reshape(-1, count)):
+        sums.pairs[int(a[i * count]), int(b[i * count])] = found
+    query = f"select a_id, b_id, position from raw.pair_part {chosen}"
+    for one, other, position in con.execute(query, parameters).fetchall():
+        partly = sums.pairs[one, other]
+        if partly is not None:
+            partly[position - 1] = np.nan
+
+
+def read(con: Connection, sums: Sums, child_id: int, candidates: Sequence[int]) -> Stored | None:
     """The sums of a child and of candidates of its family, over the tensors that all of them have whole.
 
     None when a pair among them was not measured, or no tensor is common to all.
     """
     ids = [child_id, *candidates]
-    names = dict(con.execute("select model_id, name from raw.model").fetchall())
-    tensors = con.execute(
-        "select position, name, numel from raw.tensor where base_id = ? order by position", [base_id]
-    ).fetchall()
-    count, size = len(tensors), len(ids)
-    at = {model_id: i for i, model_id in enumerate(ids)}
-    numel, sumsq, zeros = (np.full((count, size), np.nan) for _ in range(3))
-    for model_id, position, n, square, same in con.execute(
-        "select model_id, position, numel, sumsq, zeros from raw.delta where base_id = $1 and list_contains($2, model_id)",
-        [base_id, ids],
-    ).fetchall():
-        row = (position - 1, at[model_id])
-        numel[row], zeros[row] = n, same
-        sumsq[row] = np.nan if square is None else square
+    fetch(con, sums, [ids])
+    count, size, base_id = len(sums.tensors), len(ids), sums.base_id
+    nothing = np.full((4, count), np.nan)
+    numel, sumsq, zeros = (
+        np.stack([sums.deltas.get(i, nothing)[row] for i in ids], axis=1) for row in range(3)
+    )
     gram = np.full((count, size, size), np.nan)
     gram[:, np.arange(size), np.arange(size)] = sumsq
-    for a, b, dots in con.execute(
-        "select a_id, b_id, dots from raw.pair where base_id = $1 and list_contains($2, a_id) and list_contains($2, b_id)",
-        [base_id, ids],
-    ).fetchall():
-        found = np.array([np.nan if dot is None else dot for dot in dots], dtype=np.float64)
-        gram[:, at[a], at[b]] = gram[:, at[b], at[a]] = found
+    for (i, a), (j, b) in combinations(enumerate(ids), 2):
+        found = sums.pairs[min(a, b), max(a, b)]
+        if found is not None:
+            gram[:, i, j] = gram[:, j, i] = found
     if np.isnan(gram).all(axis=0).any():
         return None
-    for a, b, position in con.execute(
-        """
-        select a_id, b_id, position from raw.pair_part
-        where base_id = $1 and list_contains($2, a_id) and list_contains($2, b_id)
-        """,
-        [base_id, ids],
-    ).fetchall():
-        gram[position - 1, at[a], at[b]] = np.nan
     whole = ~np.isnan(gram).any(axis=(1, 2)) & (numel == numel[:, :1]).all(axis=1)
-    own, dtypes = _weights(con, [base_id, *ids], [name for _, name, _ in tensors])
+    own, dtypes = sums.weights, sums.dtypes
     noise = own[ids[0]][2] / 12 * numel[:, 0] / np.maximum(own[ids[0]][0], 1) if ids[0] in own else None
     if noise is not None:
         whole &= np.isfinite(noise)
     if not whole.any():
         return None
     kept = np.flatnonzero(whole)
-    lacking = [names[i] for i in [base_id, *ids] if i not in own]
+    lacking = [sums.names[i] for i in [base_id, *ids] if i not in own]
     columns = np.zeros((len(kept), size, size))  # the candidates, then the base's weights
     columns[:, :-1, :-1] = gram[kept][:, 1:, 1:]
     cross = np.zeros((len(kept), size))
@@ -154,15 +179,13 @@ def read(con: Connection, base_id: int, child_id: int, candidates: Sequence[int]
             else:
                 columns[:, i - 1, -1] = columns[:, -1, i - 1] = along
     grams = Grams(
-        [names[i] for i in candidates], [tensors[k][1] for k in kept], numel[kept, 0], columns, cross,
+        [sums.names[i] for i in candidates], [sums.tensors[k] for k in kept], numel[kept, 0], columns, cross,
         gram[kept, 0, 0], np.zeros(len(kept)) if noise is None else noise[kept], based,
         [dtypes.get(i, dtypes.get(base_id, "F32")) for i in (*candidates, base_id, child_id)], centre,
     )  # fmt: skip
     share = zeros[kept] / np.maximum(numel[kept], 1)
-    whole_size = sum(n for _, _, n in tensors)
-    return Stored(
-        grams, np.roll(share, -1, axis=1), float(numel[kept, 0].sum()) / max(whole_size, 1), lacking
-    )
+    coverage = float(numel[kept, 0].sum()) / max(float(sums.sizes.sum()), 1)
+    return Stored(grams, np.roll(share, -1, axis=1), coverage, lacking)
 
 
 def _weights(
@@ -170,19 +193,45 @@ def _weights(
 ) -> tuple[dict[int, FloatArray], dict[int, str]]:
     """By model: numel, sumsq, ulpsq and sum of each tensor of the base [4, T], NaN where it is lacking; and the main dtype."""
     at: dict[str, int] = {}
-    for position, name in enumerate(tensors):
+    for position, name in enumerate(tensors, 1):
         at[bare(name)] = position
-    at |= {name: position for position, name in enumerate(tensors)}
-    found: dict[int, FloatArray] = {}
-    sizes: dict[int, dict[str, int]] = {}
-    for model_id, tensor, dtype, numel, sumsq, ulpsq, total in con.execute(
-        "select model_id, tensor, dtype, numel, sumsq, ulpsq, sum from raw.weight where list_contains($1, model_id)",
-        [list(ids)],
-    ).fetchall():
-        values = found.setdefault(model_id, np.full((4, len(tensors)), np.nan))
-        of_dtype = sizes.setdefault(model_id, {})
-        of_dtype[dtype] = of_dtype.get(dtype, 0) + numel
-        place = at.get(tensor, at.get(bare(tensor)))
-        if place is not None and sumsq is not None:
-            values[:, place] = numel, sumsq, ulpsq, total
-    return found, {model_id: max(of, key=lambda d: of[d]) for model_id, of in sizes.items()}
+    at |= {name: position for position, name in enumerate(tensors, 1)}
+    dtypes: dict[int, str] = {}
+    query = """
+        select model_id, dtype from raw.weight where list_contains(?, model_id) group by all order by sum(numel), dtype
+    """
+    dtypes.update(con.execute(query, [list(ids)]).fetchall())
+    met = con.execute(
+        "select distinct tensor from raw.weight where list_contains(?, model_id)", [list(ids)]
+    ).fetchall()
+    placed = {tensor: at.get(tensor, at.get(bare(tensor))) for (tensor,) in met}
+    known = {tensor: position for tensor, position in placed.items() if position is not None}
+    query = """
+        select model_id, position, numel, sumsq, ulpsq, sum from raw.weight
+        join (select unnest($2::varchar[]) as tensor, unnest($3::integer[]) as position) using (tensor)
+        where list_contains($1, model_id) and sumsq is not null
+    """
+    columns = _columns(con, query, [list(ids), list(known), list(known.values())])
+    found = _by_model(*columns, count=len(tensors))
+    nothing = np.full((4, len(tensors)), np.nan)
+    return {model_id: found.get(model_id, nothing) for model_id in dtypes}, dtypes
+
+
+def _columns(con: Connection, query: str, parameters: Sequence[object]) -> list[FloatArray]:
+    """The columns of a query as arrays, NaN for NULL: rows as Python tuples would be most of the time it takes."""
+    found = con.execute(query, list(parameters)).fetchnumpy()
+    return [
+        np.ma.filled(column.astype(np.float64), np.nan) if np.ma.isMaskedArray(column) else column
+        for column in found.values()
+    ]
+
+
+def _by_model(
+    ids: FloatArray, positions: FloatArray, *columns: FloatArray, count: int
+) -> dict[int, FloatArray]:
+    """Values of tensors by position as arrays [K, count] by model, NaN where there are none."""
+    models, rows = np.unique(ids, return_inverse=True)
+    found = np.full((len(models), len(columns), count), np.nan)
+    for k, column in enumerate(columns):
+        found[rows, k, positions - 1] = column
+    return dict(zip(models.tolist(), found, strict=True))

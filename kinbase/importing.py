@@ -9,7 +9,7 @@ A source that fails is reported and the others go on; nothing is stored of it.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,14 +73,16 @@ def import_sources(
     report: Report = lambda done, total: None,
     tell: Tell = lambda what, done, total: None,
     also: Callable[[Connection, list[Source]], None] | None = None,
+    measured: Callable[[Mapping[str, str]], None] = lambda digests: None,
 ) -> list[Source]:
     """Import `sources`; what became of each, in the same order (a base that had to be read comes first).
 
     `base` is a model or a source; `name` renames the only source; `report(done, total)` is told bytes.
     Kinship is estimated from the share `sample` of the bytes, until its error is below `stderr`, in place of
     being measured; weights elsewhere are read and not kept if `stream`. With `sketch` the sources are read and
-    nothing else: they meet everybody by sketches. `tell` is told what else is going on. `also` writes what belongs
-    to the import, in its transaction, when what became of the sources is known.
+    nothing else: they meet everybody by sketches. `tell` is told what else is going on. `measured` is told the digests
+    of what was read, by name, before it is stored; `also` writes what belongs to the import, in its transaction, when
+    what became of the sources is known.
     Raises UsageError for contradictory arguments, KinbaseError when the base cannot be had and
     DatabaseError when the file cannot be used. KeyboardInterrupt leaves the database without the models
     but with the tensors measured so far, and the same import goes on from there.
@@ -113,6 +115,7 @@ def import_sources(
                 store, found, family,
                 kinship=kinship, sketch=sketch, device=device, depth=depth, report=report,
             )  # fmt: skip
+        measured({name: digest for family in families for name, digest in family.digests.items()})
         _store(store, found, families, sampled, kinship and not metadata_only, also)
     finally:
         for source in found:
@@ -496,6 +499,8 @@ def _store_model(
         if name != source.name:
             source.notes.append(f"the same weights as {name}: {source.name} is another name of it now")
             source.name = name
+        if (kept := records.place(con, model_id)) not in (None, checkpoint.source):
+            source.notes.append(f"read from {kept} before, where they still are: that stays their place")
     place = source.source if source.importer else str(Path(source.source).resolve())
     speaker = source.records[0][0] if source.importer and source.records else source.source
     source.records.insert(0, (speaker, Alias(place, kind="path")))

@@ -279,7 +279,7 @@ def _read(store: Store, group: list[Member], device: str, report: Report, notes:
     try:
         for member in group:
             source = (
-                read(member.source, member.name) if all(map(families.is_as_it_was, member.files)) else None
+                read(member.source, member.name) if all(file.as_it_was for file in member.files) else None
             )
             if source is None or source.checkpoint is None:
                 notes.append(f"{member.name}: its files are gone or changed, so it is left out")

@@ -9,6 +9,7 @@ No checkpoint is read whose sums are stored.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 
 import numpy as np
 
@@ -101,6 +102,73 @@ def _parent(parent: object) -> dict[str, object]:
     return {name: getattr(parent, name) for name in ("parent", "coefficient", "low", "high")}
 
 
+@dataclass(frozen=True, slots=True)
+class Screened:
+    """Of so many `known` candidates of a child those worth reading tensor by tensor, `short`, by model_id."""
+
+    child_id: int
+    known: int
+    short: list[int]
+    notes: list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """Where recipes are looked for: all that was measured against one base, by model_id.
+
+    `born` are the dates where known, `children` what anybody but the weights says was made from a model.
+    """
+
+    base: str
+    totals: grams.Totals
+    sums: grams.Sums
+    born: dict[int, datetime | None]
+    children: dict[int, set[int]]
+
+    def candidates(self, child_id: int, among: Sequence[str] = ()) -> tuple[list[int], list[str]]:
+        """The models that a child may be made of, and lines on those left out.
+
+        What descends from it by what anybody but the weights says, and what is younger where both dates are known, is
+        left out; whoever is asked for `among` is in.
+        """
+        names = self.sums.names
+        if among:
+            ids = {names[i]: i for i in self.born}
+            strangers = [other for other in among if other not in ids]
+            if strangers:
+                raise KinbaseError(
+                    f"{', '.join(strangers)}: not measured against the base of {names[child_id]}, so no parent can be "
+                    "told from them"
+                )
+            return [ids[other] for other in dict.fromkeys(among) if ids[other] != child_id], []
+        below, todo = set[int](), [child_id]
+        while todo:
+            todo = list(set().union(*(self.children.get(i, ()) for i in todo)) - below)
+            below.update(todo)
+        own = self.born[child_id]
+        younger = {i for i, date in self.born.items() if own is not None and date is not None and date > own}
+        notes = []
+        for left_out, why in ((below, "descend from it"), (younger - below, "are younger")):
+            if told := sorted(names[i] for i in left_out & self.born.keys() - {child_id}):
+                notes.append(f"left out, because they {why}: {', '.join(told)}")
+        return [i for i in self.born if i not in below | younger | {child_id}], notes
+
+    def screened(self, child_id: int, ids: Sequence[int]) -> Screened:
+        """The candidates of which more is read, by the sums of all tensors; those not measured with the child are told."""
+        totals = self.totals
+        at = {model_id: row for row, model_id in enumerate(totals.ids)}
+        child = at[child_id]
+        rows = np.array(sorted(at[i] for i in ids if i in at), dtype=np.intp)
+        measured = ~np.isnan(totals.gram[rows, rows]) & ~np.isnan(totals.gram[child, rows])
+        known, unknown = rows[measured].tolist(), rows[~measured].tolist()
+        own = self.sums.weights.get(child_id)
+        floor = 0.0 if own is None else float(np.nansum(own[2])) / 12
+        short = _complete(totals, _short(totals, child, known, floor))
+        names = ", ".join(totals.names[i] for i in unknown)
+        notes = [f"not measured with it, so left out: {names}"] if unknown else []
+        return Screened(child_id, len(known), [totals.ids[i] for i in short], notes)
+
+
 def recover(
     store: Store,
     model: str,
@@ -118,12 +186,14 @@ def recover(
     with store.reading() as con:
         name = naming.resolve(con, model)
         child_id, base_id, base = placed(con, name)
-        ids, notes = candidates(con, name, base_id, [naming.resolve(con, other) for other in among])
+        family = load(con, base_id, base)
+        ids, notes = family.candidates(child_id, [naming.resolve(con, other) for other in among])
         wanted = _wanted(con, child_id, ids) if measure else []
     if wanted:
         notes += families.measure_missing(store, [name, *wanted], device=device, report=report)
     with store.reading() as con:
-        found = from_stored(con, name, child_id, base_id, base, ids)
+        family = load(con, base_id, base) if wanted else family
+        found = from_stored(con, family, family.screened(child_id, ids))
     found.notes = notes + found.notes
     return found
 
@@ -134,10 +204,10 @@ def measure(
     """Measure the pairs that a recipe of `name` hangs on; nothing for a model that has none."""
     with store.reading() as con:
         try:
-            child_id, base_id, _ = placed(con, name)
+            child_id, base_id, base = placed(con, name)
         except KinbaseError:
             return []
-        wanted = _wanted(con, child_id, candidates(con, name, base_id)[0])
+        wanted = _wanted(con, child_id, load(con, base_id, base).candidates(child_id)[0])
     return families.measure_missing(store, [name, *wanted], device=device, report=report) if wanted else []
 
 
@@ -171,100 +241,43 @@ def placed(con: Connection, name: str) -> tuple[int, int, str]:
     return model_id, base_id, base
 
 
-def candidates(
-    con: Connection, name: str, base_id: int, among: Sequence[str] = ()
-) -> tuple[list[int], list[str]]:
-    """Ids of the models that `name` may be made of, and lines on those left out.
-
-    Of the whole family, what descends from it by what anybody but the weights says, and what is younger where both
-    dates are known, is left out; whoever is asked for `among` is in.
-    """
-    family = dict(
-        con.execute(
-            """
-            select name, model_id from raw.model
-            where base_id = $1 and name <> $2 and digest is not null and model_id in (select model_id from raw.delta)
-            order by model_id
-            """,
-            [base_id, name],
-        ).fetchall()
-    )
-    if among:
-        strangers = [other for other in among if other not in family and other != name]
-        if strangers:
-            raise KinbaseError(
-                f"{', '.join(strangers)}: not measured against the base of {name}, so no parent can be told from them"
-            )
-        return [family[other] for other in dict.fromkeys(among) if other != name], []
-    below = {
-        child
-        for (child,) in con.execute(
-            """
-            with recursive down(model_id) as (
-                select model_id from raw.model where name = $1
-                union
-                select k.child_id from down join raw.claim k on k.parent_id = down.model_id where k.evidence <> 'weights'
-            )
-            select m.name from down join raw.model m using (model_id) where m.name <> $1
-            """,
-            [name],
-        ).fetchall()
-    }
-    younger = {
-        other
-        for (other,) in con.execute(
-            """
-            select o.name from raw.model o join raw.model m on o.created_at > m.created_at
-            where m.name = $1 and o.base_id = m.base_id
-            """,
-            [name],
-        ).fetchall()
-    }
-    notes = []
-    for left_out, why in (
-        (below & family.keys(), "descend from it"),
-        (younger & family.keys() - below, "are younger"),
-    ):
-        if left_out:
-            notes.append(f"left out, because they {why}: {', '.join(sorted(left_out))}")
-    return [i for other, i in family.items() if other not in below | younger], notes
+def load(con: Connection, base_id: int, base: str) -> Family:
+    """The family measured against a base, without the sums of its pairs by tensor."""
+    rows = con.execute(
+        """
+        select model_id, created_at from raw.model
+        where base_id = ? and digest is not null and model_id in (select model_id from raw.delta) order by model_id
+        """,
+        [base_id],
+    ).fetchall()
+    ids = [model_id for model_id, _ in rows]
+    children: dict[int, set[int]] = {}
+    for parent, child in con.execute(
+        "select distinct parent_id, child_id from raw.claim where evidence <> 'weights'"
+    ).fetchall():
+        children.setdefault(parent, set()).add(child)
+    return Family(base, grams.totals(con, base_id, ids), grams.load(con, base_id, ids), dict(rows), children)
 
 
-def from_stored(
-    con: Connection, name: str, child_id: int, base_id: int, base: str, ids: Sequence[int],
-    family: grams.Totals | None = None,
-) -> Recipe:  # fmt: skip
-    """The recipe by what is stored: candidates without a measured pair with the model are left out, and told.
-
-    `family` are the inner products of all its family, where they were read already.
-    """
-    whole = [child_id, *ids]
-    totals = grams.totals(con, base_id, whole) if family is None else family.of(whole)
-    child = totals.ids.index(child_id)
-    known = [
-        i
-        for i in range(len(totals.ids))
-        if i != child and not np.isnan(totals.gram[[i, child], [child, i]]).any()
-    ]
-    unknown = [totals.names[i] for i in range(len(totals.ids)) if i != child and i not in known]
-    floor = grams.floors(con, [child_id]).get(child_id, 0.0)
-    short = _complete(totals, _short(totals, child, known, floor))
-    notes = [f"not measured with it, so left out: {', '.join(unknown)}"] if unknown else []
-    stored = grams.read(con, base_id, child_id, [totals.ids[i] for i in short])
+def from_stored(con: Connection, family: Family, screened: Screened) -> Recipe:
+    """The recipe by what is stored; raises KinbaseError when no tensor is common to all candidates."""
+    name, child_id, short = family.sums.names[screened.child_id], screened.child_id, screened.short
+    stored = grams.read(con, family.sums, child_id, short)
     if stored is None:
         raise KinbaseError(f"{name} shares no whole tensor with all its candidates: name fewer with --among")
     finding = judge(stored.grams, stored.zeros)
     if stored.coverage < 0.999 and (finding.parents or finding.nearest):
         # A candidate of another shape takes tensors away from everybody: only those that matter stay.
         kept = {p.parent for p in (*finding.parents, *finding.nearest)}
-        again = grams.read(con, base_id, child_id, [totals.ids[i] for i in short if totals.names[i] in kept])
+        again = grams.read(con, family.sums, child_id, [i for i in short if family.sums.names[i] in kept])
         if again is not None and again.coverage > stored.coverage:
             stored, finding = again, judge(again.grams, again.zeros)
-    if base in stored.lacking:
+    notes = list(screened.notes)
+    if family.base in stored.lacking:
         notes.append(
-            f"the sums of {base}'s own weights are not here, so SLERP is not looked for: import it again"
+            f"the sums of {family.base}'s own weights are not here, so SLERP is not looked for: import it again"
         )
-    return Recipe(name, base, finding, len(known), stored.coverage, notes)
+    return Recipe(name, family.base, finding, screened.known, stored.coverage, notes)
 
 
 def _complete(totals: grams.Totals, chosen: Sequence[int]) -> list[int]:
@@ -284,18 +297,13 @@ def _short(totals: grams.Totals, child: int, known: list[int], floor: float) -> 
     cosine = np.abs(totals.gram[child, known]) / np.maximum(length[child] * length[known], 1e-300)
     ranked = [known[i] for i in np.argsort(-cosine)]
     sumsq = float(totals.gram[child, child])
-    gram = np.nan_to_num(totals.gram)
-    whole = grams.Totals(totals.ids, totals.names, gram)
-    normal = whole.normal(child, ranked, max(floor, EXACT * sumsq), 1e6)
+    normal = totals.normal(child, ranked, max(floor, EXACT * sumsq), 1e6)
     chosen = find_parents(normal)
     rest = [j for j in range(len(ranked)) if j not in chosen]
     gains = step_gains(normal, chosen, rest)
     order = [*chosen, *(rest[i] for i in np.argsort(-gains))]
-    twins = [
-        j for j in range(len(ranked)) if any(
-            gram[ranked[j], ranked[i]] > 0.9 * length[ranked[j]] * length[ranked[i]] for i in chosen
-        )
-    ]  # fmt: skip
+    near = normal.gram[:, chosen] > 0.9 * np.outer(length[ranked], length[ranked][chosen])
+    twins = np.flatnonzero(near.any(axis=1)).tolist()
     first = [*chosen, *twins[: SHORT // 4], *range(SHORT // 4), *order]
     return [ranked[j] for j in dict.fromkeys(first)][:SHORT]
 

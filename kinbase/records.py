@@ -27,7 +27,8 @@ def put_model(
 ) -> tuple[int, str]:
     """Store a model's identity; its model_id and name.
 
-    A row known only by name becomes whole. Weights that are stored already only gain a name.
+    A row known only by name becomes whole. Weights that are stored already only gain a name; where they were read
+    first stays their place while the files there are as they were, so that a copy may come and go.
     Raises KinbaseError when the name stands for other weights.
     """
     known = con.execute("select model_id, name from raw.model where digest = ?", [digest]).fetchone()
@@ -43,9 +44,23 @@ def put_model(
     else:
         model_id = named(con, name)
         con.execute("update raw.model set digest = ? where model_id = ?", [digest, model_id])
-    put_source(con, model_id, source)
-    put_files(con, model_id, files)
+    if known is None or not _still_there(con, model_id):
+        put_source(con, model_id, source)
+        put_files(con, model_id, files)
     return model_id, name
+
+
+def _still_there(con: Connection, model_id: int) -> bool:
+    """Whether a model's files lie on this machine as they were read."""
+    rows = con.execute("select path, size, mtime_ns from raw.file where model_id = ?", [model_id]).fetchall()
+    files = [FileStamp(*row) for row in rows]
+    return bool(files) and all(not file.elsewhere and file.as_it_was for file in files)
+
+
+def place(con: Connection, model_id: int) -> str | None:
+    """Where an importer finds a model's weights again."""
+    row = con.execute("select source from raw.model where model_id = ?", [model_id]).fetchone()
+    return row[0] if row else None
 
 
 def put_source(con: Connection, model_id: int, source: str) -> None:
@@ -193,6 +208,9 @@ def _join(con: Connection, old: int, new: int) -> None:
         ("sketch", "onto_id"),
     ):
         con.execute(f"update raw.{table} set {column} = ? where {column} = ?", [new, old])
+    con.execute(
+        "delete from raw.claim where child_id = parent_id and child_id = ?", [new]
+    )  # what was said of the two names
     con.execute(
         """
         create or replace temp table joined as

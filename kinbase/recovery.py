@@ -28,6 +28,13 @@ CHANCE = 40.0
 MOST = 8
 """Parents looked for at most."""
 
+SURE = 1e-3
+"""Length of what a unit column has beyond the columns before it, above which their equations are solved outright."""
+
+TWINS = 0.01
+"""A column's gain by itself, over what must be gained to matter, below which it is no parent: it is less than what the
+column gains beside the others by what they share with it."""
+
 EXACT = 2e-14
 """Relative error of a squared residual taken from float64 sums: no floor is below it."""
 
@@ -155,35 +162,55 @@ def solve(gram: FloatArray, cross: FloatArray) -> FloatArray:
     diagonal = np.diagonal(gram, axis1=-2, axis2=-1)
     scale = np.where(diagonal > 0, 1 / np.sqrt(np.where(diagonal > 0, diagonal, 1)), 0.0)
     scaled = gram * scale[..., :, None] * scale[..., None, :]
-    inverse = np.linalg.pinv(scaled, rcond=1e-13, hermitian=True)
-    result: FloatArray = scale * (inverse @ (cross * scale)[..., None])[..., 0]
+    result: FloatArray = scale * (_inverted(scaled) @ (cross * scale)[..., None])[..., 0]
     return result
 
 
+def _inverted(scaled: FloatArray) -> FloatArray:
+    """The inverse of matrices [..., P, P] of unit columns; the pseudo-inverse where columns nearly make each other."""
+    try:
+        root = np.linalg.cholesky(scaled)
+        if (np.diagonal(root, axis1=-2, axis2=-1) > SURE).all():
+            back = np.linalg.inv(root)
+            return np.asarray(back.swapaxes(-1, -2) @ back)
+    except np.linalg.LinAlgError:
+        pass
+    return np.asarray(np.linalg.pinv(scaled, rcond=1e-13, hermitian=True))
+
+
 def residuals(grams: Grams, rows: Sequence[int], each: FloatArray) -> FloatArray:
-    """Squared residual of each tensor [T] for coefficients [T, P]."""
+    """Squared residual of each tensor [..., T] for coefficients [..., T, P]."""
     rows = list(rows)
     gram, cross = grams.gram[:, rows][:, :, rows], grams.cross[:, rows]
-    value = grams.sumsq - 2 * (cross * each).sum(axis=-1) + np.einsum("tp,tpq,tq->t", each, gram, each)
+    value = (
+        grams.sumsq - 2 * (cross * each).sum(axis=-1) + np.einsum("...tp,tpq,...tq->...t", each, gram, each)
+    )
     return np.asarray(np.maximum(value, 0.0))
 
 
-def nonnegative(gram: FloatArray, cross: FloatArray) -> FloatArray:
-    """Non-negative least squares from normal equations: the active-set method of Bro and De Jong (1997)."""
+def nonnegative(
+    gram: FloatArray, cross: FloatArray, *, enough: float = 0.0, most: int | None = None
+) -> FloatArray:
+    """Non-negative least squares from normal equations: the active-set method of Bro and De Jong (1997).
+
+    It ends early where no other column alone would lower the squared residual by more than `enough`, or where
+    `most` columns have a share: of a thousand that correlate, hundreds follow that fit what is left by chance.
+    """
     size = len(cross)
     scale = np.sqrt(np.maximum(np.diagonal(gram), 1e-300))
-    gram, cross = gram / np.outer(scale, scale), cross / scale
+    cross = cross / scale
     result, passive = np.zeros(size), np.zeros(size, bool)
-    tolerance = 1e-12 * max(1.0, float(np.abs(cross).max(initial=0.0)))
+    tolerance = max(1e-12 * max(1.0, float(np.abs(cross).max(initial=0.0))), np.sqrt(enough))
     for _ in range(3 * size):
-        slope = np.where(passive, -np.inf, cross - gram @ result)
-        if passive.all() or slope.max() <= tolerance:
+        rows = np.flatnonzero(passive)
+        slope = np.where(passive, -np.inf, cross - gram[:, rows] @ (result[rows] / scale[rows]) / scale)
+        if len(rows) == (size if most is None else min(most, size)) or slope.max() <= tolerance:
             break
         passive[int(slope.argmax())] = True
         while True:
             rows = np.flatnonzero(passive)
             trial = np.zeros(size)
-            trial[rows] = solve(gram[np.ix_(rows, rows)], cross[rows])
+            trial[rows] = solve(gram[np.ix_(rows, rows)] / np.outer(scale[rows], scale[rows]), cross[rows])
             if trial[rows].min() > 0:
                 break
             falling = rows[trial[rows] <= 0]
@@ -204,7 +231,9 @@ def find_parents(normal: Normal, *, most: int = MOST) -> list[int]:
     ones do not.
     """
     usable = [i for i in range(len(normal.cross)) if normal.gram[i, i] > 0]
-    share = nonnegative(normal.gram[np.ix_(usable, usable)], normal.cross[usable])
+    gram = normal.gram if len(usable) == len(normal.cross) else normal.gram[np.ix_(usable, usable)]
+    enough = TWINS * MATTERS * normal.floor
+    share = nonnegative(gram, normal.cross[usable], enough=enough, most=8 * most)
     gains = share * normal.cross[usable]
     order = sorted((i for i in range(len(usable)) if share[i] > 0), key=lambda i: -gains[i])
     chosen = _pruned(normal, [usable[i] for i in order[: 4 * most]], most)
@@ -219,26 +248,25 @@ def _fits(normal: Normal, chosen: Sequence[int]) -> bool:
     return bool(chosen) and normal.solve(chosen)[1] <= LIMIT**2 * normal.floor
 
 
-def losses(normal: Normal, chosen: Sequence[int]) -> FloatArray:
-    """What leaving out each of the chosen columns adds to the squared residual: a_i^2 / (G^-1)_ii."""
-    coefficients, _ = normal.solve(chosen)
-    return coefficients**2 / np.diagonal(inverse(normal.gram[np.ix_(list(chosen), list(chosen))]))
+def losses(normal: Normal, chosen: Sequence[int]) -> tuple[FloatArray, float]:
+    """What leaving out each of the chosen columns adds to the squared residual, a_i^2 / (G^-1)_ii; and that residual."""
+    rows = list(chosen)
+    back = inverse(normal.gram[np.ix_(rows, rows)])
+    coefficients = back @ normal.cross[rows]
+    return coefficients**2 / np.diagonal(back), normal.left(rows, coefficients)
 
 
 def inverse(gram: FloatArray) -> FloatArray:
     """Inverse of a Gram matrix, columns scaled to one length first."""
     scale = 1 / np.sqrt(np.maximum(np.diagonal(gram), 1e-300))
-    scaled = gram * np.outer(scale, scale)
-    result: FloatArray = np.linalg.pinv(scaled, rcond=1e-13, hermitian=True) * np.outer(scale, scale)
-    return result
+    return _inverted(gram * np.outer(scale, scale)) * np.outer(scale, scale)
 
 
 def _pruned(normal: Normal, chosen: list[int], most: int) -> list[int]:
     """Leave out, one by one, the column that matters least, while it matters little or there are too many."""
     while chosen:
-        lost = losses(normal, chosen)
+        lost, rss = losses(normal, chosen)
         least = int(lost.argmin())
-        _, rss = normal.solve(chosen)
         if len(chosen) <= most and lost[least] > max(
             normal.matters(rss), 0.02 * (rss - LIMIT**2 * normal.floor)
         ):

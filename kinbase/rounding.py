@@ -27,10 +27,17 @@ ROOM = 1 << 22
 
 def to_dtype(values: FloatArray, dtype: str) -> FloatArray:
     """Values rounded to so many significant bits, ties to even; exponents are not bounded."""
-    mantissa, exponent = np.frexp(values)
-    bits = BITS[dtype]
-    rounded: FloatArray = np.ldexp(np.rint(np.ldexp(mantissa, bits)), exponent - bits)
-    return rounded
+    spare = BITS["F64"] - BITS[dtype]
+    if spare == 0:
+        return values
+    # On the bits themselves: half a unit less one, and one more where the last kept bit is odd.
+    bits = np.array(values, np.float64).view(np.uint64)
+    odd = bits >> np.uint64(spare)
+    odd &= np.uint64(1)
+    odd += np.uint64((1 << (spare - 1)) - 1)
+    bits += odd
+    bits &= ~np.uint64((1 << spare) - 1)
+    return bits.view(np.float64)
 
 
 def spacing(values: FloatArray, dtype: str) -> FloatArray:

@@ -134,8 +134,12 @@ def deltas(con: Connection, base_id: int, model_ids: Iterable[int]) -> dict[int,
     """
     base = vector(con, base_id)
     rows = _rows(con, model_ids)
-    others = {onto for onto, *_ in rows.values() if onto is not None} - {base_id, *rows}
-    known = {**rows, **_rows(con, others)}
+    known, more = dict(rows), rows
+    while others := {onto for onto, *_ in more.values() if onto is not None} - {base_id, *known}:
+        more = _rows(con, others)
+        known |= more
+        if not more:
+            break
     found = {}
     for model_id in rows:
         delta = _delta(known, base, base_id, model_id)
@@ -152,14 +156,13 @@ def _delta(
         if base is None or numel != base.numel:
             return None
         return Delta(own - base.sums, numel, total - base.sum)
-    whole = numel if numel is not None else base.numel if base else 0
-    below = None
-    if onto != base_id and onto in known and depth < 8:
-        below = _delta(known, base, base_id, onto, depth + 1)
-    # An adapter of a model nobody here knows counts as the base's, on the word of whoever chose the base.
-    return (
-        Delta(own, whole, total) if below is None else Delta(own + below.sums, below.numel, total + below.sum)
-    )
+    if onto == base_id or onto not in known:
+        # An adapter of a model nobody here knows counts as the base's, on the word of whoever chose the base.
+        whole = numel if numel is not None else base.numel if base else 0
+        return Delta(own, whole, total)
+    below = _delta(known, base, base_id, onto, depth + 1) if depth < 8 else None
+    # One of a model that cannot be compared with the base cannot be either.
+    return None if below is None else Delta(own + below.sums, below.numel, total + below.sum)
 
 
 def _rows(con: Connection, model_ids: Iterable[int]) -> dict[int, tuple[Any, ...]]:

@@ -132,6 +132,13 @@ def test_a_bare_name_is_dangling_until_something_is_known_of_it(db):
     assert found(db, "undecidable") == set()
 
 
+def test_what_is_said_of_a_models_other_name_is_no_claim_on_itself(db):
+    tell(db, [("org/child", "child"), ("base", "child")])
+    with db.store.writing() as con:
+        records.put_alias(con, naming.named(con, "child"), Alias("org/child"))
+    assert db.sql("select child, parent from lineage").rows() == [("child", "base")]
+
+
 LICENSES = [
     ("cc-by-nc-4.0", "apache-2.0", "contradicted"),
     ("llama3.1", "mit", "contradicted"),

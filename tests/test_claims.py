@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import kinbase
-from kinbase import records
+from kinbase import claims, records
 from kinbase.checkpoint import Edge
 from kinbase.errors import KinbaseError
 
@@ -160,6 +160,16 @@ def test_all_models_need_no_files_and_named_ones_are_measured(tmp_path, family):
     said(db, "merge_ab", ["ft_a", "ft_b"], weights=(0.6, 0.4))
     assert verdict(db, "merge_ab", all_models=True)[0] == "undecidable"
     assert verdict(db, "merge_ab")[0] == "supported"
+
+
+def test_a_check_of_all_tells_how_far_it_is(db, monkeypatch):
+    """The same words, whether the models' pairs are read together or apart."""
+    said(db, "merge_ab", ["ft_a", "ft_b"], weights=(0.5, 0.5))
+    told = []
+    whole = db.check(looked=lambda done, total: told.append((done, total)))
+    assert told == [(i, 4) for i in range(1, 5)]
+    monkeypatch.setattr(claims, "AT_ONCE", 1)
+    assert db.check().equals(whole)
 
 
 def test_on_the_command_line(db, cli):

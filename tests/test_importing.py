@@ -100,6 +100,28 @@ def test_the_same_weights_elsewhere_are_the_same_model(db, family, tmp_path):
     assert db.resolved(["copy_of_a"]) == ["ft_a"]
 
 
+def test_a_copy_does_not_take_the_place_of_weights_that_are_still_there(db, family, tmp_path):
+    place = "select source from raw.model where name = 'ft_a'"
+    again = copy(family, "ft_a", tmp_path / "copy_of_a")
+    (row,) = db.import_([again], base="base").to_dicts()
+    assert rows(db, place) == [(str(family["ft_a"]),)]
+    assert row["notes"][-1].startswith(f"read from {family['ft_a']} before")
+    assert db.resolved([str(again)]) == ["ft_a"]
+    shutil.rmtree(again)
+    assert db.measure(["ft_a", "ft_b"]) == []
+    assert db.import_([family["ft_a"]], base="base")["status"].to_list() == ["unchanged"]
+
+
+def test_weights_that_moved_are_found_where_they_are_now(tmp_path, family):
+    first, second = (copy(family, "ft_a", tmp_path / place / "a") for place in ("first", "second"))
+    db = kinbase.open(tmp_path / "kin.duckdb")
+    db.import_([family["base"], first], base="base")
+    shutil.rmtree(first)
+    assert db.import_([second], base="base")["notes"].to_list() == [[]]
+    assert rows(db, "select source from raw.model where name = 'a'") == [(str(second),)]
+    assert db.import_([second], base="base")["status"].to_list() == ["unchanged"]
+
+
 def test_a_taken_name_is_refused_and_nothing_changes(db, family, tmp_path):
     before = snapshot(db)
     stranger = copy(family, "ft_c", tmp_path / "x" / "ft_a")

@@ -17,13 +17,13 @@ from safetensors.torch import load_file, save_file
 from test_kinship import checkpoint, gaussian_family, vocabulary_family
 
 import kinbase
-from kinbase import kinship, records
+from kinbase import kinship, records, sketches
 from kinbase.alignment import bare, labels
 from kinbase.checkpoint import FLOAT_DTYPES
 from kinbase.digest import LEAF, SPAN
 from kinbase.fitting import misfit
 from kinbase.kinship import Plan, run
-from kinbase.sketching import BUCKETS, CELL, Buffers, TensorSketch, compare, empty, similarity
+from kinbase.sketching import BUCKETS, CELL, SCHEME, Buffers, TensorSketch, compare, empty, similarity
 
 STORED = dict(zip(FLOAT_DTYPES, (52, 23, 10, 7, 3, 2), strict=True))  # bits of the fraction
 SMALLEST = dict(zip(FLOAT_DTYPES, (-1022, -126, -14, -126, -6, -14), strict=True))
@@ -468,3 +468,18 @@ def test_sketching_goes_with_no_other_depth(db, family):
     for options in ({"metadata_only": True}, {"kinship": False}):
         with pytest.raises(kinbase.errors.UsageError, match="--sketch"):
             db.import_([family["ft_a"]], sketch=True, **options)
+
+def test_an_adapter_of_a_model_that_cannot_be_compared_cannot_be_either(tmp_path):
+    """One of another size: what its adapter adds says nothing of the base's family."""
+    db = kinbase.open(tmp_path / "kin.duckdb")
+    flat = np.ones(BUCKETS, "<f4").tobytes()
+    with db.store.writing() as con:
+        for model_id, (name, onto, numel) in enumerate(
+            [("base", None, 100), ("larger", None, 120), ("lora", 2, 100), ("on_top", 3, 100), ("own", 1, 100)], 1
+        ):
+            con.execute("insert into raw.model (model_id, name) values (?, ?)", [model_id, name])
+            con.execute(
+                "insert into raw.sketch values (?, ?, ?, ?, 0, ?)", [model_id, SCHEME, onto, numel, flat]
+            )
+        assert sketches.deltas(con, 1, [2, 3, 4, 5]).keys() == {5}
+        assert sketches.deltas(con, 2, [3, 4]).keys() == {3, 4}

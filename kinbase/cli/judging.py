@@ -37,8 +37,12 @@ def check(
 
     if not 0 <= tolerance < math.inf:
         raise UsageError(f"--tolerance is a number of percent from 0, not {tolerance:g}")
-    with progress("measuring") as report:
-        found = db().check(models, tolerance=tolerance, device=device, report=report)
+    if models:
+        with progress("measuring") as report:
+            found = db().check(models, tolerance=tolerance, device=device, report=report)
+    else:
+        with progress("checking", unit="models") as looked:
+            found = db().check(tolerance=tolerance, looked=looked)
     write_frame(found, form, output)
 
 
