@@ -84,7 +84,7 @@ def test_runs_curve_and_offspring(path):
         assert lines(app) == {
             "best so far": [(0, 0.6), (1, 0.7)],
             "mean": [(0, 0.55), (1, 0.7)],
-            "kinship of the k best": [(0, 0.2), (1, 0.5)],
+            "kinship of the best": [(0, 0.2), (1, 0.5)],
         }
         assert rows(app) == [
             ["1", "a-b", "0.7000", "kept", "pair", "0.2000", "a + b", "scored", "two of the best"],
@@ -138,7 +138,7 @@ def test_a_run_in_another_process_is_followed_and_its_writer_waited_for(path):
         while len(lines(app)["best so far"]) < 3:
             await asyncio.sleep(0.05)
         await settled(app, pilot)
-        assert lines(app)["kinship of the k best"][-1] == (2, 0.9)
+        assert lines(app)["kinship of the best"][-1] == (2, 0.9)
         assert rows(app)[0][:2] == ["2", "third"]
         # The cursor stays on its child, and nobody is told to press r.
         assert table.cursor == 2 and app.screen.run.name == "going"
@@ -181,6 +181,14 @@ def test_no_run_and_no_database(empty):
         assert "there is no database" in app.screen.query_one(Notice).told
 
     run(empty.store.path, steps)
+
+
+def test_a_database_that_never_was_is_told(tmp_path):
+    async def steps(app, pilot):
+        await press(app, pilot, "5")
+        assert "there is no database" in app.screen.query_one(Notice).told
+
+    run(tmp_path / "none.duckdb", steps)
 
 
 def test_a_long_run_is_paged(path):

@@ -10,12 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from terminal import press, run, screen_text, settled, tap, type_in
+from textual.color import Color
 from textual.widgets import Input, OptionList, Static
 
 import kinbase
 from kinbase.schema import scripts
 from kinbase.store import Store
-from kinbase.tui import filtering, line, model_tree, models, pairs, standing
+from kinbase.tui import filtering, line, model_tree, models, pairs
 from kinbase.tui.app import KinbaseApp
 from kinbase.tui.choice import Choice
 from kinbase.tui.completion import Words, at_cursor, completions
@@ -612,6 +613,51 @@ def test_every_size_is_drawn(path, size):
     run(path, steps, size)
 
 
+def test_what_is_waited_for_comes_before_the_names_of_the_other_screens(path):
+    async def steps(app, pilot):
+        path.touch()
+        await asyncio.sleep(0.5)
+        first = screen_text(app).splitlines()[0]
+        assert "the database changed: r reads it again" in first and "1 Families" in first
+        await pilot.click("TopBar", offset=(first.index(" 3 ") + 1, 0))
+        await settled(app, pilot)
+        assert app.current_mode == "lineage"
+
+    run(path, steps, (80, 24))
+
+
+def test_words_of_a_query_read_on_both_grounds(path):
+    """At least 4.5 to 1, which WCAG 2 asks of text."""
+
+    def light(colour):
+        parts = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in colour.normalized]
+        return np.dot((0.2126, 0.7152, 0.0722), parts) + 0.05
+
+    async def steps(app, pilot):
+        await press(app, pilot, "4")
+        editor = app.screen.query_one(Editor)
+        for _ in range(2):
+            ground = light(editor.background_colors[1])
+            for name in (
+                "keyword",
+                "type",
+                "type.builtin",
+                "function",
+                "string",
+                "number",
+                "boolean",
+                "comment",
+                "variable",
+            ):
+                style = editor._theme.syntax_styles.get(name)
+                if style is not None:
+                    ink = light(Color.from_rich_color(style.color))
+                    assert max(ink, ground) / min(ink, ground) > 4.5, (editor.theme, name)
+            await press(app, pilot, "ctrl+t")
+
+    run(path, steps)
+
+
 def test_no_colour(path, monkeypatch):
     monkeypatch.setenv("NO_COLOR", "1")
 
@@ -625,6 +671,11 @@ def test_no_colour(path, monkeypatch):
         assert f"{100 * pcc:.0f}" in screen_text(app)
         await press(app, pilot, "z")
         assert any(shade in screen_text(app) for shade in "░▒▓█")
+        # The shades are drawn alike, so that the nearest have most ink; ink that suits each ground turns that round.
+        drawn = [
+            s for strip in app.screen._compositor.render_strips() for s in strip if set(s.text) & set("░▒▓█")
+        ]
+        assert len({(s.style.color, s.style.bgcolor) for s in drawn if not s.style.bold}) == 1
         assert heatmap.table.models
         colours = {
             (segment.style.color, segment.style.bgcolor)
@@ -719,6 +770,7 @@ def test_empty_database(tmp_path):
         for key, told in (("2", "No kinship to show here."), ("3", "The database is empty.")):
             await press(app, pilot, key)
             assert app.screen.query_one(Notice).told == told
+            assert "reading" not in screen_text(app)
         await press(app, pilot, "4", "ctrl+j")
         assert "0 rows" in outcome(app)
 
@@ -853,29 +905,45 @@ def test_only_the_tui_imports_textual():
     assert scripts("views")
 
 
-def test_a_filter_finds_the_same_when_it_is_known_where_all_models_stand(path):
+def test_lists_are_the_same_when_it_is_known_where_all_models_stand(path):
     with Store(path).writing() as con:
-        con.execute("insert into raw.model (name, base_id) select 'many-' || i, 1 from range(900) t(i)")
+        con.execute(
+            "insert into raw.model (name, base_id, parameters) select 'many-' || i, 1, i % 5 from range(900) t(i)"
+        )
         con.execute(
             "insert into raw.claim (child_id, parent_id, relation, evidence) "
-            "select model_id, 6 + (model_id * 7919) % 37, 'finetune', 'card' from raw.model where model_id > 50"
+            "select model_id, 6 + (model_id * 7919) % 37, 'finetune', unnest(['card', 'config']) "
+            "from raw.model where model_id > 50"
+        )
+        con.execute(
+            "insert into raw.score (model_id, benchmark, metric, value) "
+            "select model_id, 'mmlu', 'acc', model_id % 7 from raw.model where model_id % 3 = 0"
         )
     with Store(path).reading() as con:
-        known = standing.standing(con)
-        for typed in ("many", "many-1", "a", "license:mit", "gen=2", "gen>0", "nobody"):
-            wanted = filtering.parse(typed)
-            for sort in ("largest", "name"):
-                for offset in (0, 200, 400):
-                    expected = models.matching(con, wanted, sort, offset)
-                    assert models.matching(con, wanted, sort, offset, known) == expected, (
-                        typed,
-                        sort,
-                        offset,
-                    )
-            assert models.count_matching(con, wanted, known) == models.count_matching(con, wanted)
-    assert known.beneath[1] == 4 + 900  # measured against the base
-    ids = np.arange(len(known.beneath))
-    assert known.candidates(ids, 1).tolist() == [1]
+        for sort in models.SORTS:
+            known = models.learn(con, sort, None)
+            for offset in (0, 200, 400):
+                for typed in ("many", "many-1", "a", "license:mit", "gen=2", "gen>0", "nobody"):
+                    wanted = filtering.parse(typed)
+                    page = models.matching(con, wanted, sort, offset, known)
+                    assert page.entries == models.matching(con, wanted, sort, offset).entries, (typed, sort)
+                    assert page.number == models.count_matching(con, wanted)
+                for parent in (1, 7, 900):
+                    page = models.children(con, parent, sort, offset, known)
+                    assert page.entries == models.children(con, parent, sort, offset).entries, (parent, sort)
+                assert (
+                    models.roots(con, sort, offset, known).entries == models.roots(con, sort, offset).entries
+                )
+        assert known.beneath[1] == 4 + 900  # measured against the base
+        (first, *_) = models.children(con, 1, "largest").entries
+        # Two claims name each child, which counts once.
+        assert first.beneath == len(models.children(con, first.id, "name").entries) > 20
+
+
+def test_an_order_that_is_known_of_one_state_is_added_to(path):
+    with Store(path).reading() as con:
+        known = models.learn(con, "name", None)
+        assert models.learn(con, "largest", known) is known and set(known.places) == {"name", "largest"}
 
 
 def test_where_all_models_stand_is_forgotten_when_the_file_changes(path, monkeypatch):

@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -18,6 +19,7 @@ from textual.screen import Screen
 from kinbase.errors import KinbaseError
 from kinbase.store import Connection
 
+from . import models
 from .asking import Question
 from .evolution import EvolutionScreen
 from .families import FamiliesScreen
@@ -26,9 +28,9 @@ from .heatmap_screen import KinshipScreen
 from .lineage import LineageScreen
 from .model_list import OpenModel
 from .models import Model
-from .showing import content
+from .showing import content, title
 from .sql import SqlScreen
-from .standing import Standing, standing
+from .standing import Standing
 from .themes import DARK, LIGHT
 from .top_bar import TopBar
 
@@ -51,9 +53,7 @@ class KinbaseApp(App[None]):
     COMMANDS = App.COMMANDS | {ModelCommands}
     BINDINGS: ClassVar[list[BindingType]] = [
         *(
-            Binding(
-                f"{number},f{number + 1}", f"show('{mode}')", mode.capitalize(), show=False, priority=False
-            )
+            Binding(f"{number},f{number + 1}", f"show('{mode}')", title(mode), show=False, priority=False)
             for number, mode in enumerate(MODES, 1)
         ),
         Binding(
@@ -93,12 +93,12 @@ class KinbaseApp(App[None]):
 
     # Asking.
 
-    async def ask(self, work: Callable[[Connection], Answer]) -> Answer:
+    async def ask(self, work: Callable[[Connection], Answer], quiet: bool = False) -> Answer:
         """What `work` returns, from a thread of its own; cancelled with the task that awaits it.
 
         Raises KinbaseError. Whoever asks shows the message where the answer would have been.
         """
-        question = Question(self.path, work)
+        question = Question(self.path, work, quiet)
         self._questions.add(question)
         answer = await question.answer(self._threads)
         self._questions.discard(question)
@@ -109,12 +109,15 @@ class KinbaseApp(App[None]):
         """Where all models stand, if that is known of the file as it is now."""
         return self._standing[1] if self._standing and self._standing[0] == self.stamped() else None
 
-    async def learn_standing(self) -> None:
-        """Read where all models stand, so that filters need not."""
-        if self.standing is None:
-            stamp = self.stamped()
+    async def learn_standing(self, sort: str) -> None:
+        """Read where all models stand and their order by `sort`, so that lists of them need not."""
+        known, stamp = self.standing, self.stamped()
+        if known is None or sort not in known.places:
             with contextlib.suppress(KinbaseError):  # whoever asks next tells it
-                self._standing = (stamp, await self.ask(standing))
+                self._standing = (
+                    stamp,
+                    await self.ask(partial(models.learn, sort=sort, known=known), quiet=True),
+                )
 
     def _tick(self) -> None:
         """Tell of long questions, drop finished ones, stop again what was cancelled as it began."""
@@ -124,6 +127,8 @@ class KinbaseApp(App[None]):
                 self._questions.discard(question)
             elif question.cancelled:
                 question.cancel()
+            elif question.quiet:
+                continue
             elif question.waiting:
                 slow = f"waiting for another process to finish writing ({question.seconds:.0f} s)"
             elif question.seconds > 0.4 and not slow:

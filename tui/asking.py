@@ -29,9 +29,11 @@ class Cancelled(KinbaseError):
 class Question(Generic[Answer]):
     """`work` over one guarded read-only connection to the file at `path`."""
 
-    def __init__(self, path: Path, work: Callable[[Connection], Answer]) -> None:
+    def __init__(self, path: Path, work: Callable[[Connection], Answer], quiet: bool = False) -> None:
         self.store = Store(path, wait=TURN)
         self.work = work
+        self.quiet = quiet
+        """Whether nobody waits for the answer, so that its taking long is not told."""
         self.since = time.monotonic()
         self.waiting = False
         """Whether a lock of another process stands in the way."""

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
+from rich.style import Style
 from textual import on
 from textual.binding import Binding, BindingType
 from textual.content import Content
@@ -14,6 +15,14 @@ from textual.widgets.option_list import Option
 from textual.widgets.text_area import TextAreaTheme
 
 from .completion import Words, at_cursor, completions
+
+# Textual's own of these are light grey and light green, which nobody reads on a light ground.
+DARKER = {
+    **dict.fromkeys(("type", "type.class", "heading.marker", "list.marker"), Style(color="#7a4d00")),
+    **dict.fromkeys(("type.builtin", "boolean", "constant.builtin"), Style(color="#2f6b52")),
+    **dict.fromkeys(("keyword", "number", "float"), Style(color="#b3261e")),
+    "variable": Style(color="#963800"),
+}
 
 
 class Completions(OptionList):
@@ -89,9 +98,10 @@ SQL over the views `models`, `lineage`, `kinship`, `scores`, ... It only reads, 
         """The colours of the words, on the ground of the application's theme."""
         ours, builtin = ("dark", "vscode_dark") if self.app.current_theme.dark else ("light", "github_light")
         words = TextAreaTheme.get_builtin_theme(builtin)
-        self.register_theme(
-            TextAreaTheme(f"kinbase-{ours}", syntax_styles=words.syntax_styles if words else {})
-        )
+        styles = dict(words.syntax_styles) if words else {}
+        if ours == "light":
+            styles |= DARKER
+        self.register_theme(TextAreaTheme(f"kinbase-{ours}", syntax_styles=styles))
         self.theme = f"kinbase-{ours}"
 
     @property

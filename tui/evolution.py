@@ -52,6 +52,7 @@ class Offspring(PagedTable):
 Every child of the run: its role (a pair of the best, or explored), parents and their kinship, its score, whether it was
 kept, and why it was made. **Enter** opens it in Families.
 """
+    MISSING: ClassVar[str] = "-"
 
 
 class EvolutionScreen(Screen[None]):
@@ -71,6 +72,7 @@ class EvolutionScreen(Screen[None]):
         self.models: dict[int, Model | None] = {}
         """What the children became, by row of the table."""
         self._stamp: tuple[int, int] | None = None
+        self._asked = False
         self._shown: str | None = None
 
     @property
@@ -99,11 +101,11 @@ class EvolutionScreen(Screen[None]):
     def _follow(self) -> None:
         """Read again when the file is not as it was read."""
         now = self._app.stamped()
-        if self.is_current and now != self._stamp:
+        if self.is_current and (now != self._stamp or not self._asked):
             self.action_reload()
 
     def action_reload(self) -> None:
-        self._stamp = self._app.stamped()
+        self._stamp, self._asked = self._app.stamped(), True
         self._read()
 
     @property
@@ -182,7 +184,7 @@ class EvolutionScreen(Screen[None]):
             ),
         ]
         kinship = Line(
-            "kinship of the k best",
+            "kinship of the best",
             "◆",
             "$accent",
             [(g.number, g.kinship) for g in generations if g.kinship is not None],

@@ -16,7 +16,7 @@ from textual.widgets.option_list import Option
 from kinbase.errors import KinbaseError
 
 from .models import Model, search
-from .showing import content
+from .showing import content, title
 
 if TYPE_CHECKING:
     from .app import KinbaseApp
@@ -95,15 +95,19 @@ class ModelCommands(Provider):
     async def discover(self) -> Hits:
         for mode in self._app.MODES:
             yield DiscoveryHit(
-                f"Show {mode}", partial(self._app.action_show, mode), help=f"Go to the screen {mode}"
+                f"Show {title(mode)}",
+                partial(self._app.action_show, mode),
+                help=f"Go to the screen {title(mode)}",
             )
         yield DiscoveryHit("Find a model", self._app.action_find, help="By a part of its name")
 
     async def search(self, query: str) -> Hits:
         matcher = self.matcher(query)
         for mode in self._app.MODES:
-            if (score := matcher.match(f"Show {mode}")) > 0:
-                yield Hit(score, matcher.highlight(f"Show {mode}"), partial(self._app.action_show, mode))
+            if (score := matcher.match(f"Show {title(mode)}")) > 0:
+                yield Hit(
+                    score, matcher.highlight(f"Show {title(mode)}"), partial(self._app.action_show, mode)
+                )
         if len(query.strip()) < 2:
             return
         try:

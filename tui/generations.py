@@ -6,6 +6,7 @@ a person types. The base a merge was measured from is no parent of it, as in the
 
 import operator
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -22,26 +23,52 @@ NONE = 2**30
 """Of a model that no line leads to: one in a circle of claims."""
 
 
-def generations(con: Connection) -> np.ndarray:
-    """Fewest steps from a model without parents, by model_id."""
+@dataclass(frozen=True)
+class Edges:
+    """Who was made from whom, by model_id, int32: `child[i]` from `parent[i]`, as often as that is claimed.
+
+    `told` marks what a claim says. `models` are all of them and `bases` what each is measured against, 0 for nothing.
+    """
+
+    models: np.ndarray
+    bases: np.ndarray
+    child: np.ndarray
+    parent: np.ndarray
+    told: np.ndarray
+
+    @property
+    def size(self) -> int:
+        """Of an array by model_id."""
+        return 1 + max(
+            (int(part.max()) for part in (self.models, self.child, self.parent) if part.size), default=0
+        )
+
+
+def edges(con: Connection) -> Edges:
+    """Every claim that tells a parent; of a model with none such what it is measured against, or is said to be."""
     models = con.execute("select model_id, coalesce(base_id, 0) as base from raw.model").fetchnumpy()
     claims = con.execute("select child_id, parent_id, relation <> 'base' as told from raw.claim").fetchnumpy()
-    size = (
-        int(max((part.max() for part in (models["model_id"], claims["child_id"]) if part.size), default=0))
-        + 1
+    ids, bases = models["model_id"], models["base"]
+    child, parent, told = claims["child_id"], claims["parent_id"], claims["told"]
+    tells = np.zeros(1 + max((int(part.max()) for part in (ids, child) if part.size), default=0), dtype=bool)
+    tells[child[told]] = True
+    real = told | ~tells[child]
+    measured = (bases != 0) & ~tells[ids]
+    return Edges(
+        ids,
+        bases,
+        np.concatenate([child[real], ids[measured]]),
+        np.concatenate([parent[real], bases[measured]]),
+        np.concatenate([told[real], np.zeros(np.count_nonzero(measured), dtype=bool)]),
     )
-    told = np.zeros(size, dtype=bool)
-    told[claims["child_id"][claims["told"]]] = True
-    claimed = np.zeros(size, dtype=bool)
-    claimed[claims["child_id"]] = True
-    # Claims that tell a parent; of models with none such, their base.
-    real = claims["told"] | ~told[claims["child_id"]]
-    measured = (models["base"] != 0) & ~claimed[models["model_id"]]
-    child = np.concatenate([claims["child_id"][real], models["model_id"][measured]])
-    parent = np.concatenate([claims["parent_id"][real], models["base"][measured]])
-    steps = np.full(size, NONE, dtype=np.int32)
-    roots = models["model_id"]
-    steps[roots[(models["base"] == 0) & ~claimed[roots]]] = 0
+
+
+def generations(found: Edges) -> np.ndarray:
+    """Fewest steps from a model without parents, by model_id."""
+    child, parent = found.child, found.parent
+    steps = np.full(found.size, NONE, dtype=np.int32)
+    steps[found.models] = 0
+    steps[child] = NONE
     generation = 0
     while child.size:
         reached = child[steps[parent] == generation]
@@ -58,7 +85,7 @@ def bits(op: str, number: float) -> Callable[[Connection, np.ndarray | None], st
     """What the condition `get_bit(?::bit, model_id) = 1` takes for models of such a generation; of known steps none are read."""
 
     def asked(con: Connection, known: np.ndarray | None) -> str:
-        steps = generations(con) if known is None else known
+        steps = generations(edges(con)) if known is None else known
         wanted = OPERATORS[op](steps, number) & (steps < NONE)
         return (wanted.astype(np.uint8) + ord("0")).tobytes().decode()
 

@@ -148,7 +148,10 @@ For ed, the distance, cells show hundredths of the largest, and near is light.
             back = colour(strength, self.app.current_theme.dark)
             style = Style(color=ink(back).rich_color, bgcolor=back.rich_color)
             shown = f"{round(100 * part)}"  # not -0
-            text = shown if self.wide else shade(strength) * 2 if self.app.no_color else ""
+            text = shown if self.wide else ""
+            if self.app.no_color and not self.wide:
+                # The ink that reads on a light cell would make the strongest the darkest.
+                text, style = shade(strength) * 2, ground
         if not self.wide:
             return Segment(("▐▌" if here else text.ljust(2)[:2]), style + Style(bold=here))
         return Segment(

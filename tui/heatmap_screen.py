@@ -82,20 +82,23 @@ class KinshipScreen(Screen[None]):
         block = self.query_one("#block", Choice).value
         layer = self.query_one("#layer", Choice).value
         current = self._app.current
-        self.query_one("#pair", Static).update(Content.styled("reading…", "$foreground 65%"))
+        told = self.query_one("#pair", Static)
+        told.update(Content.styled("reading…", "$foreground 65%"))
         try:
             table = await self._app.ask(
                 partial(_table, self.models, current, block, int(layer) if layer != "all" else None)
             )
         except KinbaseError as error:
+            told.update("")
             notice.tell(str(error), "r tries again.", heatmap)
             return
         self.models = table.models
+        told.update("")  # the heatmap tells of the pair under its cursor
         if not table.models:
             notice.tell(
                 "No kinship to show here.",
                 "Mark models in Families with space, or add them here with a. "
-                "Kinship is measured by\n`kinbase import --base` and `kinbase kin`.",
+                "Kinship is measured by `kinbase import --base` and `kinbase kin`.",
                 heatmap,
             )
         elif len(table.models) == 1:

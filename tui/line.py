@@ -45,8 +45,9 @@ select distinct child_id from raw.claim where parent_id in (select unnest($1)) a
 """
 
 MEASURED_AGAINST = """
-select model_id from raw.model m where base_id in (select unnest($1))
-    and not exists (select 1 from raw.claim c where c.child_id = m.model_id) order by model_id limit $2
+with measured as materialized (select model_id from raw.model where base_id in (select unnest($1)))
+select model_id from measured where model_id not in (select child_id from raw.claim where child_id in (from measured))
+order by model_id limit $2
 """
 
 

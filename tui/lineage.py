@@ -164,7 +164,7 @@ class LineageScreen(Screen[None]):
             mark, number = "", f"{generation:+d}" if generation else "0"
         claims = [c for c in line.claims.get(id_, []) if c.relation != "base"]
         how = " ".join(
-            dict.fromkeys(plain(word, 14) for c in claims for word in (c.relation, c.method) if word)
+            dict.fromkeys(plain(word, 16) for c in claims for word in (c.relation, c.method) if word)
         )
         parents = line.parents(id_)
         if len(parents) > 1:
@@ -269,7 +269,7 @@ class LineageScreen(Screen[None]):
 
 def _line(focus: int | None, other: Model | None, depth: int, con: Connection) -> Line | None:
     if focus is None:
-        first = roots(con, "largest")[:1]
+        first = roots(con, "largest").entries[:1]
         if not first:
             return None
         focus = first[0].id

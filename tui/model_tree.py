@@ -9,7 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING, ClassVar, cast
 
 from rich.style import Style
-from rich.text import Text
+from rich.text import Text, TextType
 from textual import work
 from textual.binding import Binding, BindingType
 from textual.message import Message
@@ -81,6 +81,8 @@ The models: foundation models first, then what was made from each. A merge stand
         self.wanted: Filter | None = None
         self.settled = False
         """Whether the first level shows what was last asked for."""
+        self._many = False
+        """Whether it pays to know where all models stand."""
         self._rest: Timer | None = None
         self._open: set[int] = set()
         self.border_title = "Families"
@@ -121,28 +123,28 @@ The models: foundation models first, then what was made from each. A merge stand
         self.sort = sort
         self.reload()
 
-    def _page(self, parent: Entry | None, offset: int, con: Connection) -> list[Entry]:
+    def _page(self, parent: Entry | None, offset: int, con: Connection) -> models.Page:
+        known = self._app.standing
         if parent is not None:
-            return models.children(con, parent.id, self.sort, offset)
+            return models.children(con, parent.id, self.sort, offset, known)
         if self.wanted is not None:
-            return models.matching(con, self.wanted, self.sort, offset, self._app.standing)
-        return models.roots(con, self.sort, offset)
+            return models.matching(con, self.wanted, self.sort, offset, known)
+        return models.roots(con, self.sort, offset, known)
 
-    def _count(self, con: Connection) -> tuple[int, int]:
-        if self.wanted is not None:
-            return models.count_matching(con, self.wanted, self._app.standing), 0
-        return models.count_roots(con)
+    def _count(self, con: Connection) -> int:
+        return models.count_all(con) if self.wanted is None else models.count_matching(con, self.wanted)
 
     @work(exclusive=True, group="tree")
     async def _fill_root(self, at: int | None) -> None:
         self.border_subtitle = "reading…"
         try:
-            entries = await self._app.ask(partial(self._page, None, 0))
+            page = await self._app.ask(partial(self._page, None, 0))
         except KinbaseError as error:
             self.clear()
             self.border_subtitle = ""
             self.post_message(self.Filled(0, str(error)))
             return
+        entries = page.entries
         self.clear()
         self._add(self.root, entries, 0)
         self.root.expand()
@@ -155,23 +157,24 @@ The models: foundation models first, then what was made from each. A merge stand
         self.settled = True
         self.post_message(self.Filled(len(entries)))
         self.border_subtitle = self.sort
-        try:
-            async with self._app.turn:
-                number, total = await self._app.ask(self._count)
-        except KinbaseError:
-            return  # whoever asks next tells it
-        self.border_subtitle = (
-            f"{number:,} found · {self.sort}"
-            if self.wanted is not None
-            else f"{plural(total, 'model')} · {self.sort}"
-        )
-        if self.wanted is None and total > MANY:
+        number = page.number if self.wanted is not None else None
+        if number is None:
+            try:
+                async with self._app.turn:
+                    number = await self._app.ask(self._count)
+            except KinbaseError:
+                return  # whoever asks next tells it
+        told = plural(number, "model") if self.wanted is None else f"{number:,} found"
+        self.border_subtitle = f"{told} · {self.sort}"
+        if self.wanted is None:
+            self._many = number > MANY
+        if self._many:
             self._learn()
 
     @work(exclusive=True, group="standing")
     async def _learn(self) -> None:
         """In the background, and not of those that take turns: nobody waits for it."""
-        await self._app.learn_standing()
+        await self._app.learn_standing(self.sort)
 
     @work(group="branch")
     async def _fill(self, node: TreeNode[Line], offset: int) -> None:
@@ -180,7 +183,7 @@ The models: foundation models first, then what was made from each. A merge stand
             return
         try:
             async with self._app.turn:
-                entries = await self._app.ask(partial(self._page, parent, offset))
+                page = await self._app.ask(partial(self._page, parent, offset))
         except KinbaseError as error:
             self._app.complain(error)
             node.collapse()
@@ -190,14 +193,13 @@ The models: foundation models first, then what was made from each. A merge stand
             return  # asked for twice, and here already
         if more is not None and isinstance(more.data, More):
             more.remove()
-        self._add(node, entries, offset)
+        self._add(node, page.entries, offset)
         if offset and more is not None and len(node.children) > offset:
             self.move_cursor(node.children[offset])
 
     def _add(self, node: TreeNode[Line], entries: list[Entry], offset: int) -> None:
         for entry in entries:
-            child = node.add(Text(), entry, allow_expand=entry.beneath > 0)
-            child.set_label(self._label(entry))
+            child = node.add(self._label(entry), entry, allow_expand=entry.beneath > 0)
             if entry.id in self._open:
                 self._open.discard(entry.id)
                 child.expand()
@@ -237,20 +239,33 @@ The models: foundation models first, then what was made from each. A merge stand
             found += self._beneath(child)
         return found
 
+    def process_label(self, label: TextType) -> Text:
+        return label if isinstance(label, Text) else Text(label)
+
+    def get_label_width(self, node: TreeNode[Line]) -> int:
+        """As wide as the tree, whatever it says: of hundreds of lines only those in sight are drawn."""
+        return self._room(node)
+
+    def _room(self, node: TreeNode[Line]) -> int:
+        depth, above = 0, node.parent
+        while above is not None and above is not self.root:
+            depth, above = depth + 1, above.parent
+        return max(self.scrollable_content_region.width - depth * self.guide_depth, 20)
+
     def render_label(self, node: TreeNode[Line], base_style: Style, style: Style) -> Text:
         arrow = ("▾ " if node.is_expanded else "▸ ") if node.allow_expand else "  "
         label = node.label.copy() if isinstance(node.label, Text) else Text(str(node.label))
         label.stylize_before(style)
         shown = Text.assemble((arrow, base_style), label)
         if isinstance(node.data, Entry):
-            depth, above = 0, node.parent
-            while above is not None and above is not self.root:
-                depth, above = depth + 1, above.parent
-            room = max(self.scrollable_content_region.width - depth * self.guide_depth, 20)
+            room = self._room(node)
             parts = self._about(node.data)
+            # What does not fit goes before the name does; the number beneath stays.
             while len(parts) > 1 and shown.cell_len + 1 + len(" ".join(filter(None, parts))) > room:
                 parts.pop(0)
             about = " ".join(filter(None, parts))
+            if not about.strip() and shown.cell_len + 1 + len(about) > room:
+                about = ""
             shown.truncate(room - len(about) - 1, overflow="ellipsis")
             shown.append(" " * max(room - shown.cell_len - len(about), 1), style)
             shown.append(about, Style.combine([style, Style(dim=True, bold=False)]))

@@ -46,6 +46,8 @@ The result. **Arrows**, **PgUp**/**PgDn**, **Home**/**End** move through it; fur
         Binding("left", "sideways(-8)", "Left", show=False),
         Binding("right", "sideways(8)", "Right", show=False),
     ]
+    MISSING: ClassVar[str] = "NULL"
+    """What stands for no value."""
     COMPONENT_CLASSES: ClassVar[set[str]] = {"table--head", "table--cursor", "table--null", "table--missing"}
 
     @dataclass
@@ -85,7 +87,10 @@ The result. **Arrows**, **PgUp**/**PgDn**, **Home**/**End** move through it; fur
         ]
         shown = self._text(rows)
         self._widths = [
-            min(WIDEST, max(len(name), *(len(row[i] or "NULL") for row in shown), 1) if shown else len(name))
+            min(
+                WIDEST,
+                max(len(name), *(len(row[i] or self.MISSING) for row in shown), 1) if shown else len(name),
+            )
             for i, name in enumerate(self.columns)
         ]
         self.windows[0] = shown
@@ -103,7 +108,7 @@ The result. **Arrows**, **PgUp**/**PgDn**, **Home**/**End** move through it; fur
         shown = self._text(rows)
         for row in shown:
             for i, text in enumerate(row):
-                self._widths[i] = max(self._widths[i], min(len(text or "NULL"), WIDEST))
+                self._widths[i] = max(self._widths[i], min(len(text or self.MISSING), WIDEST))
         self.windows[offset] = shown
         far = sorted(self.windows, key=lambda at: abs(at - self.cursor))
         self.windows = {at: self.windows[at] for at in far[:KEPT]}
@@ -151,7 +156,7 @@ The result. **Arrows**, **PgUp**/**PgDn**, **Home**/**End** move through it; fur
             for i, text in enumerate(row):
                 segments.append(
                     Segment(
-                        self._fit("NULL" if text is None else text, i),
+                        self._fit(self.MISSING if text is None else text, i),
                         ground + (null if text is None else Style()) + over,
                     )
                 )

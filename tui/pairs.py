@@ -120,8 +120,12 @@ def suggested(con: Connection, model: int | None) -> list[Model]:
     ).fetchall()
     if not rows:
         rows = con.execute(
-            "select model_id, name from raw.model where model_id in "
-            "(select a_id from raw.estimate union select b_id from raw.estimate) order by model_id limit ?",
+            """
+            with best as (
+                select a_id as id from raw.estimated group by a_id order by count(distinct b_id) desc, a_id limit ?
+            )
+            select model_id, name from raw.model where model_id in (from best) order by model_id
+            """,
             [FEW],
         ).fetchall()
     return [Model(*row) for row in rows]

@@ -14,12 +14,13 @@ from .models import Model
 KIN = 12
 """Nearest kin shown."""
 
+# Its base's name beside it, not by a join: to find no base that would read all models.
 FACTS = """
-select m.model_id, m.name, m.digest, b.model_id, b.name, m.architecture, m.parameters, m.dtype, m.bytes, m.license, m.source,
-    m.revision, m.relation, m.created_at, m.imported_at
-from raw.model m left join raw.model b on b.model_id = m.base_id
-where m.model_id = ?
+select model_id, name, digest, architecture, parameters, dtype, bytes, license, source, revision, relation, created_at,
+    imported_at
+from raw.model where model_id = $1
 """
+BASE = "select model_id, name from raw.model where model_id = (select base_id from raw.model where model_id = $1)"
 
 PARENTS = """
 select p.model_id, p.name, c.relation, c.method, c.weight, c.evidence, c.source
@@ -43,13 +44,13 @@ order by pcc desc nulls last, name limit $2
 
 # Gain: how much better than its parents are on average; the base a merge was measured from is no parent.
 SCORES = """
-with parent as (
-    select distinct parent_id from raw.claim where child_id = $1 and relation <> 'base'
+with concerned as materialized (
+    select $1::integer as id union select parent_id from raw.claim where child_id = $1 and relation <> 'base'
 ),
 latest as (
     select model_id, benchmark, metric, n_shot, arg_max(value, coalesce(evaluated_at, imported_at)) as value,
         arg_max(stderr, coalesce(evaluated_at, imported_at)) as stderr
-    from raw.score where model_id = $1 or model_id in (from parent)
+    from raw.score where model_id in (from concerned)
     group by all
 )
 select own.benchmark, own.metric, own.n_shot, own.value, own.stderr,
@@ -140,12 +141,13 @@ def portrait(con: Connection, model: int) -> Portrait:
     rows = con.execute(FACTS, [model]).fetchall()
     if not rows:
         raise KinbaseError("this model is no longer in the database: press r to read it again")
-    (id_, name, digest, base_id, base, *facts) = rows[0]
-    found = Portrait(Model(id_, name), digest, Model(base_id, base) if base_id is not None else None, *facts)
+    (id_, name, digest, *facts) = rows[0]
+    base = [Model(*row) for row in con.execute(BASE, [model]).fetchall()]
+    found = Portrait(Model(id_, name), digest, base[0] if base else None, *facts)
     found.aliases = [
         row[0]
         for row in con.execute(
-            "select alias from raw.alias where model_id = ? order by alias limit 20", [model]
+            "select alias from raw.alias where model_id = ? order by alias limit 4", [model]
         ).fetchall()
     ]
     found.parents = [Claim(Model(*row[:2]), *row[2:]) for row in con.execute(PARENTS, [model]).fetchall()]

@@ -122,11 +122,11 @@ def _facts(found: Portrait, width: int) -> Content:
         ("family", plural(found.members, "model") if found.members else None),
         (
             "also called",
-            ", ".join(plain(alias, 40) for alias in found.aliases[:4]) if found.aliases else None,
+            ", ".join(plain(alias, 40) for alias in found.aliases if alias != found.source) or None,
         ),
         ("source", found.source),
         ("revision", found.revision),
-        ("digest", found.digest if found.digest else "no weights here: known by name or metadata only"),
+        ("digest", found.digest or "none: weights not read"),
         ("created", f"{found.created_at:%Y-%m-%d}" if found.created_at else None),
         ("imported", f"{found.imported_at:%Y-%m-%d %H:%M} UTC"),
     ]
@@ -142,7 +142,7 @@ def _facts(found: Portrait, width: int) -> Content:
 
 def _claim(claim: Claim, kin: dict[int, Kin], width: int) -> Content:
     """A parent, how it came in, and whose word that is: the weights' own is `measured`."""
-    how = " ".join(plain(word, 14) for word in (claim.relation, claim.method) if word)
+    how = " ".join(plain(word, 16) for word in (claim.relation, claim.method) if word)
     weight = f" {claim.weight:g}" if claim.weight is not None else ""
     word = "measured" if claim.evidence == "weights" else f"claimed: {plain(claim.evidence, 10)}"
     known = kin.get(claim.parent.id)
@@ -164,7 +164,9 @@ def _kin(kin: Kin, width: int) -> Content:
 
 def _scores(scores: list[Score], width: int) -> Content:
     room = max(min(width - 24, 34), 12)
-    lines = [Content.styled(f"{'':<{room}}{'value':>9}{'gain':>10}", "$foreground 65%")] if scores else []
+    compared = any(score.parents for score in scores)
+    head = f"{'':<{room}}{'value':>9}{'gain' if compared else '':>10}"
+    lines = [Content.styled(head, "$foreground 65%")] if scores else []
     for score in scores:
         shot = f" {score.n_shot}-shot" if score.n_shot is not None else ""
         name = plain(f"{score.benchmark} {score.metric}{shot}", room)
@@ -172,6 +174,6 @@ def _scores(scores: list[Score], width: int) -> Content:
         lines.append(
             Content.assemble(f"{name:<{room}}{figure(score.value):>9}", (f"{gain(score.gain):>10}", better))
         )
-    if any(score.parents for score in scores):
+    if compared:
         lines.append(Content.styled("gain: over the mean of its parents", "$foreground 50%"))
     return Content("\n").join(lines)

@@ -44,3 +44,8 @@ def gain(value: float | None) -> str:
 def plural(number: int, noun: str) -> str:
     """`1 model`, `2,000 models`."""
     return f"{number:,} {noun if number == 1 else noun + 's'}"
+
+
+def title(mode: str) -> str:
+    """What a screen is called: `Families`, `SQL`."""
+    return mode.upper() if mode == "sql" else mode.capitalize()

@@ -10,10 +10,12 @@ from textual.message import Message
 from textual.reactive import reactive
 from textual.widget import Widget
 
-from .showing import content
+from .showing import content, title
 
 if TYPE_CHECKING:
     from .app import KinbaseApp
+
+NAME = " kinbase "
 
 
 class TopBar(Widget):
@@ -39,20 +41,20 @@ class TopBar(Widget):
         self.status = self._app.status
 
     def _tabs(self) -> list[tuple[str, str]]:
-        narrow = self.size.width < 68
+        every = sum(len(title(mode)) + 4 for mode in self._app.MODES) + len(NAME)
+        # What the database is doing matters more than the names of the other screens.
+        narrow = self.size.width < every + max(len(self.status), 4) + 1
         return [
             (
                 mode,
-                f" {number} "
-                if narrow and mode != self.mode
-                else f" {number} {mode.upper() if mode == 'sql' else mode.capitalize()} ",
+                f" {number} " if narrow and mode != self.mode else f" {number} {title(mode)} ",
             )
             for number, mode in enumerate(self._app.MODES, 1)
         ]
 
     def render(self) -> RenderResult:
         tabs = Content.assemble(
-            (" kinbase ", "bold $accent"),
+            (NAME, "bold $accent"),
             *(
                 (label, "bold reverse $primary" if mode == self.mode else "$foreground 80%")
                 for mode, label in self._tabs()
@@ -69,7 +71,7 @@ class TopBar(Widget):
         return Content.assemble(tabs, " " * (room - right.cell_length + 1), right)
 
     def on_click(self, event: Click) -> None:
-        x = len(" kinbase ")
+        x = len(NAME)
         for mode, label in self._tabs():
             if x <= event.x < x + len(label):
                 self.post_message(self.Chosen(mode))
