@@ -1,44 +1,56 @@
-"""What the runner itself costs: a generation's time less merging and evaluating, on examples/evolution.
+"""What the runner itself costs: a generation's time during which nothing is merged or evaluated, on examples/evolution.
 
-    python benchmarks/evolution.py [--exercises N] [--steps N]
+    python benchmarks/evolution.py [--exercises N] [--steps N] [--generations N]
 
 The family is trained for a few steps only (how good it is changes nothing here), then evolved with both strategies and the
-example's own evaluator. `own` is everything else: planning, importing the children and measuring their kinship with
-the whole family, the transactions. Then comes its share; the first generation also pays the imports. `cpu_s` is the CPU
-seconds of the runner's process, which a busy machine does not stretch: `own` and the merging (`evaluating` is in
-another process).
+example's own evaluator, which notes when each evaluation began and ended. `own` is the rest of a generation's time, from the
+end of the one before: planning, importing the children and measuring their kinship with the whole family, and the
+transactions, as far as no evaluation runs beside them. `cpu_s` and `cpu_percent` say the same in CPU seconds, of the
+runner's process and the evaluator's, which a busy machine stretches less; `all_cpu_s` is the runner's process with what
+runs beside evaluations, and with the merging.
 """
 
 import argparse
 import shutil
 import sys
 import tempfile
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
+from typing import Any, Self
 
+import numpy as np
 import polars as pl
 import torch
 
 import kinbase
+from kinbase import merging
 from kinbase.demo import CONFIG
 from kinbase.demo_model import TASKS, Transformer, load, save, train
 
 EXAMPLE = Path(__file__).parent.parent / "examples" / "evolution"
 
-SHARES = """
-with spent as (
-    select run, generation, count(*) as children, sum(merge_s) as merging, coalesce(sum(evaluate_s), 0) as evaluating
-    from offspring where folder is not null group by run, generation
-),
-lasted as (
-    select run, generation, epoch(ended_at - lag(ended_at) over (partition by run order by generation)) as wall from generations
-)
-select run, generation, children, round(wall, 2) as wall_s, round(merging, 2) as merging_s, round(evaluating, 2) as evaluating_s,
-    round(wall - merging - evaluating, 2) as own_s, round(100 * (wall - merging - evaluating) / wall, 1) as own_percent
-from spent join lasted using (run, generation) order by run, generation
+JUDGE = """
+import time
+from pathlib import Path
+import accuracy
+
+def measure(folder, exercises):
+    began, cpu = time.time(), time.process_time()
+    try:
+        return accuracy.measure(folder, exercises)
+    finally:
+        with Path(__file__).with_name("spans").open("a") as out:
+            out.write(f"{began} {time.time()} {time.process_time() - cpu}\\n")
 """
+
+COLUMNS = (
+    "generation", "children", "wall_s", "merging_s", "evaluating_s", "own_s", "own_percent", "cpu_s", "cpu_percent", "all_cpu_s",
+)  # fmt: skip
 
 
 def make(folder: Path, steps: int) -> list[Path]:
@@ -52,48 +64,117 @@ def make(folder: Path, steps: int) -> list[Path]:
     return [folder / name for name in ("base", "reverse", "sort", "rank")]
 
 
-def said(line: str, *, run: str, spent: list[tuple[str, int, float]]) -> None:
-    """Show the runner's line, and note the CPU seconds of this process at the end of a generation."""
+class Clock:
+    """The CPU seconds of this process by the time of day, looked up every few milliseconds; a thread of its own."""
+
+    def __init__(self) -> None:
+        self.at: list[tuple[float, float]] = []
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._over.set()
+        self._thread.join()
+        self._note()
+
+    def _note(self) -> None:
+        self.at.append((time.time(), time.process_time()))
+
+    def _run(self) -> None:
+        while not self._over.wait(0.005):
+            self._note()
+
+    def cpu(self, moment: float) -> float:
+        """CPU seconds used up to a time of day."""
+        return float(np.interp(moment, *zip(*self.at, strict=True)))
+
+
+@contextmanager
+def merges_noted(spans: list[tuple[float, float]]) -> Iterator[None]:
+    """Note when each merge begins and ends."""
+    merge = merging.merge
+
+    def noted(*arguments: Any, **options: Any) -> merging.Merged:
+        began = time.time()
+        try:
+            return merge(*arguments, **options)
+        finally:
+            spans.append((began, time.time()))
+
+    merging.merge = noted
+    try:
+        yield
+    finally:
+        merging.merge = merge
+
+
+def said(line: str, *, ends: list[float]) -> None:
+    """Show the runner's line, and note the end of a generation."""
     sys.stderr.write(line + "\n")
-    words = line.replace(":", " ").split()
-    if words[0] == "generation":
-        spent.append((run, int(words[1]), time.process_time()))
+    if line.startswith("generation"):
+        ends.append(time.time())
+
+
+def evolved(
+    db: kinbase.Kinbase, folder: Path, strategy: str, given: argparse.Namespace
+) -> Iterator[tuple[float, ...]]:
+    """Evolve by one strategy; a row of COLUMNS a generation."""
+    text = (EXAMPLE / f"{strategy}.yaml").read_text()
+    text = text.replace("generations: 6", f"generations: {given.generations}\n  unchanged: null")
+    # each strategy by a source of its own: neither takes the other's scores
+    wanted = f"judge:measure\n  settings: {{exercises: {given.exercises}}}\n  source: {strategy}"
+    (folder / f"{strategy}.yaml").write_text(text.replace("accuracy:measure", wanted))
+    ends: list[float] = []
+    merges: list[tuple[float, float]] = []
+    (folder / "spans").unlink(missing_ok=True)
+    with Clock() as clock, merges_noted(merges):
+        db.evolve(folder / f"{strategy}.yaml", tell=partial(said, ends=ends))
+    judged = [tuple(map(float, line.split())) for line in (folder / "spans").read_text().splitlines()]
+    for number, (since, until) in enumerate(pairwise(ends), 1):
+        # one evaluation runs at a time, and none while anything is merged
+        merged = [span for span in merges if since <= span[0] and span[1] <= until]
+        evaluated = [span for span in judged if since <= span[0] and span[1] <= until]
+        wall, used = until - since, clock.cpu(until) - clock.cpu(since)
+        spent = sum(ended - began for began, ended in merged)
+        evaluating = sum(ended - began for began, ended, _ in evaluated)
+        own = wall - spent - evaluating
+        busy = [clock.cpu(span[1]) - clock.cpu(span[0]) for span in (*merged, *evaluated)]
+        cpu = used - sum(busy)
+        others = sum(busy[: len(merged)]) + sum(seconds for *_, seconds in evaluated)
+        shares = 100 * own / wall, 100 * cpu / (cpu + others)
+        yield number, len(merged), wall, spent, evaluating, own, shares[0], cpu, shares[1], used
 
 
 def main() -> None:
-    """Print one row a generation."""
+    """Print one row a generation, and the medians."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument(
-        "--exercises", type=int, default=2000, help="of each of the five tasks; the example takes 2000"
+        "--exercises", type=int, default=8000, help="of each of the five tasks; the example takes 8000"
     )
     parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--generations", type=int, default=4)
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         db = kinbase.open(folder / "kinbase.duckdb")
         db.import_(make(folder, given.steps), base="base")
         shutil.copy(EXAMPLE / "accuracy.py", folder)
-        spent: list[tuple[str, int, float]] = []
-        settings = f"evaluate:\n  settings: {{exercises: {given.exercises}}}\n"
-        for strategy in ("greedy", "kinship"):
-            text = (
-                (EXAMPLE / f"{strategy}.yaml")
-                .read_text()
-                .replace("generations: 6", "generations: 3\n  unchanged: null")
+        (folder / "judge.py").write_text(JUDGE)
+        frames = [
+            pl.DataFrame(list(evolved(db, folder, strategy, given)), COLUMNS, orient="row").select(
+                pl.lit(strategy).alias("run"), pl.all()
             )
-            # each strategy by a source of its own: neither takes the other's scores
-            text = text.replace("evaluate:\n", f"{settings}  source: {strategy}\n")
-            (folder / f"{strategy}.yaml").write_text(text)
-            db.evolve(folder / f"{strategy}.yaml", tell=partial(said, run=strategy, spent=spent))
-        print(f"{len(TASKS)} tasks x {given.exercises} exercises a model")
-        since = [b[2] - a[2] for a, b in pairwise(spent)]
-        cpu = [(run, number, round(s, 2)) for (run, number, _), s in zip(spent[1:], since, strict=True)]
-        columns = {"run": pl.String, "generation": pl.Int32, "cpu_s": pl.Float64}
-        shares = db.sql(SHARES).join(
-            pl.DataFrame(cpu, schema=columns, orient="row"), on=["run", "generation"], maintain_order="left"
-        )
-        with pl.Config(tbl_cols=-1, tbl_width_chars=120):
-            print(shares)
+            for strategy in ("greedy", "kinship")
+        ]
+    print(f"{len(TASKS)} tasks x {given.exercises} exercises a model")
+    found = pl.concat(frames)
+    with pl.Config(tbl_cols=-1, tbl_rows=-1, tbl_width_chars=140, float_precision=2):
+        print(found)
+        print(found.select(pl.median("own_s", "own_percent", "cpu_s", "cpu_percent")))
 
 
 if __name__ == "__main__":

@@ -85,7 +85,7 @@ class Store:
         """
         con = self._connect(read_only=False)
         try:
-            if not con.execute("from duckdb_tables()").fetchone():
+            if not _applied(con) and not con.execute("from duckdb_tables()").fetchone():
                 _migrate(con)
             self._check_schema(con)
             con.begin()

@@ -15,6 +15,14 @@ import families
 import kinbase
 
 
+@pytest.fixture(scope="session", autouse=True)
+def state(tmp_path_factory):
+    """A place of the tests' own for what a person's machine remembers, here and in the programs they start."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def family(tmp_path_factory):
     """Folders of the fixture family by name: base, ft_a, ft_b, ft_c, merge_ab = 0.6 ft_a + 0.4 ft_b."""

@@ -213,6 +213,8 @@ def test_what_selects_elements_cannot_be_told():
     assert twins.weights(made("slerp", t=0.25)) == [0.75, 0.25]
     assert twins.weights(made("task_arithmetic", **{"lambda": 2.0})) == [1.0, 1.0]
     assert twins.weights(made("slerp", t=[0, 1])) is None
+    assert twins.weights(made("task_arithmetic", **{"lambda": [0.5, 1]})) is None
+    assert twins.weights(made("linear", normalize=[{"value": False}])) is None
     assert twins.weights(made("ties")) is None
 
 

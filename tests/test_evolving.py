@@ -5,6 +5,8 @@ linear merge is half-way between its parents, and the score is how near x is to 
 of 1/64, so that three generations of halves are exact in float32.
 """
 
+import contextlib
+import dataclasses
 import json
 import os
 import signal
@@ -12,6 +14,7 @@ import stat
 import subprocess
 import sys
 import textwrap
+import time
 from pathlib import Path
 
 import duckdb
@@ -22,8 +25,8 @@ import torch
 
 import kinbase
 from kinbase.errors import KinbaseError
+from kinbase.evolution import beginning, breeding, closing, evaluating, journal, making, running, trust
 from kinbase.evolution import config as configs
-from kinbase.evolution import evaluating, journal, running
 from kinbase.evolution.programs import Caller
 
 PLACES = {"a": 0.0, "b": 4.0, "c": 10.0}
@@ -205,7 +208,7 @@ def test_each_checkpoint_is_read_at_most_once_a_generation(place, monkeypatch):
         return got
 
     db = kinbase.open(place / "kin.duckdb")
-    import_ = running.import_sources
+    import_ = making.import_sources
 
     def watched(*arguments, **options):
         importing.append(True)
@@ -218,7 +221,7 @@ def test_each_checkpoint_is_read_at_most_once_a_generation(place, monkeypatch):
 
     families_read = []
     monkeypatch.setattr(os, "preadv", counting)
-    monkeypatch.setattr(running, "import_sources", watched)
+    monkeypatch.setattr(making, "import_sources", watched)
     db.evolve(place / "run.yaml")
     assert len(families_read) == 3  # one import a generation
     for number, reads in enumerate(families_read, 1):
@@ -231,8 +234,8 @@ def test_each_checkpoint_is_read_at_most_once_a_generation(place, monkeypatch):
             assert sum(got for _, got in inside) <= weights, (path, start, spans)
 
 
-def test_a_generation_opens_the_database_once_a_child_and_three_times(place, monkeypatch):
-    """To plan, to place the children among what is stored, to store them, and for each score, the last with the close."""
+def test_a_generation_opens_the_database_once_a_child_and_twice(place, monkeypatch):
+    """To place the children among what is stored, to store them, and for each score, the last with close and next plan."""
     opened, connect = [], duckdb.connect
 
     def counting(*arguments, **options):
@@ -240,22 +243,57 @@ def test_a_generation_opens_the_database_once_a_child_and_three_times(place, mon
         return connect(*arguments, **options)
 
     db = kinbase.open(place / "kin.duckdb")
-    running.begin(db, configs.read(place / "run.yaml"))
+    beginning.begin(db.store, configs.read(place / "run.yaml"))
     counts = []
     monkeypatch.setattr(duckdb, "connect", counting)
-    monkeypatch.setattr(running, "SAVE_EVERY", float("inf"))  # however slow the machine
+    monkeypatch.setattr(making, "SAVE_EVERY", float("inf"))  # however slow the machine
     for generation in running.evolve(db, "run"):
         counts.append((len(generation.children), len(opened)))
         opened.clear()
     assert len(counts) == 4
     for children, openings in counts[1:]:
-        assert openings == children + 3
+        assert openings == children + 2
+
+
+def test_what_came_of_a_generation_is_written_while_evaluations_run(place, monkeypatch):
+    """Every evaluation but the first waits to be told that what goes before it is written; only then does it answer."""
+    (place / "evaluator.py").write_text(
+        textwrap.dedent(EVALUATOR)
+        + textwrap.dedent("""
+            import time
+
+            def patient(folder):
+                name, deadline = Path(folder).name, time.monotonic() + 60
+                while name.startswith("run-") and not Path(__file__).with_name("written").exists():
+                    if time.monotonic() > deadline:
+                        raise TimeoutError("nothing was written while it ran")
+                    time.sleep(0.01)
+                Path(__file__).with_name("written").unlink(missing_ok=True)
+                return near(folder)
+        """)
+    )
+    db = kinbase.open(place / "kin.duckdb")
+    writing = db.store.writing
+
+    @contextlib.contextmanager
+    def told():
+        with writing() as con:
+            yield con
+            during = bool(con.execute("select count(*) from raw.run where status = 'running'").fetchone()[0])
+        if during and (place / "run" / "run-1-1").exists():
+            (place / "written").touch()
+
+    monkeypatch.setattr(db.store, "writing", told)
+    monkeypatch.setattr(making, "SAVE_EVERY", float("inf"))
+    (place / "run.yaml").write_text(RUN.replace("evaluator:near", "evaluator:patient"))
+    assert db.evolve(place / "run.yaml")["generation"].max() == 3
 
 
 # Killed.
 
 DRIVER = """
     import contextlib, os, signal, sys
+    from kinbase.evolution import evaluating
     from kinbase.store import Store
     from kinbase.cli import main
 
@@ -294,7 +332,15 @@ DRIVER = """
         die("in-merge")
         return fsync(fd)
 
+    def begun(*arguments):
+        global seen
+        result = begin(*arguments)
+        seen += when == "evaluating"
+        die("evaluating")
+        return result
+
     os.rename, os.fsync = renamed, flushed
+    begin, evaluating.begin = evaluating.begin, begun
     main()
 """
 
@@ -324,17 +370,22 @@ def unbroken(line_database, tmp_path_factory):
 
 # How many transactions, flushes or renames each process lives for: few, so that many points are met, and enough
 # to get further each time (a merge flushes seven times).
-POINTS = {"before-commit": 5, "after-commit": 6, "in-merge": 12, "after-rename": 2}
+POINTS = {"before-commit": 5, "after-commit": 6, "in-merge": 12, "after-rename": 2, "evaluating": 3}
 
 
 @pytest.mark.parametrize("when", POINTS)
 def test_killed_again_and_again_it_ends_with_the_same_rows(place, unbroken, when):
     (place / "run.yaml").write_text(RUN.replace("generations: 3", "generations: 2"))
-    deaths = 0
+    deaths, finished = 0, []
     killed = run_killed(place, when, POINTS[when], "run.yaml")
     while killed:
         deaths += 1
         db = kinbase.open(place / "kin.duckdb")
+        finished.append((
+            len((place / "calls").read_text().split()) if (place / "calls").exists() else 0,
+            set(db.sql("select model from scores where source = 'evaluator:near'")["model"]),
+            {path: path.stat().st_ino for path in place.glob("run/*/model.safetensors") if ".part" not in str(path)},
+        ))  # fmt: skip
         begun = db.sql("from runs").height
         killed = run_killed(place, when, POINTS[when], *(["--resume", "run"] if begun else ["run.yaml"]))
         assert deaths < 40
@@ -343,10 +394,14 @@ def test_killed_again_and_again_it_ends_with_the_same_rows(place, unbroken, when
     db = kinbase.open(place / "kin.duckdb")
     assert json.loads(json.dumps(story(db), default=str).replace(str(place), "PLACE")) == told
     made = (place / "calls").read_text().split()
-    if when == "before-commit":  # an evaluation whose transaction was killed is not finished
-        assert set(made) == set(calls)
-    else:
-        assert made == calls
+    assert set(made) == set(calls)
+    # each was made once, but for those whose score was being written, or that were under way, at a death
+    assert len(made) <= len(calls) + 2 * deaths
+    for number, scored, merged in finished:
+        assert scored.isdisjoint(
+            made[number + 1 :]
+        )  # the next line may be of an evaluation that outlived its run
+        assert {path: path.stat().st_ino for path in merged} == merged
     assert not list(place.glob("run/*.part"))
 
 
@@ -359,7 +414,7 @@ def test_a_resumed_run_that_is_finished_says_so(place, cli):
 
 def test_interrupted_by_hand_it_goes_on(place):
     db = kinbase.open(place / "kin.duckdb")
-    running.begin(db, configs.read(place / "run.yaml"))
+    beginning.begin(db.store, configs.read(place / "run.yaml"))
     steps = running.evolve(db, "run")
     next(steps), next(steps)
     steps.close()
@@ -370,7 +425,7 @@ def test_interrupted_by_hand_it_goes_on(place):
 
 def test_only_one_process_is_at_work(place):
     db = kinbase.open(place / "kin.duckdb")
-    running.begin(db, configs.read(place / "run.yaml"))
+    beginning.begin(db.store, configs.read(place / "run.yaml"))
     steps = running.evolve(db, "run")
     next(steps)
     with pytest.raises(KinbaseError, match="another process is at work"):
@@ -425,7 +480,7 @@ def judged(place, by):
     (place / "run.yaml").write_text(RUN.replace('{by: python, function: "evaluator:near"}', by))
     caller = Caller(str(place))
     try:
-        return evaluating.evaluate(configs.read(place / "run.yaml"), "x", str(place / "x"), caller)
+        return evaluating.begin(configs.read(place / "run.yaml"), "x", str(place / "x"), caller)()[0]
     finally:
         caller.close()
 
@@ -494,6 +549,22 @@ def test_a_function_that_fails_is_one_line(tmp_path, body, said):
     assert "\n" not in str(raised.value)
 
 
+def test_a_timeout_may_be_of_years(tmp_path):
+    """A system's clock for pipes counts milliseconds to 25 days."""
+    by = program(tmp_path, "time.sleep(0.2)\n" + RIGHT).replace("timeout: 2", "timeout: 1.0e+12")
+    assert judged(tmp_path, by)[0].value == 1
+
+
+def test_settings_are_part_of_what_scores_are_known_by(tmp_path):
+    (tmp_path / "judge.py").write_text("def near(folder, n=1, m=1):\n    return {'near': n}\n")
+    by = "{by: python, function: 'judge:near'%s}"
+    assert judged(tmp_path, by % "")[0].source == "judge:near"
+    assert judged(tmp_path, by % ", settings: {n: 2, m: 3}")[0].source == "judge:near(m=3, n=2)"
+    assert judged(tmp_path, by % ", settings: {n: 2}, source: mine")[0].source == "mine"
+    with pytest.raises(KinbaseError, match=r"evaluate\.settings\.n\.1: nan is no finite number"):
+        judged(tmp_path, by % ", settings: {n: [1, .nan]}")
+
+
 def test_a_program_or_function_that_is_not_there(tmp_path):
     with pytest.raises(KinbaseError, match=r"nowhere' cannot be started: No such file or directory"):
         judged(tmp_path, "{by: command, command: [./nowhere]}")
@@ -553,9 +624,9 @@ def test_a_crash_fails_one_child_and_not_the_next(tmp_path, how):
         for folder in ("good", "bad", "good", "bad", "good"):
             if folder == "bad":
                 with pytest.raises(KinbaseError, match="its process ended"):
-                    caller.call("judge:near", [folder], {}, timeout=20)
+                    caller.call("judge:near", [folder], {}, timeout=20)()
             else:
-                assert caller.call("judge:near", [folder], {}, timeout=20) == {"near": 1}
+                assert caller.call("judge:near", [folder], {}, timeout=20)()[0] == {"near": 1}
     finally:
         caller.close()
 
@@ -588,7 +659,7 @@ LIMITED = """
 def test_a_full_disk_in_mid_merge(place):
     """A limit on the size of files stops the writing of a child as a full disk does."""
     db = kinbase.open(place / "kin.duckdb")
-    running.begin(db, configs.read(place / "run.yaml"))
+    beginning.begin(db.store, configs.read(place / "run.yaml"))
     command = [sys.executable, "-c", textwrap.dedent(LIMITED)]
     run = subprocess.run(command, cwd=place, capture_output=True, text=True, timeout=120)
     assert "run-1-1" in run.stdout and "a file of this size is not allowed" in run.stdout, (
@@ -598,6 +669,166 @@ def test_a_full_disk_in_mid_merge(place):
     assert list((place / "run").iterdir()) == []  # no part of a checkpoint is left
     assert db.sql("select status from runs").item() == "failed"
     assert db.evolve(resume="run")["generation"].max() == 3
+
+
+def test_a_full_disk_is_no_fault_of_the_child(place):
+    """Children may fail where the configuration says so; the disk is full for all of them."""
+    (place / "run.yaml").write_text(RUN + "on_error: skip\n")
+    db = kinbase.open(place / "kin.duckdb")
+    beginning.begin(db.store, configs.read(place / "run.yaml"))
+    command = [sys.executable, "-c", textwrap.dedent(LIMITED)]
+    run = subprocess.run(command, cwd=place, capture_output=True, text=True, timeout=120)
+    assert "run-1-1: cannot write" in run.stdout, (run.stdout, run.stderr)
+    assert db.sql("select status from runs").item() == "failed"
+    db.evolve(resume="run")
+    assert db.sql("from offspring where status <> 'scored'").is_empty()
+
+
+def test_children_of_the_same_weights_are_evaluated_once(place):
+    """With t = 0 the children of a with b, a with c and b with c are a, a and b, of which the scores are known."""
+    text = RUN.replace("strategy: kinship", "strategy: greedy").replace(
+        "{method: linear}", "{method: slerp, parameters: {t: 0}}"
+    )
+    db, _ = evolved(place, text)
+    assert (place / "calls").read_text().split() == ["a", "b", "c"]
+    # a quarter of the weights of a child and of its twin: made alike by two methods' names, so neither was there before
+    twins = "strategy: grid\ngrid: {methods: [linear, task_arithmetic], experts: [2]}\n"
+    text = RUN.replace("strategy: kinship\n", twins).replace(
+        "{method: linear}", "{parameters: {weight: 0.5}}"
+    )
+    (place / "calls").unlink()
+    db, _ = evolved(place, text, "grid")
+    names = db.sql("select child from offspring where run = 'grid' order by position")["child"].to_list()
+    assert len(names) == 2
+    assert (
+        len(set(names)) == 1
+    )  # base + (a - base) / 2 + (b - base) / 2 is (a + b) / 2, exact in multiples of 1/64
+    assert len((place / "calls").read_text().split()) == 1
+
+
+def test_a_worker_ends_with_its_run(tmp_path):
+    """Whatever it is doing, and with what it has started: nobody waits for its answer."""
+    (tmp_path / "judge.py").write_text(
+        "import os, subprocess, time\nfrom pathlib import Path\n"
+        "def near(folder):\n    child = subprocess.Popen(['sleep', '600'])\n"
+        "    Path(folder, 'part').write_text(f'{os.getpid()} {child.pid}')\n"
+        "    Path(folder, 'part').rename(Path(folder, 'pids'))\n    time.sleep(600)\n"
+    )
+    script = (
+        "import sys; from kinbase.evolution.programs import Caller\n"
+        "Caller('.').call('judge:near', ['.'], {}, timeout=600)()\n"
+    )
+    run = subprocess.Popen([sys.executable, "-c", script], cwd=tmp_path)
+    waited_for(lambda: (tmp_path / "pids").exists())
+    run.kill()
+    run.wait()
+    pids = [int(pid) for pid in (tmp_path / "pids").read_text().split()]
+    waited_for(lambda: not any(is_alive(pid) for pid in pids))
+
+
+def waited_for(happened, seconds=60):
+    """Return when `happened()`, and fail when it has not in a minute."""
+    deadline = time.monotonic() + seconds
+    while not happened():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def is_alive(pid):
+    """Whether a process runs; one that ended and was not waited for does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+# A run of somebody else's.
+
+
+@pytest.fixture
+def sent(place, tmp_path_factory):
+    """The database of a run that was stopped after its first generation, exported here and imported elsewhere."""
+    db = kinbase.open(place / "kin.duckdb")
+    beginning.begin(db.store, configs.read(place / "run.yaml"))
+    steps = running.evolve(db, "run")
+    next(steps), next(steps)
+    steps.close()
+    db.export(place / "all.kinbase")
+    other = kinbase.open(tmp_path_factory.mktemp("sent") / "kin.duckdb")
+    other.import_([place / "all.kinbase"])
+    return other
+
+
+def test_a_run_that_was_not_begun_here_is_not_resumed(place, sent, cli, tmp_path_factory):
+    """Neither out of an export, nor with its folders: the refusal says what would be run, and what says yes."""
+    elsewhere = {"XDG_STATE_HOME": str(tmp_path_factory.mktemp("elsewhere"))}
+    calls = (place / "calls").read_text()
+    arguments = ["--db", sent.store.path, "evolve", "--resume", "run"]
+    run = cli(*arguments, env=elsewhere)
+    assert run.returncode == 1
+    (line,) = run.stderr.splitlines()
+    assert line.startswith("kinbase: the run run was not begun here: it would call evaluator:near with {}, ")
+    assert str(place / "run") in line
+    assert line.endswith("`kinbase evolve --resume run --trust` goes on")
+    assert (place / "calls").read_text() == calls
+    assert sent.sql("select status from runs").item() == "interrupted"
+    assert cli(*arguments, "--trust", env=elsewhere).returncode == 0
+    assert sent.sql("select status, generations from runs").row(0) == ("finished", 3)
+
+
+def test_a_yes_is_for_these_words_in_these_folders(place, monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    config = configs.read(place / "run.yaml")
+    assert not trust.is_known(config)
+    trust.remember(config)
+    trust.refuse_stranger(config)
+    trust.refuse_stranger(dataclasses.replace(config, k=2))
+    command = dataclasses.replace(config.evaluate, by="command", command=("rm", "-r", "a b"))
+    for other, said in (
+        (dataclasses.replace(config, evaluate=command), "run `rm -r 'a b'` in "),
+        (dataclasses.replace(config, out="/home"), "delete them in /home"),
+        (dataclasses.replace(config, folder="/tmp/x"), "modules in /tmp/x"),
+    ):
+        with pytest.raises(KinbaseError, match=f"not begun here.*{said}"):
+            trust.refuse_stranger(other)
+    recorded = dataclasses.replace(config.evaluate, by="recorded")
+    trust.refuse_stranger(dataclasses.replace(config, evaluate=recorded))
+
+
+def test_where_nothing_can_be_remembered_a_run_is_begun_all_the_same(place, monkeypatch):
+    (place / "state").touch()
+    monkeypatch.setenv("XDG_STATE_HOME", str(place / "state"))
+    db, generations = evolved(place)
+    assert generations["generation"].max() == 3
+    (place / "run.yaml").write_text(RUN.replace("c]", "c]\nname: second"))
+    beginning.begin(db.store, configs.read(place / "run.yaml"))
+    with pytest.raises(KinbaseError, match="not begun here"):
+        db.evolve(resume="second")
+    assert db.evolve(resume="second", trust=True)["generation"].max() == 3
+
+
+@pytest.mark.parametrize("row", ["{precious}", "{out}/../precious", "{out}"])
+def test_nothing_is_deleted_but_in_a_childs_own_folder(place, row):
+    precious = place / "precious"
+    precious.mkdir()
+    (precious / "model.safetensors").touch()
+    config = configs.read(place / "run.yaml")
+    folder = row.format(precious=precious, out=config.out)
+    for child in ("run-1-1", "../precious", "precious", ""):
+        breeding.delete_weights(config, child, folder)
+    Path(config.out).mkdir()
+    (Path(config.out) / "link").symlink_to(precious)
+    breeding.delete_weights(config, "link", f"{config.out}/link")
+    assert (precious / "model.safetensors").exists()
+
+
+def test_a_run_killed_after_its_end_is_swept(place):
+    text = RUN.replace("strategy: kinship", "strategy: greedy") + "keep: top_k\n"
+    db, _ = evolved(place, text)
+    folder = Path(db.sql("select folder from offspring where deleted").row(0)[0])
+    (folder / "model.safetensors").touch()
+    db.evolve(resume="run")
+    assert not (folder / "model.safetensors").exists()
 
 
 def test_a_folder_in_use_is_not_taken_for_children(place):
@@ -675,7 +906,7 @@ def test_weights_of_a_child_that_is_another_model_stay(place):
     with db.store.reading() as con:
         run = journal.read(con, "run")
     assert [child.model for child in run.of(1)] == ["b"]
-    assert running._dropped(run, ["a", "c"]) == []
+    assert closing._dropped(run, ["a", "c"]) == []
     assert Path(db.sql("select source from models where name = 'b'").item(), "model.safetensors").exists()
 
 

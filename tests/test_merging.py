@@ -20,7 +20,7 @@ import kinbase
 from kinbase import merging
 from kinbase.checkpoint import Tensor
 from kinbase.errors import CheckpointError, KinbaseError, UsageError
-from kinbase.merging import methods
+from kinbase.merging import methods, streaming
 from kinbase.merging.methods import Stretch
 from kinbase.merging.plan import Target
 from kinbase.merging.settings import value_at
@@ -583,6 +583,22 @@ def test_a_parent_that_does_not_fit_is_named(tmp_path, family, change, said):
     with pytest.raises(KinbaseError, match=said):
         merged({"merge_method": "linear", "models": models(folders, ft_a=1, odd=1)}, tmp_path / "child")
     assert [path.name for path in tmp_path.iterdir()] == ["odd"]
+
+
+@pytest.mark.parametrize("method", ["slerp", "dare_linear"])
+def test_a_broken_parent_is_named_wherever_it_is_broken(tmp_path, family, method, monkeypatch):
+    """Both scale a tensor by sums over all of it: a NaN at its end spoils its beginning."""
+    monkeypatch.setattr(streaming, "STRETCH", 8)
+    odd = broken(family, tmp_path / "odd", lambda t: t[NORM].__setitem__(30, float("nan")))
+    folders = {**family, "odd": odd}
+    config = {"merge_method": method, "models": models(folders, ft_a=1, odd=1)}
+    if method == "slerp":
+        config |= {"models": models(folders, ft_a={}, odd={}), "base_model": str(folders["ft_a"])}
+        config |= {"parameters": {"t": 0.5}}
+    else:
+        config |= {"base_model": str(folders["base"]), "parameters": {"density": 0.5}}
+    with pytest.raises(KinbaseError, match=f"odd holds NaN or infinity in '{NORM}'"):
+        merged(config, tmp_path / "child")
 
 
 def test_an_overflow_is_told_from_a_broken_parent(tmp_path, family):

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
+from accuracy import EXERCISES
 from family import make
 
 import kinbase
@@ -21,8 +22,8 @@ from kinbase.database import Kinbase
 from kinbase.demo_model import TASKS, evaluate, load
 
 HERE = Path(__file__).parent
-FRESH = 4000
-"""Exercises of each task that no run has seen, for the models that runs chose."""
+FRESH = 8000
+"""Further exercises of each task for the models that runs chose, drawn after those that chose them."""
 
 GENERATIONS = """
 select run as strategy, generation, scored, best, best_score, best_so_far, top_kinship, reason from generations
@@ -90,7 +91,7 @@ def winners(db: Kinbase) -> Iterable[tuple[object, ...]]:
         yield role, model, round(chosen, 4), round(unseen(Path(source)), 4)
 
 
-def unseen(folder: Path, seen: int = 2000) -> float:
+def unseen(folder: Path, seen: int = EXERCISES) -> float:
     """Mean accuracy in percent over the exercises after the first `seen`, which evaluate draws in a fixed order."""
     torch.set_num_threads(1)
     model = load(folder)

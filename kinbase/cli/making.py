@@ -61,12 +61,15 @@ def merge(
 @click.command()
 @click.argument("config", required=False, type=click.Path(dir_okay=False))
 @click.option("--resume", metavar="RUN", help="Go on with a run that was stopped, killed or failed.")
+@click.option(
+    "--trust", is_flag=True, help="Resume RUN though it was not begun on this machine: what it names is run."
+)
 @click.option("--name", metavar="NAME", help="Call the run NAME, not as CONFIG or its file is called.")
 @click.option("--dry-run", is_flag=True, help="Print the first generation's plan and do nothing.")
 @rows_out
 @click.pass_obj
 def evolve(
-    db: "Callable[[], Kinbase]", config: str | None, resume: str | None, name: str | None, dry_run: bool,
+    db: "Callable[[], Kinbase]", config: str | None, resume: str | None, trust: bool, name: str | None, dry_run: bool,
     form: str | None, output: str | None,
 ) -> None:  # fmt: skip
     """Merge models over generations as CONFIG (YAML) says: choose parents, merge, import, evaluate, judge.
@@ -77,8 +80,10 @@ def evolve(
     """
     from kinbase.output import progress, say
 
-    if (config is None) == (resume is None) or (resume and (name or dry_run)):
-        raise UsageError("name a CONFIG (with --name or --dry-run, if you like), or a run with --resume")
+    if (config is None) == (resume is None) or (resume and (name or dry_run)) or (config and trust):
+        raise UsageError(
+            "name a CONFIG (with --name or --dry-run, if you like), or a run with --resume (and --trust)"
+        )
     base = db()
     if dry_run:
         assert config is not None
@@ -86,7 +91,7 @@ def evolve(
         write_frame(plan, form, output)
         return
     with progress("working") as report:
-        generations = base.evolve(config, name=name, resume=resume, tell=say, report=report)
+        generations = base.evolve(config, name=name, resume=resume, trust=trust, tell=say, report=report)
     columns = (
         "generation",
         "children",

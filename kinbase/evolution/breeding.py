@@ -70,7 +70,6 @@ def breed(
     folder = Path(config.out, child)
     if folder.exists():
         return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
     if config.merge.backend == "mergekit":
         from kinbase.merging import mergekit
 
@@ -89,8 +88,14 @@ def refuse_used(config: Config) -> None:
         )
 
 
-def delete_weights(folder: str) -> None:
-    """Delete the weight files of a checkpoint; what is said of it in the folder stays."""
+def delete_weights(config: Config, child: str, folder: str) -> None:
+    """Delete the weight files of a child's checkpoint; what is said of it in the folder stays.
+
+    Nothing is deleted but in the folder that the run gave the child, whatever its row says.
+    """
+    own = Path(config.out, child)
+    if own.parent != Path(config.out) or str(own) != folder or own.is_symlink():
+        return
     for pattern in ("*.safetensors", "*.safetensors.index.json"):
-        for path in Path(folder).glob(pattern):
+        for path in own.glob(pattern):
             path.unlink(missing_ok=True)

@@ -59,8 +59,8 @@ class Evaluate:
     timeout: float = 3600.0
     """Seconds that one model may take."""
     source: str | None = None
-    """Source of the scores as they are stored, by which they are known again; default: what gives them. For
-    `recorded`: whose scores count (none: anybody's)."""
+    """Source of the scores as they are stored, by which they are known again; default: what gives them, with its
+    settings. For `recorded`: whose scores count (none: anybody's)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,10 +178,15 @@ def loads(text: str) -> Config:
 
 
 def _source(by: Evaluate) -> str | None:
-    """What stored scores are told by: lm-eval's own results always say lm_eval."""
+    """What stored scores are told by: lm-eval's own results always say lm_eval.
+
+    Settings are part of it: a model's scores on few exercises are none on many.
+    """
     if by.by == "lm_eval":
         return "lm_eval"
-    return by.source or {"recorded": None, "command": " ".join(by.command), "python": by.function}[by.by]
+    settings = ", ".join(f"{key}={json.dumps(value)}" for key, value in sorted(by.settings.items()))
+    function = f"{by.function}({settings})" if settings else by.function
+    return by.source or {"recorded": None, "command": " ".join(by.command), "python": function}[by.by]
 
 
 # Reading.
@@ -210,6 +215,7 @@ def _read(kind: Any, value: object, path: str) -> Any:
     if origin is Mapping:
         if not isinstance(value, dict):
             raise KinbaseError(f"{where}: {shown(value)} is no mapping")
+        _finite(value, path)
         return value
     if isinstance(value, int) and abs(value) >= 2**53:
         raise KinbaseError(f"{where}: {shown(value)} is beyond any number that makes sense here")
@@ -242,6 +248,15 @@ def _fields(kind: Any, value: object, path: str) -> Any:
     if missing:
         raise KinbaseError(f"the key {_join(path, missing[0])} is missing")
     return kind(**{key: _read(hints[key], item, _join(path, key)) for key, item in value.items()})
+
+
+def _finite(value: object, path: str) -> None:
+    """Raise KinbaseError for a number somewhere in `value` that JSON cannot say."""
+    if isinstance(value, dict | list):
+        for key, item in value.items() if isinstance(value, dict) else enumerate(value):
+            _finite(item, _join(path, key))
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise KinbaseError(f"{path}: {value} is no finite number")
 
 
 def _join(path: str, key: object) -> str:

@@ -11,36 +11,53 @@ writes ({"results": ...}). A result that is no finite number is refused: NaN wou
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from kinbase.checkpoint import Score
 from kinbase.errors import CheckpointError, KinbaseError
 from kinbase.evolution.config import Config
-from kinbase.evolution.programs import Caller, output
+from kinbase.evolution.programs import Caller
 from kinbase.importers import lm_eval
 from kinbase.importers.files import shown
+
+Evaluation = Callable[[], tuple[list[Score], float]]
+"""Waits for the results of a checkpoint, and tells the seconds they took. Raises KinbaseError, one line, when the
+evaluator fails or gives none."""
 
 HARNESS = "kinbase.evolution.harness:evaluate"
 
 
-def evaluate(config: Config, name: str, folder: str, caller: Caller) -> list[Score]:
-    """The results of the checkpoint in `folder`. Raises KinbaseError, one line, when the evaluator fails or gives none."""
+def begin(config: Config, name: str, folder: str, caller: Caller) -> Evaluation:
+    """Begin to evaluate the checkpoint in `folder`; what came of it is told when that is asked, and errors too."""
     by, now = config.evaluate, datetime.now(UTC)
-    if by.by == "lm_eval":
-        path = caller.call(
-            HARNESS, [folder, str(Path(config.out, "results", name))], by.settings, timeout=by.timeout
-        )
-        return _harness(Path(path))
-    if by.by == "command":
-        words = [word.replace("{model}", folder).replace("{name}", name) for word in by.command]
-        answer = _json(output(words, folder=config.folder, timeout=by.timeout), words[0])
-    else:
-        answer = caller.call(by.function, [folder], by.settings, timeout=by.timeout)
-    return results(answer, by.source, now)
+    try:
+        if by.by == "command":
+            words = [word.replace("{model}", folder).replace("{name}", name) for word in by.command]
+            answer = caller.run(words, timeout=by.timeout)
+        elif by.by == "lm_eval":
+            out = str(Path(config.out, "results", name))
+            answer = caller.call(HARNESS, [folder, out], by.settings, timeout=by.timeout)
+        else:
+            answer = caller.call(by.function, [folder], by.settings, timeout=by.timeout)
+    except KinbaseError as error:
+        return partial(_raise, error)
+
+    def scores() -> tuple[list[Score], float]:
+        said, took = answer()
+        if by.by == "lm_eval":
+            return _harness(Path(said)), took
+        return results(_json(said, by.command[0]) if by.by == "command" else said, by.source, now), took
+
+    return scores
+
+
+def _raise(error: KinbaseError) -> NoReturn:
+    raise error
 
 
 def results(answer: object, source: str | None, when: datetime) -> list[Score]:

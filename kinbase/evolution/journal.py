@@ -209,6 +209,12 @@ def sources(con: "Connection", models: Sequence[str]) -> dict[str, tuple[str | N
     return {name: (source, size) for name, source, size in rows}
 
 
+def digests(con: "Connection") -> frozenset[str]:
+    """The digests of all weights that are known."""
+    rows = con.execute("select digest from raw.model where digest is not null").fetchall()
+    return frozenset(digest for (digest,) in rows)
+
+
 def base_of(con: "Connection", models: Sequence[str]) -> str | None:
     """The base that all of `models` are measured against; None when they have none in common."""
     rows = con.execute(

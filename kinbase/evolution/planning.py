@@ -1,6 +1,7 @@
 """The children of a generation before they are made: the strategy's choice, named, held against budgets and twins."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from kinbase.evolution import breeding, journal, strategies, twins
@@ -13,6 +14,37 @@ if TYPE_CHECKING:
 
 Planned = tuple[str, Mating, str | None]
 """A child's name, its parents and why, and why it is skipped (None: it is not)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Open:
+    """A generation that is planned and not closed.
+
+    `sources` says where the weights of its models and their parents are, `digests` what the weights are that the
+    database knows.
+    """
+
+    run: "Run"
+    sources: Mapping[str, str]
+    digests: frozenset[str]
+
+
+def open_next(con: "Connection", name: str) -> Open | None:
+    """The open generation of a run, planned now if it is not yet; None when nothing is left, and the run is over."""
+    run = journal.read(con, name)
+    if run.status == "finished":
+        return None
+    if run.generation and not run.of(run.generation):
+        chosen, left_out = matings(con, run)
+        if not chosen:
+            journal.end(con, name, "finished", f"nothing is left to merge: {'; '.join(left_out)}")
+            return None
+        journal.plan(con, run, chosen, "; ".join(left_out) or None)
+        run = journal.read(con, name)
+    needed = {model for child in run.of(run.generation) for model in (child.model, *child.parents)}
+    where = journal.sources(con, [*needed, *filter(None, [run.config.base])])
+    sources = {model: source for model, (source, _) in where.items() if source}
+    return Open(run, sources, journal.digests(con))
 
 
 def matings(con: "Connection", run: "Run") -> tuple[list[Planned], list[str]]:

@@ -43,12 +43,14 @@ def weights(made: Mapping[str, Any]) -> list[float] | None:
         t = parameters.get("t")
         return [1.0 - t, float(t)] if isinstance(t, int | float) and len(made["models"]) == 2 else None
     found = [model.get("parameters", {}).get("weight", 1.0) for model in made["models"]]
-    if method not in LINEAR or not all(isinstance(w, int | float) for w in found):
+    scale = parameters.get("lambda", 1.0) if method == "task_arithmetic" else 1.0
+    normalize = parameters.get("normalize", method == "linear")
+    numbers = all(isinstance(number, int | float) for number in (*found, scale, normalize))
+    if method not in LINEAR or not numbers:
         return None
-    scale = float(parameters.get("lambda", 1.0)) if method == "task_arithmetic" else 1.0
-    if parameters.get("normalize", method == "linear"):
+    if normalize:
         scale /= sum(found) or 1.0
-    return [scale * w for w in found]
+    return [float(scale * w) for w in found]
 
 
 def nearest(

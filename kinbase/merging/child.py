@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from kinbase.checkpoint import Facts
-from kinbase.errors import CheckpointError, KinbaseError, UsageError
+from kinbase.errors import CheckpointError, DiskError, KinbaseError, UsageError
 from kinbase.importers.files import absolute, is_file, read_json, shown
 from kinbase.importers.merge_config import Reference
 from kinbase.merging import folder as beside
@@ -19,6 +19,13 @@ from kinbase.merging.shards import SHARD_BYTES, Shards
 from kinbase.sources import Source, read
 
 Report = Callable[[int, int], None]
+
+FULL = {
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "the quota is used up",
+    errno.EFBIG: "a file of this size is not allowed",
+}
+"""What the system says when there is no room."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +81,7 @@ def merge(
             shards.close()
             publish(part, out)
         except OSError as error:
-            raise _cannot_write(out, error) from None
+            raise cannot_write(out, error) from None
         finally:
             shards.close()
             beside.remove(part)
@@ -149,7 +156,7 @@ def _make(part: Path, nbytes: int) -> None:
         home = home.parent
     free = shutil.disk_usage(home).free
     if free < nbytes:
-        raise KinbaseError(
+        raise DiskError(
             f"the merge takes {nbytes / 1e9:.1f} GB and {shown(home)} has {free / 1e9:.1f} GB free: "
             "make room, or name another folder"
         )
@@ -178,12 +185,8 @@ def _flush(folder: Path) -> None:
         os.close(fd)
 
 
-def _cannot_write(out: Path, error: OSError) -> KinbaseError:
-    full = {
-        errno.ENOSPC: "the disk is full",
-        errno.EDQUOT: "the quota is used up",
-        errno.EFBIG: "a file of this size is not allowed",
-    }
-    reason = full.get(error.errno or 0, (error.strerror or str(error)).lower())
-    hint = "make room and run it again" if error.errno in full else "is the folder writable?"
-    return KinbaseError(f"cannot write {shown(out)}: {reason}; nothing is left of the merge, {hint}")
+def cannot_write(out: Path, error: OSError) -> DiskError:
+    """What to say of a folder of which nothing is left because writing it failed."""
+    reason = FULL.get(error.errno or 0, (error.strerror or str(error)).lower())
+    hint = "make room and run it again" if error.errno in FULL else "is the folder writable?"
+    return DiskError(f"cannot write {shown(out)}: {reason}; nothing is left of the merge, {hint}")

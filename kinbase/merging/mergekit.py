@@ -13,7 +13,7 @@ from kinbase.checkpoint import Facts
 from kinbase.errors import KinbaseError, UsageError
 from kinbase.importers.files import absolute, shown
 from kinbase.merging import folder as beside
-from kinbase.merging.child import Merged, publish, refuse_existing
+from kinbase.merging.child import FULL, Merged, cannot_write, publish, refuse_existing
 from kinbase.merging.config import MergeConfig
 from kinbase.sources import read
 
@@ -34,15 +34,17 @@ def merge(
     out = absolute(out)
     part = out.with_name(out.name + ".part")
     refuse_existing(out, part)
-    found = {label: read((sources or {}).get(label, label)) for label in config.models}
-    for label, source in found.items():
+    found = {}
+    for label in config.models:
+        source = found[label] = read((sources or {}).get(label, label))
         if source.checkpoint is None:
             raise KinbaseError(
                 f"{label}: {source.notes[-1] if source.notes else 'it has no weights to merge'}"
             )
+        source.checkpoint.close()  # mergekit reads it itself
     places = {label: source.checkpoint.source for label, source in found.items() if source.checkpoint}
     try:
-        _run(kit, beside.renamed(config.document, places), part, seed)
+        _run(kit, beside.renamed(config.document, places), part, out, seed)
         licenses = [
             next((f.license for _, f in source.said(Facts) if f.license), None) for source in found.values()
         ]
@@ -66,14 +68,16 @@ def _mergekit() -> Any:
     return mergekit
 
 
-def _run(kit: Any, document: object, part: Path, seed: int) -> None:
+def _run(kit: Any, document: object, part: Path, out: Path, seed: int) -> None:
     loud = logging.root.manager.disable
     logging.disable(logging.ERROR)  # its warnings go to a terminal that may belong to somebody else
     try:
         wanted = kit.config.MergeConfiguration.model_validate(document)
         options = kit.merge.MergeOptions(quiet=True, write_model_card=False, random_seed=seed)
         kit.merge.run_merge(wanted, str(part), options)
-    except (RuntimeError, ValueError, TypeError, KeyError, OSError) as error:
+    except Exception as error:  # it and what it stands on raise whatever they like
+        if isinstance(error, OSError) and error.errno in FULL:
+            raise cannot_write(out, error) from None
         first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise KinbaseError(f"mergekit refused the merge: {shown(first)[1:-1]}") from error
     finally:

@@ -77,12 +77,12 @@ class Look:
             yield window.popleft().result()
 
     def blame(self, stretch: Stretch) -> KinbaseError:
-        """What to say of a result there that is not finite."""
-        for tensor, model in zip(self.target.inputs, self.target.models, strict=True):
-            width = DTYPE_BYTES[tensor.dtype]
-            raw = np.empty((stretch.stop - stretch.start) * width, np.uint8)
-            tensor.read(stretch.start * width, memoryview(raw))  # type: ignore[arg-type]
-            if not torch.from_numpy(raw).view(DTYPES[tensor.dtype]).to(torch.float64).isfinite().all():
+        """What to say of a result there that is not finite: its cause may lie elsewhere in the tensor."""
+        for number, model in enumerate(self.target.models):
+            if not all(
+                bool(self._read(number, part).to(torch.float64).isfinite().all())
+                for part in (stretch, *self.stretches)
+            ):
                 return KinbaseError(
                     f"{model} holds NaN or infinity in {shown(self.target.name)}: it cannot be merged"
                 )
