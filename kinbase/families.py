@@ -272,9 +272,7 @@ def without_unreadable(group: list[Source], error: CheckpointError) -> list[Sour
         s
         for s in group
         if s.checkpoint
-        and not all(
-            f.as_it_was and not (f.elsewhere and f.path in str(error)) for f in s.checkpoint.files
-        )
+        and not all(f.as_it_was and not (f.elsewhere and f.path in str(error)) for f in s.checkpoint.files)
     ]
     for source in changed or group:
         source.fail(error)

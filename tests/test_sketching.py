@@ -469,13 +469,21 @@ def test_sketching_goes_with_no_other_depth(db, family):
         with pytest.raises(kinbase.errors.UsageError, match="--sketch"):
             db.import_([family["ft_a"]], sketch=True, **options)
 
+
 def test_an_adapter_of_a_model_that_cannot_be_compared_cannot_be_either(tmp_path):
     """One of another size: what its adapter adds says nothing of the base's family."""
     db = kinbase.open(tmp_path / "kin.duckdb")
     flat = np.ones(BUCKETS, "<f4").tobytes()
     with db.store.writing() as con:
         for model_id, (name, onto, numel) in enumerate(
-            [("base", None, 100), ("larger", None, 120), ("lora", 2, 100), ("on_top", 3, 100), ("own", 1, 100)], 1
+            [
+                ("base", None, 100),
+                ("larger", None, 120),
+                ("lora", 2, 100),
+                ("on_top", 3, 100),
+                ("own", 1, 100),
+            ],
+            1,
         ):
             con.execute("insert into raw.model (model_id, name) values (?, ?)", [model_id, name])
             con.execute(
