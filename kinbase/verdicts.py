@@ -45,7 +45,7 @@ SMALL = 0.1
 """The same over the candidate's own squared length."""
 
 ALIKE = 0.05
-"""Logarithms of ratios nearer than this do not tell sets of parents apart."""
+"""Logarithms of ratios to what rounding leaves that differ by no more than this do not tell sets of parents apart."""
 
 MOST_SETS = 300
 MOST_FITS = 30
@@ -127,14 +127,17 @@ def _told_apart(grams: Grams, normal: Normal, chosen: list[int], whole: Finding)
     fitting = list(islice(fits, MOST_FITS))
     found = [(some, fitted(grams, some)) for some in fitting if some != chosen]
     merges = [(chosen, whole), *(pair for pair in found if pair[1].verdict == MERGE)]
-    return min(merges, key=lambda pair: _plainness(pair[1]))
+    fewest = min(_needless(merge) for _, merge in merges)
+    nearest = min(_off(merge) for _, merge in merges if _needless(merge) == fewest)
+    plain = [pair for pair in merges if _needless(pair[1]) == fewest and _off(pair[1]) <= nearest + ALIKE]
+    # Of those that are as good, the first: the chosen ones, unless a set has fewer negative ones, or fewer at all.
+    return min(
+        plain, key=lambda pair: (sum(p.coefficient < 0 for p in pair[1].parents), len(pair[1].parents))
+    )
 
 
-def _plainness(found: Finding) -> tuple[int, int, int, int, float]:
-    """Lowest for the set of parents that goes first: none needless, rounding's residual, none negative, the fewest."""
-    needless = sum(p.low <= 0 <= p.high for p in found.parents)
-    negative = sum(p.coefficient < 0 for p in found.parents)
-    return needless, round(_off(found) / ALIKE), negative, len(found.parents), _off(found)
+def _needless(found: Finding) -> int:
+    return sum(p.low <= 0 <= p.high for p in found.parents)
 
 
 def _along(normal: Normal, chosen: Sequence[int], column: int) -> float:
