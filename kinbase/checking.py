@@ -18,10 +18,10 @@ def findings(
     A verdict is contradicted, undecidable (what it would follow from is not here) or supported. `report` is told
     how many of how many models were held against their weights.
     """
-    from kinbase import claims
+    from kinbase import holding
 
     rows: list[Finding] = con.execute("from findings(?)", [tolerance]).fetchall()
-    rows += claims.findings(con, names, report)
+    rows += holding.findings(con, names, report)
     order = {"contradicted": 0, "undecidable": 1, "supported": 2}
     rows = [*_circles(con), *sorted(rows, key=lambda row: (order[row[2]], row))]
     return [row for row in rows if not names or row[0] in names]

@@ -16,10 +16,12 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from kinbase import families, importing, naming, records
+from kinbase import families, importing, naming
+from kinbase.edges import drop_links, put_link
 from kinbase.errors import KinbaseError, UsageError
 from kinbase.families import Report
 from kinbase.frames import IMPORTED, INFERRED, PLANNED, RECIPE, REPLAYED, SUGGESTED, frame
+from kinbase.queries import ACCURACIES, AVERAGE_GAINS, SHOW
 from kinbase.sources import Source, Tell, elsewhere, is_whole
 from kinbase.store import Store
 
@@ -28,7 +30,6 @@ if TYPE_CHECKING:  # a graph costs the import of networkx, which the other verbs
 
     from kinbase.plotting.figure import Plot
 
-METRICS = ("pcc", "cs", "ed")
 RELATIONS = ("finetune", "merge", "adapter", "quantized", "base")
 GROUPINGS = {"tensor": "kinship_by_tensor", "layer": "kinship_by_layer", "block": "kinship_by_block"}
 
@@ -82,26 +83,23 @@ class Kinbase:
             ]
             return pl.DataFrame([(whole[0], None, "records", None, notes)], schema=IMPORTED, orient="row")
         labels = [str(s) for s in sources]
-        followed: list[Source] = []
+        found: list[Source] = []
         if children or parents or (metadata_only and not name and not base and all(map(elsewhere, labels))):
             from kinbase.following import import_family
 
             if name:
                 raise UsageError("--name names one model, not a family: leave it out")
-            followed = import_family(
+            found = import_family(
                 self.store, labels, children=children, parents=parents, depth=depth, limit=limit,
                 relations=relations, report=report, tell=tell,
             )  # fmt: skip
-            labels = [s.source for s in followed if s.status != "failed"]
-        if not followed or ((sample is not None or stream) and labels):
-            found = importing.import_sources(
+            labels = [s.source for s in found if s.status != "failed"]
+        if not found or ((sample is not None or stream) and labels):
+            found = [s for s in found if s.status == "failed"] + importing.import_sources(
                 self.store, labels, base=str(base) if base else None, name=name, device=device,
                 metadata_only=metadata_only, kinship=kinship, sample=sample, stderr=stderr, stream=stream,
-                sketch=sketch,
-                report=report, tell=tell,
+                sketch=sketch, report=report, tell=tell,
             )  # fmt: skip
-            followed = [s for s in followed if s.status == "failed"] + found
-        found = followed
         rows = [(s.source, s.name, s.status, s.base, s.notes) for s in found]
         return pl.DataFrame(rows, schema=IMPORTED, orient="row")
 
@@ -130,7 +128,7 @@ class Kinbase:
             names = [naming.meant(con, parent) or parent for parent in parents]
         with self.store.writing() as con:
             for i, parent in enumerate(names):
-                records.put_link(con, child, parent, relation, method, weights[i] if weights else None)
+                put_link(con, child, parent, relation, method, weights[i] if weights else None)
         return self.sql("from lineage where child = ? order by parent, evidence", [child])
 
     def unlink(self, child: str, parents: Sequence[str] = ()) -> list[str]:
@@ -142,7 +140,7 @@ class Kinbase:
             child = naming.resolve(con, child)
             names = [naming.resolve(con, parent) for parent in parents]
         with self.store.writing() as con:
-            dropped = records.drop_links(con, child, names)
+            dropped = drop_links(con, child, names)
             missing = [name for name in names if name not in dropped]
             if missing or not dropped:
                 whom = ", ".join(missing) or "any parent"
@@ -301,7 +299,7 @@ class Kinbase:
     ) -> pl.DataFrame:
         """What is claimed of `models` (none: of all) against what it follows from: subject, claim, verdict, detail.
 
-        See `kinbase.checking.findings` and `kinbase.claims`; `tolerance` is in percent. Pairs that the claims about
+        See `kinbase.checking.findings` and `kinbase.holding`; `tolerance` is in percent. Pairs that the claims about
         `models` hang on are measured; of all models, what is stored decides. `report(done, total)` hears of the bytes
         measured, `looked` of the models held against their weights.
         """
@@ -475,39 +473,3 @@ class Kinbase:
     def _of(self, model: str, query: str, *parameters: Any) -> pl.DataFrame:
         with self.store.reading() as con:
             return frame(con, query, [naming.resolve(con, model), *parameters])
-
-
-SHOW = """
-select
-    m.*,
-    (select list({'alias': alias, 'kind': kind} order by alias) from aliases where model = m.name and alias <> m.name) as aliases,
-    (select list({'parent': parent, 'relation': relation, 'method': method, 'weight': weight, 'evidence': evidence}
-        order by parent, evidence) from lineage where child = m.name) as parents,
-    (select list({'child': child, 'relation': relation, 'method': method, 'weight': weight, 'evidence': evidence}
-        order by child, evidence) from lineage where parent = m.name) as children,
-    (select list({'benchmark': benchmark, 'metric': metric, 'value': value, 'stderr': stderr, 'n_shot': n_shot, 'source': source}
-        order by benchmark, metric) from scores where model = m.name) as scores,
-    (select list({'model': model, 'pcc': pcc, 'cs': cs, 'ed': ed, 'stderr': stderr, 'method': method})
-        from nearest_kin($1, 5)) as kin,
-    (select list({'tensor': tensor, 'reason': reason} order by tensor) from skipped where model = m.name) as skipped,
-    (select sum(numel) / nullif((select sum(t.numel) from raw.tensor t where t.base_id = any_value(d.base_id)), 0)
-        from raw.delta d join raw.model using (model_id) where name = m.name and d.nonfinite = 0) as coverage,
-    (select list({'tensor': tensor, 'nonfinite': nonfinite} order by tensor)
-        from deltas where model = m.name and nonfinite > 0) as nonfinite
-from models m where m.name = $1
-"""
-
-ACCURACIES = """
-pivot (
-    select model, benchmark, 100 * value as value from scores where metric like 'acc%'
-    union all
-    select model, 'average', 100 * avg(value) from scores where metric like 'acc%' group by model
-)
-on benchmark using round(any_value(value), 1) order by average desc
-"""
-AVERAGE_GAINS = """
-select
-    child, method, array_to_string(parents, ' + ') as parents, round(kinship, 3) as kinship,
-    round(100 * score, 1) as average, round(100 * gain, 1) as gain, round(100 * over_best, 1) as over_best
-from merge_gains where benchmark = 'average' order by gain desc
-"""

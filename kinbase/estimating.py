@@ -3,9 +3,11 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from kinbase import naming, records
+from kinbase import naming
 from kinbase.errors import CheckpointError
+from kinbase.estimates import put_sampled
 from kinbase.families import Report, open_members, whole, without_unreadable
+from kinbase.models import put_base
 from kinbase.sampling import Sample, estimate
 from kinbase.sources import Source
 from kinbase.store import Connection, Store
@@ -95,9 +97,9 @@ def store_sampled(con: Connection, sampled: Sampled, ids: dict[str | None, int |
         return
     for source_name, model_id in zip(sampled.members, members, strict=True):
         if model_id is not None and model_id != base_id and source_name in ids:
-            records.put_base(con, model_id, base_id)
+            put_base(con, model_id, base_id)
     read = f"{sampled.sample.run_bytes} bytes a run, {sampled.sample.nbytes} bytes in all"
-    records.put_sampled(
+    put_sampled(
         con,
         base_id,
         [

@@ -6,6 +6,7 @@ which tells the schema.
 """
 
 import json
+import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 
 import networkx as nx
 
-from kinbase import naming, records
+from kinbase import naming
 from kinbase.errors import KinbaseError, UsageError
 from kinbase.output import dot, mermaid, safe, written
 from kinbase.schema import scripts
@@ -148,7 +149,7 @@ def write_all(store: Store, folder: str) -> dict[str, int]:
     try:
         with store.reading() as con:
             part.mkdir(parents=True)
-            for table in records.tables(con):
+            for table in _tables(con):
                 store.write_parquet(con, f"from raw.{table}", str(part / f"{table}.parquet"))
                 ((rows[table],),) = con.execute(f"select count(*) from raw.{table}").fetchall()
         manifest = {"kinbase": "whole database", "migrations": _migrations(), "rows": rows}
@@ -179,7 +180,47 @@ def read_all(store: Store, folder: str) -> dict[str, int]:
             f"{folder} was exported with another schema: import it with the Kinbase that wrote it, then `kinbase migrate`"
         )
     with store.writing() as con:
-        return records.put_tables(con, folder)
+        return _put_tables(con, folder)
+
+
+def _tables(con: Connection) -> list[str]:
+    """The tables, but for the journal of migrations."""
+    rows = con.execute(
+        "select table_name from duckdb_tables() where schema_name = 'raw' and table_name <> 'migration' order by 1"
+    )
+    return [str(name) for (name,) in rows.fetchall()]
+
+
+def _put_tables(con: Connection, folder: str) -> dict[str, int]:
+    """Fill an empty database with the tables that `write_all` wrote; rows by table.
+
+    Raises KinbaseError when the database has models already.
+    """
+    if con.execute("select 1 from raw.model limit 1").fetchone():
+        raise KinbaseError(
+            f"the database has models already, and {folder} is a whole one: import it into a new file (--db)"
+        )
+    rows = {}
+    for table in _tables(con):
+        # The folder's own name is neither a pattern nor a partition.
+        file = re.sub(r"([*?\[])", r"[\1]", folder) + f"/{table}.parquet"
+        con.execute(
+            f"insert into raw.{table} by name from read_parquet($1, hive_partitioning = false)", [file]
+        )
+        ((rows[table],),) = con.execute(f"select count(*) from raw.{table}").fetchall()
+    ((lowest, highest),) = con.execute(
+        "select coalesce(min(model_id), 1), coalesce(max(model_id), 0) from raw.model"
+    ).fetchall()
+    if lowest < 1 or highest > 10_000_000:
+        raise KinbaseError(f"{folder} numbers its models from {lowest} to {highest}: it is damaged")
+    con.execute("select max(nextval('raw.model_ids')) from range(?)", [highest]).fetchall()
+    ((first, last),) = con.execute(
+        "select coalesce(min(run_id), 1), coalesce(max(run_id), 0) from raw.run"
+    ).fetchall()
+    if first < 1 or last > 10_000_000:
+        raise KinbaseError(f"{folder} numbers its runs from {first} to {last}: it is damaged")
+    con.execute("select max(nextval('raw.run_ids')) from range(?)", [last]).fetchall()
+    return rows
 
 
 def _migrations() -> dict[str, str]:

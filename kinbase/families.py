@@ -1,11 +1,13 @@
 """Families that are stored: their checkpoints opened again, what is missing measured, sums to rows."""
 
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from kinbase import naming, records, sketches, sums
-from kinbase.checkpoint import Checkpoint, Tensor
+from kinbase import naming, sketches, sums
+from kinbase.checkpoint import Checkpoint
 from kinbase.errors import CheckpointError
+from kinbase.models import put_base
 from kinbase.sources import Source, read
 from kinbase.store import Connection, Store
 
@@ -13,6 +15,15 @@ if TYPE_CHECKING:  # the pass costs half a second of imports, which records alon
     from kinbase.measuring import Family
 
 Report = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """What the database has of one family: its base and members, those of them without a sketch, passes begun."""
+
+    members: Sequence[naming.Member]
+    unsketched: set[str]
+    begun: set[str]
 
 
 def open_members(
@@ -39,6 +50,19 @@ def members_of(con: Connection, base: str) -> list[naming.Member]:
     """A stored base, if it has weights, and the models with weights that are measured against it."""
     base_id = naming.find(con, base)
     return [m for m in naming.members(con) if base_id is not None and base_id in (m.model_id, m.base_id)]
+
+
+def stored_family(con: Connection | None, base: str) -> Stored:
+    """What is stored of a base's family."""
+    if con is None:
+        return Stored([], {base}, set())
+    members = members_of(con, base)
+    return Stored(members, without_sketch(con, [base, *(m.name for m in members)]), sums.kept_keys(con))
+
+
+def without_sketch(con: Connection, names: Sequence[str]) -> set[str]:
+    """Those of `names` that have no sketch, whose kinship must be measured or wait."""
+    return set(names) - sketches.any_of(con, names)
 
 
 def open_stored(
@@ -145,78 +169,6 @@ def _estimate(store: Store, base: str, pairs: Sequence[tuple[str, str]]) -> set[
         return naming.sketched_pairs(con, pairs)
 
 
-def measure_alone(
-    store: Store,
-    source: Source,
-    base: str | None = None,
-    arriving: Checkpoint | None = None,
-    *,
-    report: Report = lambda done, total: None,
-) -> "list[Family]":
-    """One reading of a source by itself, for its identity and its sketch, fitted to a stored or `arriving` base.
-
-    A base stored without a sketch is read too. What does not fit one whose files are gone cannot be told: the
-    source then has no sketch, and a note. Raises CheckpointError when the source cannot be read, and when it shares
-    nothing with its base.
-    """
-    from kinbase.measuring import measure
-
-    assert source.checkpoint
-    own = measure(store, source.checkpoint, hash_base=True, device="cpu", report=report)
-    if base is None or source.checkpoint.delta_of is not None:
-        return [own]
-    opened: dict[str, Checkpoint] = {}
-    found = [own]
-    try:
-        if arriving is None:
-            opened = open_members(store, base, only=[base])[0]
-            with store.reading() as con:
-                base_id = naming.find(con, base)
-                sketched = base_id is not None and sketches.has(con, base_id)
-                listed = sums.weights(con, base_id) if base_id is not None else []
-            if base in opened and not sketched:
-                found.insert(0, measure(store, opened[base], hash_base=True, device="cpu", report=report))
-        against = arriving or opened.get(base) or _remembered(base, listed, source.checkpoint)
-        try:
-            own.fit(against, [source.checkpoint])
-        except CheckpointError:
-            own.changes[source.checkpoint.name] = None
-            source.notes.append(
-                f"not all its tensors fit {base}, whose files are gone or changed: no sketch of its change"
-            )
-    finally:
-        for checkpoint in opened.values():
-            checkpoint.close()
-    change = own.changes.get(source.checkpoint.name)
-    if change is not None and change.numel == 0:
-        raise CheckpointError(
-            f"{source.name} shares no tensor with {base}: give the base it was tuned from with --base"
-        )
-    return found
-
-
-def _remembered(base: str, listed: Sequence[tuple[str, str, int]], member: Checkpoint) -> Checkpoint:
-    """A base whose files are gone, as far as its tensors' names and sizes tell how a member fits it."""
-
-    def gone(start: int, out: memoryview) -> None:
-        raise CheckpointError(f"the files of {base} are gone or changed")
-
-    from kinbase.alignment import labels
-
-    ours = {label: name for name, label in labels(member.tensors).items()}
-    by_name = {tensor.name: tensor for tensor in member.tensors}
-    tensors = []
-    for label, dtype, numel in listed:
-        match = by_name.get(ours.get(label, ""))
-        row = 1
-        for extent in match.shape[1:] if match else ():
-            row *= extent
-        whole = match is not None and len(match.shape) > 0 and row > 0 and numel % row == 0
-        shape = (numel // row, *match.shape[1:]) if match and whole else (numel,)
-        tensors.append(Tensor(ours.get(label, label), dtype, shape, gone))
-    return Checkpoint(base, base, tensors)
-
-
 def _cover(pairs: Sequence[tuple[str, str]]) -> list[str]:
     """A few models such that every pair has one of them: always the one in most of the pairs left."""
     left = set(pairs)
@@ -279,23 +231,6 @@ def without_unreadable(group: list[Source], error: CheckpointError) -> list[Sour
     return [source for source in group if source.arriving]
 
 
-def without_sketch(con: Connection, names: Sequence[str]) -> set[str]:
-    """Those of `names` that have no sketch, whose kinship must be measured or wait."""
-    return set(names) - sketches.any_of(con, names)
-
-
-def gone_notes(gone: Sequence[str], unsketched: Collection[str]) -> list[str]:
-    """What to say of members whose files are not there."""
-    notes = [f"no kinship with {name}: its files are gone or changed" for name in gone if name in unsketched]
-    by_sketch = [name for name in gone if name not in unsketched]
-    if by_sketch:
-        others = f" and {len(by_sketch) - 3} more" if len(by_sketch) > 3 else ""
-        notes.append(
-            f"kinship with {', '.join(by_sketch[:3])}{others} is estimated by sketches: their files are gone or changed"
-        )
-    return notes
-
-
 def store_family(con: Connection, family: "Family", ids: dict[str | None, int | None]) -> None:
     """The sums one pass found, for the members that have a row: `ids` by name, else as stored."""
     members = [ids[c.name] if c.name in ids else naming.find(con, c.name) for c in family.members]
@@ -315,7 +250,7 @@ def store_family(con: Connection, family: "Family", ids: dict[str | None, int | 
         model_id = members[i]
         if model_id is None:
             continue
-        records.put_base(con, model_id, base_id)
+        put_base(con, model_id, base_id)
         sums.put_deltas(con, model_id, base_id, family.statistics(i))
         sums.put_skipped(con, model_id, {**family.members[i].skipped, **family.skipped[i]})
     sums.put_pairs(con, base_id, family.pairs(members))

@@ -13,8 +13,9 @@ from datetime import datetime
 
 import numpy as np
 
-from kinbase import families, grams, naming, records
+from kinbase import families, grams, naming
 from kinbase.checkpoint import Edge
+from kinbase.edges import put_measured
 from kinbase.errors import KinbaseError
 from kinbase.families import Report
 from kinbase.recovery import EXACT, find_parents, step_gains
@@ -367,7 +368,7 @@ def record(store: Store, recipe: Recipe) -> list[str]:
             Edge(parent.parent, str(relation), "weights", recipe.model, found.method, weight, detail)
         )
     with store.writing() as con:
-        circular = records.put_measured(con, recipe.model, edges)
+        circular = put_measured(con, recipe.model, edges)
     lines = [f"{e.parent} -> {recipe.model} {e.relation}" for e in edges if e.parent not in circular]
     lines += [f"{parent} descends from {recipe.model} by what is said: not stored" for parent in circular]
     return lines or [f"nothing to store: {found.verdict}"]

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -209,6 +210,11 @@ class Store:
                 )
         if applied != known:
             raise DatabaseError(f"{self.path} has an older schema: run `kinbase --db {self.path} migrate`")
+
+
+def utc(moment: datetime | None) -> datetime | None:
+    """A time as the tables keep it: UTC, without a zone."""
+    return moment.astimezone(UTC).replace(tzinfo=None) if moment and moment.tzinfo else moment
 
 
 class _Stream:

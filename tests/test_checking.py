@@ -8,9 +8,12 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from kinbase import naming, records
+from kinbase import naming
 from kinbase.checkpoint import Alias, Edge, Facts, Score
+from kinbase.edges import put_edges
 from kinbase.errors import KinbaseError, UsageError
+from kinbase.models import put_alias, put_facts
+from kinbase.scores import put_scores
 
 EXAMPLE = Path(__file__).parent.parent / "examples" / "model-kinship"
 
@@ -24,10 +27,10 @@ def tell(db, edges=(), scores=(), facts=()):
     """Store edges (parent, child[, relation]), scores (model, benchmark, metric, value) and facts."""
     with db.store.writing() as con:
         for fact in facts:
-            records.put_facts(con, naming.named(con, fact.model), fact)
+            put_facts(con, naming.named(con, fact.model), fact)
         claims = [Edge(p, (*more, "merge")[0], "card", c) for p, c, *more in edges]
-        records.put_edges(con, None, "cards", claims)
-        records.put_scores(con, None, [Score(b, m, v, model, source="table") for model, b, m, v in scores])
+        put_edges(con, None, "cards", claims)
+        put_scores(con, None, [Score(b, m, v, model, source="table") for model, b, m, v in scores])
 
 
 def claim():
@@ -105,7 +108,7 @@ def test_a_gain_on_one_benchmark_is_held_against_that_benchmark(db):
 def test_a_claim_is_recomputed_from_its_own_source(db):
     tell(db, [("a", "ab"), ("b", "ab")], [(m, "x", "acc", v) for m, v in (("ab", 60), ("a", 40), ("b", 50))])
     with db.store.writing() as con:
-        records.put_scores(con, None, [Score("average", "gain", 3.0, "ab", source="another table")])
+        put_scores(con, None, [Score("average", "gain", 3.0, "ab", source="another table")])
     assert found(db, "undecidable") == {("ab", "gain 3.0")}
 
 
@@ -128,14 +131,14 @@ def test_a_bare_name_is_dangling_until_something_is_known_of_it(db):
     tell(db, [("a", "ab"), ("b", "ab")], facts=[Facts("b", architecture="LlamaForCausalLM")])
     assert found(db, "undecidable") == {("a", "parent of ab")}
     with db.store.writing() as con:
-        records.put_alias(con, naming.named(con, "a"), Alias("org/a"))
+        put_alias(con, naming.named(con, "a"), Alias("org/a"))
     assert found(db, "undecidable") == set()
 
 
 def test_what_is_said_of_a_models_other_name_is_no_claim_on_itself(db):
     tell(db, [("org/child", "child"), ("base", "child")])
     with db.store.writing() as con:
-        records.put_alias(con, naming.named(con, "child"), Alias("org/child"))
+        put_alias(con, naming.named(con, "child"), Alias("org/child"))
     assert db.sql("select child, parent from lineage").rows() == [("child", "base")]
 
 

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 import kinbase
-from kinbase import claims, records
+from kinbase import holding
 from kinbase.checkpoint import Edge
+from kinbase.edges import put_edges
 from kinbase.errors import KinbaseError
 
 
@@ -22,7 +23,7 @@ def said(db, child, parents, relation="merge", method="linear", weights=(), evid
         for p, w in zip(parents, weights, strict=True)
     ]
     with db.store.writing() as con:
-        records.put_edges(con, None, f"{child}.{evidence}", edges)
+        put_edges(con, None, f"{child}.{evidence}", edges)
 
 
 def verdict(db, child, *, all_models=False):
@@ -168,7 +169,7 @@ def test_a_check_of_all_tells_how_far_it_is(db, monkeypatch):
     told = []
     whole = db.check(looked=lambda done, total: told.append((done, total)))
     assert told == [(i, 4) for i in range(1, 5)]
-    monkeypatch.setattr(claims, "AT_ONCE", 1)
+    monkeypatch.setattr(holding, "AT_ONCE", 1)
     assert db.check().equals(whole)
 
 

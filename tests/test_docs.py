@@ -6,8 +6,11 @@ from pathlib import Path
 import pytest
 
 import kinbase
-from kinbase import naming, records
+from kinbase import naming
 from kinbase.checkpoint import Edge, Facts, Score, Task, Training
+from kinbase.edges import put_edges
+from kinbase.models import put_facts
+from kinbase.scores import put_scores, put_tasks, put_trainings
 
 COOKBOOK = Path(__file__).parent.parent / "docs" / "sql.md"
 QUERIES = {
@@ -129,16 +132,16 @@ def told(empty):
             "config": [("a", "ab"), ("b", "ab"), ("a", "ac"), ("c", "ac")],
             "card": [("a", "ab"), ("base", "ab"), ("a", "ac"), ("c", "ac")],
         }.items():
-            records.put_edges(con, None, who, [Edge(p, "merge", who, c, "ties") for p, c in edges])
+            put_edges(con, None, who, [Edge(p, "merge", who, c, "ties") for p, c in edges])
         tuned = [Edge("base", "finetune", "card", child) for child in "abc"]
-        records.put_edges(con, None, "cards", [*tuned, Edge("ab", "finetune", "card", "abd")])
+        put_edges(con, None, "cards", [*tuned, Edge("ab", "finetune", "card", "abd")])
         for name, license in (("b", "cc-by-nc-4.0"), ("ab", "apache-2.0"), ("a", "mit")):
-            records.put_facts(con, naming.named(con, name), Facts(name, license=license))
-        records.put_tasks(con, [Task("gsm8k", "math"), Task("nli", "inference")])
-        records.put_trainings(con, None, [Training("gsm8k", "a")])
+            put_facts(con, naming.named(con, name), Facts(name, license=license))
+        put_tasks(con, [Task("gsm8k", "math"), Task("nli", "inference")])
+        put_trainings(con, None, [Training("gsm8k", "a")])
         scores = {"base": (10, 50), "a": (80, 1), "ac": (60, 55)}
         for model, values in scores.items():
-            records.put_scores(
+            put_scores(
                 con, model, [Score(b, "acc", v) for b, v in zip(("gsm8k", "nli"), values, strict=True)]
             )
     return empty
@@ -159,7 +162,7 @@ def test_a_noncommercial_licence_goes_down_the_tree(told):
 def test_bare_names(told):
     assert told.sql(query("by name alone"))["name"].to_list() == []
     with told.store.writing() as con:
-        records.put_edges(con, None, "more", [Edge("somebody", "merge", "card", "ab")])
+        put_edges(con, None, "more", [Edge("somebody", "merge", "card", "ab")])
     assert told.sql(query("by name alone"))["name"].to_list() == ["somebody"]
 
 

@@ -366,8 +366,8 @@ def test_runs_go_out_and_in_with_the_whole_database(replayed, tmp_path):
 
 def test_a_name_joined_to_a_model_keeps_its_place_in_a_run(replayed, tmp_path):
     """A row known only by name that turns out to be another's goes with all that was said of it."""
-    from kinbase import records
     from kinbase.checkpoint import Alias
+    from kinbase.models import put_alias
 
     db, _, _ = replayed
     db.export(tmp_path / "all.kinbase")
@@ -375,7 +375,7 @@ def test_a_name_joined_to_a_model_keeps_its_place_in_a_run(replayed, tmp_path):
     other.import_([tmp_path / "all.kinbase"])
     with other.store.writing() as con:
         ((new,),) = con.execute("insert into raw.model (name) values ('real') returning model_id").fetchall()
-        records.put_alias(con, new, Alias("model-2-1"))
+        put_alias(con, new, Alias("model-2-1"))
     assert (
         other.sql("from offspring where child = 'real' and score > 68.7").height
         == db.sql("from offspring where child = 'model-2-1'").height

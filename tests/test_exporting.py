@@ -12,7 +12,8 @@ import pytest
 from test_examples import EXAMPLE
 
 import kinbase
-from kinbase import naming, records
+from kinbase import naming
+from kinbase.edges import put_link
 from kinbase.errors import KinbaseError, UsageError
 
 HOSTILE = [
@@ -44,7 +45,7 @@ def hostile(empty):
     """A chain of hostile names, each merged into the next by a hostile method."""
     with empty.store.writing() as con:
         for parent, child in pairwise(HOSTILE):
-            records.put_link(con, child, parent, "merge", 'sl"e]r|p<b>', 0.5)
+            put_link(con, child, parent, "merge", 'sl"e]r|p<b>', 0.5)
     return empty
 
 

@@ -16,8 +16,9 @@ from ruamel.yaml import YAML
 from safetensors.torch import load_file
 
 import kinbase
-from kinbase import gradients, recipes, records, remaking, rounding
+from kinbase import gradients, recipes, remaking, rounding
 from kinbase.checkpoint import Edge
+from kinbase.edges import put_edges
 from kinbase.errors import KinbaseError
 from kinbase.recovery import BITS, Grams, Normal, find_parents, nonnegative, solve
 from kinbase.verdicts import COPY, MERGE, NONE, SELECTED, TRAINED, UNDECIDABLE, judge
@@ -386,7 +387,7 @@ def test_recording_stores_edges_once_and_takes_back_what_is_no_longer_so(db):
 
 def test_nothing_is_recorded_that_would_make_a_circle(db):
     with db.store.writing() as con:
-        records.put_edges(con, None, "card", [Edge("merge_ab", "finetune", "card", "ft_a")])
+        put_edges(con, None, "card", [Edge("merge_ab", "finetune", "card", "ft_a")])
     found = recipes.recover(db.store, "merge_ab", among=["ft_a", "ft_b"])
     lines = recipes.record(db.store, found)
     assert any("ft_a descends from merge_ab" in line for line in lines)

@@ -5,8 +5,12 @@ from datetime import datetime
 import pytest
 
 import kinbase
-from kinbase import naming, records
+from kinbase import naming
 from kinbase.checkpoint import Alias, Edge, ReportedKinship, Score, Task, Training
+from kinbase.edges import put_edges
+from kinbase.estimates import put_reported
+from kinbase.models import put_alias
+from kinbase.scores import put_scores, put_tasks, put_trainings
 
 
 class Told:
@@ -18,16 +22,16 @@ class Told:
 
     def merge(self, child, *parents, method="linear", relation="merge", evidence="config"):
         edges = [Edge(parent, relation, evidence, child, method) for parent in parents]
-        self.said.append(lambda con: records.put_edges(con, None, f"{child} {relation} {evidence}", edges))
+        self.said.append(lambda con: put_edges(con, None, f"{child} {relation} {evidence}", edges))
 
     def scores(self, scores, *, metric="acc", **more):
         """{model: {benchmark: value}}"""
         rows = [Score(b, metric, v, model, **more) for model, each in scores.items() for b, v in each.items()]
-        self.said.append(lambda con: records.put_scores(con, None, rows))
+        self.said.append(lambda con: put_scores(con, None, rows))
 
     def kinship(self, a, b, pcc):
         pairs = [ReportedKinship(a, b, pcc=pcc)]
-        self.said.append(lambda con: records.put_reported(con, f"{a} {b}", pairs))
+        self.said.append(lambda con: put_reported(con, f"{a} {b}", pairs))
 
     def query(self, text, *parameters):
         with self.store.writing() as con:
@@ -192,9 +196,9 @@ def study(told):
     told.merge("m1", "e1", "e2")
     told.merge("m2", "e3", "e2")
     told.merge("m3", "e1", "e2", "e3")
-    told.said.append(lambda con: records.put_tasks(con, [Task(*task) for task in TASKS.items()]))
+    told.said.append(lambda con: put_tasks(con, [Task(*task) for task in TASKS.items()]))
     trained = [Training(b, m) for m, each in TRAINED.items() for b in each]
-    told.said.append(lambda con: records.put_trainings(con, None, trained))
+    told.said.append(lambda con: put_trainings(con, None, trained))
     told.scores(SCORES)
     return told
 
@@ -248,7 +252,7 @@ def test_a_missing_reference_leaves_the_task_out(study):
 
 
 def test_an_expert_that_gets_another_name_keeps_its_training(study):
-    study.said.append(lambda con: records.put_alias(con, naming.named(con, "org/e1"), Alias("e1")))
+    study.said.append(lambda con: put_alias(con, naming.named(con, "org/e1"), Alias("e1")))
     assert study.query("from experts where model = 'org/e1' order by all") == [
         ("org/e1", "qa1"),
         ("org/e1", "qa2"),

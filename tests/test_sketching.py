@@ -17,12 +17,13 @@ from safetensors.torch import load_file, save_file
 from test_kinship import checkpoint, gaussian_family, vocabulary_family
 
 import kinbase
-from kinbase import kinship, records, sketches
+from kinbase import kinship, sketches
 from kinbase.alignment import bare, labels
 from kinbase.checkpoint import FLOAT_DTYPES
 from kinbase.digest import LEAF, SPAN
 from kinbase.fitting import misfit
 from kinbase.kinship import Plan, run
+from kinbase.models import put_base
 from kinbase.sketching import BUCKETS, CELL, SCHEME, Buffers, TensorSketch, compare, empty, similarity
 
 STORED = dict(zip(FLOAT_DTYPES, (52, 23, 10, 7, 3, 2), strict=True))  # bits of the fraction
@@ -420,7 +421,7 @@ def test_a_model_that_changes_family_is_met_in_the_old_one_no_more(db):
     old = rows(db, "select model_id, base_id from raw.direction order by all")
     (model_id, base_id), *others = old
     with db.store.writing() as con:
-        records.put_base(con, model_id, base_id + 1000)
+        put_base(con, model_id, base_id + 1000)
     assert rows(db, "select model_id, base_id from raw.direction order by all") == others != []
 
 

@@ -8,11 +8,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from kinbase import naming, records
+from kinbase import naming
 from kinbase.checkpoint import Edge
 from kinbase.checkpoint import Score as Result
+from kinbase.edges import put_claims
 from kinbase.errors import KinbaseError
 from kinbase.evolution.config import Config, dumps, loads
+from kinbase.scores import put_scores
 
 if TYPE_CHECKING:
     import networkx as nx
@@ -301,7 +303,7 @@ def mark(con: "Connection", run: Run, child: Child, **values: Any) -> None:
 
 def put_results(con: "Connection", model: str, results: Sequence[Result]) -> None:
     """Store what an evaluator gave."""
-    records.put_scores(con, model, results)
+    put_scores(con, model, results)
 
 
 def put_edges(con: "Connection", run: Run, made: Sequence[tuple[Child, str]]) -> None:
@@ -315,7 +317,7 @@ def put_edges(con: "Connection", run: Run, made: Sequence[tuple[Child, str]]) ->
             Edge(parent, "merge", "run", model, child.method, None, dict(detail)) for parent in child.parents
         ]
         claims.append((None, f"run {run.config.name}: {child.child}", edges))
-    records.put_claims(con, claims)
+    put_claims(con, claims)
 
 
 def close(
