@@ -10,9 +10,9 @@ from functools import cache
 
 import numpy as np
 
-from kinbase import grams, recipes
 from kinbase.errors import KinbaseError
-from kinbase.recipes import Family, Recipe, Screened
+from kinbase.recipes import grams
+from kinbase.recipes.finding import Family, Recipe, Screened, from_stored
 from kinbase.store import Connection
 
 MANY = 64
@@ -116,7 +116,7 @@ def with_recipe(
     @cache
     def recipe() -> Recipe | None:
         try:
-            return recipes.from_stored(con, family, screened())
+            return from_stored(con, family, screened())
         except KinbaseError:
             return None
 

@@ -308,10 +308,10 @@ class Kinbase:
         with self.store.reading() as con:
             names = [naming.resolve(con, model) for model in models]
         if names:
-            from kinbase import recipes
+            from kinbase.recipes.finding import measure
 
             for name in names:
-                recipes.measure(self.store, name, device=device, report=report)
+                measure(self.store, name, device=device, report=report)
         with self.store.reading() as con:
             rows = checking.findings(con, tolerance, names, looked)
         return pl.DataFrame(
@@ -334,9 +334,9 @@ class Kinbase:
 
         Columns: parent, child, relation, confidence, weight (a merge's coefficient), distance, family (its root),
         evidence. `among` may be parents too; edges of a confidence below `least` are left out; `record` stores the
-        others as claims of evidence weights. See `kinbase.inferring.infer`.
+        others as claims of evidence weights. See `kinbase.history.inferring.infer`.
         """
-        from kinbase import inferring
+        from kinbase.history import inferring
 
         found, notes = inferring.infer(
             self.store, models, among=among, blind=blind, quick=quick, device=device, report=report
@@ -364,13 +364,13 @@ class Kinbase:
         """What `model` was made of, by its weights: one row of model, verdict, residual, floor, parents and more.
 
         `among` names the candidates (none: the family); with `record`, the edges are stored with evidence
-        "weights". See `kinbase.recipes.recover` and docs/recipes.md.
+        "weights". See `kinbase.recipes.finding.recover` and docs/recipes.md.
         """
-        from kinbase import recipes
+        from kinbase.recipes.finding import record, recover
 
-        found = recipes.recover(self.store, model, among=among, device=device, report=report)
+        found = recover(self.store, model, among=among, device=device, report=report)
         if record:
-            recipes.record(self.store, found)
+            record(self.store, found)
         return pl.DataFrame([found.as_dict()], schema=RECIPE)
 
     def suggest(

@@ -8,13 +8,25 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from kinbase import grams, recipes
 from kinbase.claims import EXPLAINED, Claim, Model, all_claims, with_recipe, worth_a_recipe
 from kinbase.families import Report
-from kinbase.fits import LEAST
+from kinbase.recipes import grams
+from kinbase.recipes.finding import load
+from kinbase.recipes.fits import LEAST
+from kinbase.recipes.traces import ALIKE
+from kinbase.recipes.verdicts import (
+    COPY,
+    MERGE,
+    NONE,
+    SELECTED,
+    TRAINED,
+    Finding,
+    Parent,
+    fitted,
+    graded,
+    judge,
+)
 from kinbase.store import Connection
-from kinbase.traces import ALIKE
-from kinbase.verdicts import COPY, MERGE, NONE, SELECTED, TRAINED, Finding, Parent, fitted, graded, judge
 
 CLOSED = (None, "linear", "slerp", "task_arithmetic", "nuslerp", "multislerp", "karcher", "model_stock")
 """Merge methods that are a combination of the parents in each tensor; the others leave elements out or bend them."""
@@ -55,7 +67,7 @@ def findings(
     rows: list[Row] = []
     done = 0
     for base_id, base in dict.fromkeys((base_id, base) for *_, base_id, base in measured):
-        family = recipes.load(con, base_id, base)
+        family = load(con, base_id, base)
         worth = None if names else worth_a_recipe(family.totals)
         members = [(name, i) for name, i, its_base, _ in measured if its_base == base_id]
         for start in range(0, len(members), AT_ONCE):

@@ -10,13 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import kinbase
-from kinbase import ancestry, branching, inferring
-from kinbase.ancestry import infer_family
-from kinbase.branching import MODEL, Tree, log_density
 from kinbase.errors import KinbaseError
-from kinbase.points import Points
-from kinbase.recovery import BITS
-from kinbase.rounding import spacing, to_dtype
+from kinbase.history import ancestry, branching, inferring
+from kinbase.history.ancestry import infer_family
+from kinbase.history.branching import MODEL, Tree, log_density
+from kinbase.history.points import Points
+from kinbase.recipes.recovery import BITS
+from kinbase.recipes.rounding import spacing, to_dtype
 
 TENSORS, NUMEL = 6, 2000
 

@@ -22,7 +22,19 @@ def test_every_command_is_in_the_table():
     assert told == set(cli.commands)
 
 
-@pytest.mark.parametrize("folder", ["kinbase", "kinbase/plotting", "importers", "benchmarks"])
+@pytest.mark.parametrize(
+    "folder",
+    [
+        "kinbase",
+        "kinbase/evolution",
+        "kinbase/history",
+        "kinbase/merging",
+        "kinbase/plotting",
+        "kinbase/recipes",
+        "importers",
+        "benchmarks",
+    ],
+)
 def test_every_file_is_listed(folder):
     table = README[README.index("## Every file") : README.index("## Developing")]
     for path in (ROOT / folder).glob("*.py"):

@@ -16,12 +16,13 @@ from ruamel.yaml import YAML
 from safetensors.torch import load_file
 
 import kinbase
-from kinbase import gradients, recipes, remaking, rounding
 from kinbase.checkpoint import Edge
 from kinbase.edges import put_edges
 from kinbase.errors import KinbaseError
-from kinbase.recovery import BITS, Grams, Normal, find_parents, nonnegative, solve
-from kinbase.verdicts import COPY, MERGE, NONE, SELECTED, TRAINED, UNDECIDABLE, judge
+from kinbase.recipes import gradients, remaking, rounding
+from kinbase.recipes.finding import places, record, recover
+from kinbase.recipes.recovery import BITS, Grams, Normal, find_parents, nonnegative, solve
+from kinbase.recipes.verdicts import COPY, MERGE, NONE, SELECTED, TRAINED, UNDECIDABLE, judge
 
 LAYERS = 5
 PARTS = {"self_attn.q_proj": 6000, "mlp.up_proj": 9000, "input_layernorm": 64}
@@ -388,8 +389,8 @@ def test_recording_stores_edges_once_and_takes_back_what_is_no_longer_so(db):
 def test_nothing_is_recorded_that_would_make_a_circle(db):
     with db.store.writing() as con:
         put_edges(con, None, "card", [Edge("merge_ab", "finetune", "card", "ft_a")])
-    found = recipes.recover(db.store, "merge_ab", among=["ft_a", "ft_b"])
-    lines = recipes.record(db.store, found)
+    found = recover(db.store, "merge_ab", among=["ft_a", "ft_b"])
+    lines = record(db.store, found)
     assert any("ft_a descends from merge_ab" in line for line in lines)
     assert db.sql("select parent from lineage where evidence = 'weights'")["parent"].to_list() == ["ft_b"]
 
@@ -435,8 +436,8 @@ def test_without_the_bases_sums_there_is_a_recipe_and_a_note(db):
 
 
 def test_a_configuration_makes_the_model_again(db, family):
-    found = recipes.recover(db.store, "merge_ab")
-    text = remaking.config(found, *recipes.places(db.store, ["base", *found.named()], "merge_ab"))
+    found = recover(db.store, "merge_ab")
+    text = remaking.config(found, *places(db.store, ["base", *found.named()], "merge_ab"))
     config = YAML(typ="safe").load(text)
     assert config["merge_method"] == "linear"
     assert config["out_dtype"] == "bfloat16"
@@ -449,9 +450,9 @@ def test_a_configuration_makes_the_model_again(db, family):
 
 def test_the_remade_merge_is_the_same(db, tmp_path, family):
     """Both add up in float32, in another order: that moves a weight only from within 2^-24 of a tie, about 1 in 10^4."""
-    found = recipes.recover(db.store, "merge_ab")
+    found = recover(db.store, "merge_ab")
     config = tmp_path / "again.yaml"
-    config.write_text(remaking.config(found, *recipes.places(db.store, ["base", *found.named()], "merge_ab")))
+    config.write_text(remaking.config(found, *places(db.store, ["base", *found.named()], "merge_ab")))
     db.merge(config, tmp_path / "again")
     weights = load_file(tmp_path / "again" / "model.safetensors")
     truth = load_file(family["merge_ab"] / "model.safetensors")

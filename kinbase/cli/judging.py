@@ -111,9 +111,10 @@ def recipe(
     """
     import json
 
-    from kinbase import recipes, remaking
     from kinbase.output import progress, say, written
-    from kinbase.recipe_page import recipe_page
+    from kinbase.recipes import remaking
+    from kinbase.recipes.finding import places, record, recover
+    from kinbase.recipes.page import recipe_page
 
     base = db()
     if output and output.endswith((".yaml", ".yml")):
@@ -122,14 +123,14 @@ def recipe(
         form = form or "json"
     names = [name.strip() for name in among.split(",") if name.strip()]
     with progress("measuring") as report:
-        found = recipes.recover(base.store, model, among=names, device=device, report=report)
+        found = recover(base.store, model, among=names, device=device, report=report)
     if config:
-        text = remaking.config(found, *recipes.places(base.store, [found.base, *found.named()], found.model))
+        text = remaking.config(found, *places(base.store, [found.base, *found.named()], found.model))
         with written(config) as out:
             out.write(text)
         say(f"wrote {config}")
     if record:
-        for line in recipes.record(base.store, found):
+        for line in record(base.store, found):
             say(line)
     lines = [json.dumps(found.as_dict(), indent=2)] if form == "json" else recipe_page(found.as_dict())
     if output:

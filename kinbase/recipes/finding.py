@@ -2,7 +2,7 @@
 
     candidates    the family, without what descends from the model or is younger
     screened      by the sums of all tensors together (by sketches, then measured, where they are not there yet)
-    judged        by the sums of each tensor (kinbase.verdicts), with the base's own weights as one more column
+    judged        by the sums of each tensor (kinbase.recipes.verdicts), with the base's own weights as one more column
 
 No checkpoint is read whose sums are stored.
 """
@@ -13,14 +13,15 @@ from datetime import datetime
 
 import numpy as np
 
-from kinbase import families, grams, naming
+from kinbase import families, naming
 from kinbase.checkpoint import Edge
 from kinbase.edges import put_measured
 from kinbase.errors import KinbaseError
 from kinbase.families import Report
-from kinbase.recovery import EXACT, find_parents, step_gains
+from kinbase.recipes import grams
+from kinbase.recipes.recovery import EXACT, find_parents, step_gains
+from kinbase.recipes.verdicts import COPY, MERGE, SELECTED, TRAINED, Finding, judge
 from kinbase.store import Connection, Store
-from kinbase.verdicts import COPY, MERGE, SELECTED, TRAINED, Finding, judge
 
 SHORT = 32
 """Candidates whose sums are read tensor by tensor."""

@@ -13,7 +13,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from kinbase.recovery import BITS, FloatArray, Grams
+from kinbase.recipes.recovery import BITS, FloatArray, Grams
 
 FINE = 20
 """From so many bits on, deltas that matter are many units long, and rounding is noise."""

@@ -1,8 +1,8 @@
 """From distances between the weights of a family to its edges: copies, merges, and a tree of the rest.
 
 A copy lies as far from its original as rounding to its dtype puts it. A merge is an affine combination of its
-parents but for rounding (kinbase.verdicts). Both say in which direction they were made. What is left becomes the
-likeliest tree (kinbase.branching). Everything is computed from `Points`; no weights are read here.
+parents but for rounding (kinbase.recipes.verdicts). Both say in which direction they were made. What is left becomes the
+likeliest tree (kinbase.history.branching). Everything is computed from `Points`; no weights are read here.
 """
 
 from collections.abc import Sequence
@@ -11,10 +11,10 @@ from itertools import combinations
 
 import numpy as np
 
-from kinbase import verdicts
-from kinbase.branching import MODEL, Model, Tree, hung
-from kinbase.points import SAME, Points, find_copies
-from kinbase.recovery import BITS, LIMIT, Grams, Normal, find_parents, solve
+from kinbase.history.branching import MODEL, Model, Tree, hung
+from kinbase.history.points import SAME, Points, find_copies
+from kinbase.recipes import verdicts
+from kinbase.recipes.recovery import BITS, LIMIT, Grams, Normal, find_parents, solve
 
 WORTH_A_LOOK = 4.0
 """A combination that leaves more than so many floors in the tensors' own best fits is not judged further."""

@@ -3,7 +3,7 @@
 Models measured against one base need no reading: their distances follow from stored Grams. Others are read in one
 pass over each group of like shapes, any of them as the reference: |theta_i - theta_j| does not depend on it.
 Families are what correlates weight by weight; unrelated trainings do not. What the distances then tell is
-kinbase.ancestry's business.
+kinbase.history.ancestry's business.
 """
 
 import json
@@ -16,13 +16,13 @@ import numpy as np
 
 from kinbase import families, naming, sums
 from kinbase.alignment import bare
-from kinbase.ancestry import Family, infer_family
 from kinbase.checkpoint import FLOAT_DTYPES, Checkpoint
 from kinbase.errors import CheckpointError, KinbaseError
 from kinbase.families import Report
+from kinbase.history.ancestry import Family, infer_family
+from kinbase.history.points import Points
 from kinbase.naming import Member
-from kinbase.points import Points
-from kinbase.recovery import FloatArray
+from kinbase.recipes.recovery import FloatArray
 from kinbase.sources import read
 from kinbase.store import Connection, Store
 

@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from io import StringIO
 
 from kinbase.errors import KinbaseError
-from kinbase.recipes import Recipe
-from kinbase.verdicts import COPY, MERGE, SELECTED, Parent
+from kinbase.recipes.finding import Recipe
+from kinbase.recipes.verdicts import COPY, MERGE, SELECTED, Parent
 
 DTYPES = {
     "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16",

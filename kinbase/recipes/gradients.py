@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from kinbase.recovery import LIMIT, FloatArray, Grams, Normal, inverse, residuals, solve
+from kinbase.recipes.recovery import LIMIT, FloatArray, Grams, Normal, inverse, residuals, solve
 
 LAYER = re.compile(r"(?:^|\.)(?:layers?|h|blocks?)\.(\d+)\.")
 FILTERS = (("self_attn", "attention", "attn"), ("mlp", "feed_forward", "ffn"))

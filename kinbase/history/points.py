@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from kinbase.recovery import BITS, FloatArray
+from kinbase.recipes.recovery import BITS, FloatArray
 
 ROUNDED = (0.5, 1.6)
 """Squared distance of a rounded copy from its original, in squared rounding floors: 1 but for systematic rounding."""

@@ -10,7 +10,7 @@ from itertools import combinations
 import numpy as np
 
 from kinbase.alignment import bare
-from kinbase.recovery import FloatArray, Grams, Normal
+from kinbase.recipes.recovery import FloatArray, Grams, Normal
 from kinbase.store import Connection
 
 

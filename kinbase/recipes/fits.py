@@ -1,7 +1,7 @@
 """One combination fitted to a child: coefficients with intervals, and whether rounding is all it leaves.
 
 Coefficients are weighted least squares, each tensor trusted by its own rounding noise, freed of what rounding bends
-(kinbase.rounding). A 95% interval is 1.96 standard errors of rounding noise, and a part of the correction.
+(kinbase.recipes.rounding). A 95% interval is 1.96 standard errors of rounding noise, and a part of the correction.
 """
 
 from collections.abc import Sequence
@@ -9,11 +9,11 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from kinbase import gradients
-from kinbase.gradients import Gradient
-from kinbase.recovery import EXACT, LIMIT, FloatArray, Grams, Normal, inverse, residuals, solve
-from kinbase.rounding import DRAWS, bends, drawn, straightened
-from kinbase.traces import WHOLE
+from kinbase.recipes import gradients
+from kinbase.recipes.gradients import Gradient
+from kinbase.recipes.recovery import EXACT, LIMIT, FloatArray, Grams, Normal, inverse, residuals, solve
+from kinbase.recipes.rounding import DRAWS, bends, drawn, straightened
+from kinbase.recipes.traces import WHOLE
 
 MERGE, COPY, TRAINED = "merge", "copy", "one parent plus training"
 SELECTED, NONE, UNDECIDABLE = "TIES/DARE-like", "none of these", "undecidable"

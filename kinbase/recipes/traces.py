@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from kinbase.recovery import FloatArray, Grams, Normal
-from kinbase.rounding import Population, bends
+from kinbase.recipes.recovery import FloatArray, Grams, Normal
+from kinbase.recipes.rounding import Population, bends
 
 WHOLE = 0.03
 """How far from 1 the coefficient of a parent that was trained on may be; more where it explains nine tenths."""

@@ -7,7 +7,7 @@
     none of these              no combination comes near
     undecidable                rounding hides too much, or the equation can be read in two directions
 
-A residual is held against what rounding the very merge found would leave (kinbase.rounding), in total and
+A residual is held against what rounding the very merge found would leave (kinbase.recipes.rounding), in total and
 tensor by tensor. That is what tells merges from siblings: a training run leaves some other amount, another in
 every tensor. A residual alone, or one over the formula's floor, does not.
 """
@@ -18,7 +18,7 @@ from itertools import combinations, islice
 
 import numpy as np
 
-from kinbase.fits import (
+from kinbase.recipes.fits import (
     COPY,
     LEAST,
     MERGE,
@@ -31,8 +31,18 @@ from kinbase.fits import (
     fitted,
     graded,
 )
-from kinbase.recovery import BITS, EXACT, LIMIT, MOST, FloatArray, Grams, Normal, find_parents, inverse
-from kinbase.traces import left_out, trained_from
+from kinbase.recipes.recovery import (
+    BITS,
+    EXACT,
+    LIMIT,
+    MOST,
+    FloatArray,
+    Grams,
+    Normal,
+    find_parents,
+    inverse,
+)
+from kinbase.recipes.traces import left_out, trained_from
 
 __all__ = [
     "COPY", "MERGE", "NONE", "SELECTED", "TRAINED", "UNDECIDABLE", "Finding", "Parent", "fitted", "graded", "judge",

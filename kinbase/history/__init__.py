@@ -1,0 +1,1 @@
+"""History from weights alone: families, copies, merges, parents and directions."""
