@@ -1,15 +1,15 @@
 """What a model's weights say by themselves: power sums of each tensor, and a seeded linear sketch of all of them.
 
 One kernel call takes the raw bytes of a tile of one checkpoint and does both. The sketch is a rotated block
-CountSketch: a tensor is cut into cells of CELL elements, a cell is laid over BUCKETS sums from a random place on
-(its even elements first, then its odd ones), each element with a random sign, both by a hash of the tensor's name,
-the cell's number and SEED. So it is linear
-(the sketch of a difference is the difference of the sketches), unbiased, and the same however the tensors are
-ordered, sharded and read; models of other shapes share what they have in common.
+CountSketch: a tensor is cut into cells of CELL elements, a cell is laid over BUCKETS sums from a random place on,
+each element with a random sign, both by a hash of the tensor's name, the cell's number and SEED. In a tensor's first
+BUCKETS elements each has a sum to itself, so that a short vector keeps its length; after them two neighbours share
+one. So it is linear (the sketch of a difference is the difference of the sketches), unbiased, and the same however
+the tensors are ordered, sharded and read; models of other shapes share what they have in common.
 
 Two sketches give the cosine of their vectors with standard deviation (1 - c^2) / sqrt(BUCKETS)
-(Charikar, Chen, Farach-Colton 2002; Weinberger et al. 2009, arXiv 0902.2206, lemma 2). They cannot prove two models
-equal: digests do.
+(Charikar, Chen, Farach-Colton 2002; Weinberger et al. 2009, arXiv 0902.2206, lemma 2). That neighbours always meet adds
+BUCKETS / 2n to the variance, of n elements that changed alike. They cannot prove two models equal: digests do.
 """
 
 # mypy: allow-untyped-defs, allow-untyped-calls
@@ -32,7 +32,7 @@ from kinbase.kernels import BF16, NARROW, compiled, decode32
 BUCKETS = 1 << 14
 CELL = 1 << 11
 SEED = 0
-SCHEME = f"block-countsketch-2 k={BUCKETS} cell={CELL} seed={SEED}"
+SCHEME = f"block-countsketch-3 k={BUCKETS} cell={CELL} seed={SEED}"
 """Names algorithm and parameters: only sketches of one scheme compare."""
 
 MOMENTS = ("sum", "sumsq", "ulpsq")
@@ -45,12 +45,13 @@ proportion to their squares, to which it stands as 4^-bits to 1..4.
 ROOM = 1e-24
 """Mean squares of a cell between this and its inverse leave those of its elements room in float32."""
 
-HALF = np.uint64(CELL // 2)
+PAIRS = CELL // 2
+"""Sums that a later cell is laid over. Neighbours share one: two bfloat16 fill a word, and what the pass waits for are stores."""
 
 STARTS = 1 << 6
 """Stretches of a row of random signs that a cell may take, each 16 words after the last: whole cache lines."""
 
-ROW = np.uint64(16 * STARTS + CELL // 2)
+ROW = np.uint64(16 * STARTS + PAIRS)
 """Words of a row of random signs."""
 
 GRAIN = 1.5 * 2.0**12
@@ -86,7 +87,7 @@ def _cell_hash(key, cell):
 
 @compiled
 def _cell_bf16(words, at, signs, left, right, flip, window, low, n, centre):
-    """Add n words of two bfloat16 elements; returns the sums of the elements x and of x^2 - centre in float32.
+    """Add n words of two bfloat16 elements x, y; returns the sums of them and of x^2 + y^2 - centre in float32.
 
     Sums of what varies about zero stay small, and so do their roundings.
     """
@@ -98,9 +99,8 @@ def _cell_bf16(words, at, signs, left, right, flip, window, low, n, centre):
         odd = np.uint32(signed & np.uint32(0xFFFF0000)).view(np.float32)
         total += np.uint32(word << np.uint32(16)).view(np.float32)
         total += np.uint32(word & np.uint32(0xFFFF0000)).view(np.float32)
-        squares += np.float32(even * even - centre) + np.float32(odd * odd - centre)
-        window[low + k] += even
-        window[low + HALF + k] += odd
+        squares += np.float32(even * even + np.float32(odd * odd - centre))
+        window[low + k] += even + odd
     return total, squares
 
 
@@ -111,13 +111,24 @@ def _cell_float32(values, signs, left, right, flip, window, low, n, centre):
     for k in range(n):
         even, odd = values[2 * k], values[2 * k + np.uint64(1)]
         total += even + odd
-        squares += np.float32(even * even - centre) + np.float32(odd * odd - centre)
+        squares += np.float32(even * even + np.float32(odd * odd - centre))
         sign = np.uint32(signs[left + k] ^ signs[right + k] ^ flip)
         one = np.uint32(np.float32(even).view(np.uint32) ^ np.uint32(sign << np.uint32(16)))
         other = np.uint32(np.float32(odd).view(np.uint32) ^ np.uint32(sign & np.uint32(0x80000000)))
-        window[low + k] += one.view(np.float32)
-        window[low + HALF + k] += other.view(np.float32)
+        window[low + k] += one.view(np.float32) + other.view(np.float32)
     return total, squares
+
+
+@compiled
+def _cell_apart(values, signs, left, right, flip, window, low, n):
+    """Add n pairs of float32 elements to sums of their own: the even ones, then PAIRS further the odd ones."""
+    for k in range(n):
+        sign = np.uint32(signs[left + k] ^ signs[right + k] ^ flip)
+        even, odd = np.float32(values[2 * k]), np.float32(values[2 * k + np.uint64(1)])
+        window[low + k] += np.uint32(even.view(np.uint32) ^ np.uint32(sign << np.uint32(16))).view(np.float32)
+        window[low + np.uint64(PAIRS) + k] += np.uint32(
+            odd.view(np.uint32) ^ np.uint32(sign & np.uint32(0x80000000))
+        ).view(np.float32)
 
 
 @compiled
@@ -138,7 +149,7 @@ def _moments64(values, n, least, fraction):
 def _weigh(raw, start, n, code, width, key, signs, spare, window, placed, smallest, fraction, sums):
     """Add elements start..start + n of a tensor to its sums [3] and its window; `raw` holds their bytes.
 
-    `window` is BUCKETS + CELL buckets, or, if `placed`, CELL for each cell of the tensor.
+    `window` is BUCKETS + CELL sums, or, if `placed`, CELL for each cell of the tensor, of which none is a later one.
     """
     half = (raw if width == 2 else raw[:0]).view(np.uint16)
     words = half[: len(half) // 2 * 2].view(np.uint32)
@@ -160,8 +171,9 @@ def _weigh(raw, start, n, code, width, key, signs, spare, window, placed, smalle
         # The first cell of a leaf tells about where the squares of the next ones lie, and how far the next number
         # is in proportion to them.
         first = element & (LEAF - 1)
-        centre = np.float32(sums[1] / max(first, 1))
-        plain = code == BF16 and not odd
+        centre = np.float32(2 * sums[1] / max(first, 1))  # of the squares of two
+        apart = element < BUCKETS
+        plain = code == BF16 and not odd and not apart
         if plain:
             found = _cell_bf16(
                 words, np.uint64(at >> 1), signs, left, right, flip, window, low, pairs, centre
@@ -175,15 +187,19 @@ def _weigh(raw, start, n, code, width, key, signs, spare, window, placed, smalle
             else:
                 for k in range(m):
                     spare[lead + k] = np.float32(double[at + k])
-            found = _cell_float32(spare, signs, left, right, flip, window, low, pairs, centre)
-        total, squares = np.float64(found[0]), np.float64(found[1]) + np.float64(centre) * m
+            if apart:
+                _cell_apart(spare, signs, left, right, flip, window, low, pairs)
+                found = (np.float32(0), np.float32(0))
+            else:
+                found = _cell_float32(spare, signs, left, right, flip, window, low, pairs, centre)
+        total, squares = np.float64(found[0]), np.float64(found[1]) + np.float64(centre) * pairs
         steps = squares * (sums[2] / sums[1])
-        # That one is added in float64. So are wider floats, and what has no room in float32.
+        # That one is added in float64. So are a tensor's first cells, wider floats, and what has no room in float32.
         if code == 0:
             total, squares, steps = _moments64(double[at : at + m], m, smallest, fraction)
         elif code == 1:
             total, squares, steps = _moments64(single[at : at + m], m, smallest, fraction)
-        elif odd or first < CELL or not (sums[1] > 0 and ROOM < squares / m < 1 / ROOM):
+        elif odd or apart or first < CELL or not (sums[1] > 0 and ROOM < squares / m < 1 / ROOM):
             if plain:
                 decode32(raw, half, at, m, code, spare)
             total, squares, steps = _moments64(spare[lead:], m, smallest, fraction)
