@@ -8,6 +8,7 @@ import asyncio
 import time
 from collections.abc import Callable
 from concurrent.futures import Executor
+from functools import partial
 from pathlib import Path
 from typing import Generic, TypeVar
 
@@ -43,13 +44,18 @@ class Question(Generic[Answer]):
 
     async def answer(self, threads: Executor) -> Answer:
         """What `work` returns. Cancelling the awaiting task interrupts the query."""
-        future = asyncio.get_running_loop().run_in_executor(threads, self._run)
+        loop = asyncio.get_running_loop()
+        told: asyncio.Future[Answer] = loop.create_future()
+        asked = loop.run_in_executor(threads, self._run, partial(loop.call_soon_threadsafe, told.set_result))
+        asked.add_done_callback(lambda f: f.cancelled() or f.exception())  # nobody asks for it any more
         try:
-            return await asyncio.shield(future)
+            await asyncio.wait((told, asked), return_when=asyncio.FIRST_COMPLETED)
         except asyncio.CancelledError:
-            future.add_done_callback(lambda f: f.cancelled() or f.exception())  # nobody asks for it
             self.cancel()
             raise
+        if not told.done():
+            await asked
+        return await told
 
     def cancel(self) -> None:
         """Stop it wherever it is. To be repeated until `done`: a query that is about to start misses one."""
@@ -67,11 +73,11 @@ class Question(Generic[Answer]):
         """How long ago it was asked."""
         return time.monotonic() - self.since
 
-    def _run(self) -> Answer:
+    def _run(self, tell: Callable[[Answer], object]) -> None:
         try:
             while True:
                 try:
-                    return self._ask()
+                    return self._ask(tell)
                 except DatabaseError as error:
                     # The store's word for a lock that others hold.
                     if "is in use" not in str(error) or self._cancelled or self.seconds > PATIENCE:
@@ -80,7 +86,7 @@ class Question(Generic[Answer]):
         finally:
             self.done = True
 
-    def _ask(self) -> Answer:
+    def _ask(self, tell: Callable[[Answer], object]) -> None:
         if self._cancelled:
             raise Cancelled("cancelled")
         with self.store.reading() as con:
@@ -89,6 +95,6 @@ class Question(Generic[Answer]):
             try:
                 if self._cancelled:
                     raise Cancelled("cancelled")
-                return self.work(con)
+                tell(self.work(con))  # before the file is closed, which takes as long as a small question
             finally:
                 self._connection = None
