@@ -12,6 +12,7 @@ force them, which is what the column `sync s` shows.
 
 import argparse
 import json
+import multiprocessing
 import os
 import shlex
 import shutil
@@ -173,7 +174,14 @@ def main() -> None:
     given = parser.parse_args()
     folder = given.folder.resolve() / f"{given.parameters / 1e6:.0f}M"
     if not (folder / MODELS[-1] / "config.json").exists():
-        write_family(folder, given.parameters)
+        # In a process of its own: a program started from one that held the models would count their memory as its.
+        writer = multiprocessing.get_context("spawn").Process(
+            target=write_family, args=(folder, given.parameters)
+        )
+        writer.start()
+        writer.join()
+        if writer.exitcode:
+            sys.exit(1)
     for line in compare(folder, given.methods, given.rounds, given.peer):
         print(line, flush=True)
 

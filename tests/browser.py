@@ -100,7 +100,12 @@ async def page(url, width=1280, height=800):
             f"--user-data-dir={profile}", f"--window-size={width},{height}", "--disable-dev-shm-usage",
             *(["--no-sandbox"] if os.geteuid() == 0 else []), "about:blank",
         ]  # fmt: skip
-        browser = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        browser = subprocess.Popen(
+            command,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            env={**os.environ, "TMPDIR": profile},
+        )
         try:
             told = Path(profile, "DevToolsActivePort")
             end = time.monotonic() + 60
