@@ -308,10 +308,10 @@ class Kinbase:
         with self.store.reading() as con:
             names = [naming.resolve(con, model) for model in models]
         if names:
-            from kinbase.recipes.finding import measure
+            from kinbase.recipes import finding
 
             for name in names:
-                measure(self.store, name, device=device, report=report)
+                finding.measure(self.store, name, device=device, report=report)
         with self.store.reading() as con:
             rows = checking.findings(con, tolerance, names, looked)
         return pl.DataFrame(
@@ -366,11 +366,11 @@ class Kinbase:
         `among` names the candidates (none: the family); with `record`, the edges are stored with evidence
         "weights". See `kinbase.recipes.finding.recover` and docs/recipes.md.
         """
-        from kinbase.recipes.finding import record, recover
+        from kinbase.recipes import finding
 
-        found = recover(self.store, model, among=among, device=device, report=report)
+        found = finding.recover(self.store, model, among=among, device=device, report=report)
         if record:
-            record(self.store, found)
+            finding.record(self.store, found)
         return pl.DataFrame([found.as_dict()], schema=RECIPE)
 
     def suggest(

@@ -374,6 +374,8 @@ def test_residual_and_floor_are_what_the_files_say(db):
 
 
 def test_recording_stores_edges_once_and_takes_back_what_is_no_longer_so(db):
+    db.recipe("merge_ab")
+    assert db.sql("from lineage where evidence = 'weights'").height == 0
     for _ in range(2):
         db.recipe("merge_ab", record=True)
     rows = db.sql(

@@ -8,7 +8,6 @@ import asyncio
 import time
 from collections.abc import Callable
 from concurrent.futures import Executor
-from functools import partial
 from pathlib import Path
 from typing import Generic, TypeVar
 
@@ -46,7 +45,11 @@ class Question(Generic[Answer]):
         """What `work` returns. Cancelling the awaiting task interrupts the query."""
         loop = asyncio.get_running_loop()
         told: asyncio.Future[Answer] = loop.create_future()
-        asked = loop.run_in_executor(threads, self._run, partial(loop.call_soon_threadsafe, told.set_result))
+
+        def tell(answer: Answer) -> None:
+            loop.call_soon_threadsafe(told.set_result, answer)
+
+        asked = loop.run_in_executor(threads, self._run, tell)
         asked.add_done_callback(lambda f: f.cancelled() or f.exception())  # nobody asks for it any more
         try:
             await asyncio.wait((told, asked), return_when=asyncio.FIRST_COMPLETED)
@@ -73,7 +76,7 @@ class Question(Generic[Answer]):
         """How long ago it was asked."""
         return time.monotonic() - self.since
 
-    def _run(self, tell: Callable[[Answer], object]) -> None:
+    def _run(self, tell: Callable[[Answer], None]) -> None:
         try:
             while True:
                 try:
@@ -86,7 +89,7 @@ class Question(Generic[Answer]):
         finally:
             self.done = True
 
-    def _ask(self, tell: Callable[[Answer], object]) -> None:
+    def _ask(self, tell: Callable[[Answer], None]) -> None:
         if self._cancelled:
             raise Cancelled("cancelled")
         with self.store.reading() as con:

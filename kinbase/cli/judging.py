@@ -112,8 +112,7 @@ def recipe(
     import json
 
     from kinbase.output import progress, say, written
-    from kinbase.recipes import remaking
-    from kinbase.recipes.finding import places, record, recover
+    from kinbase.recipes import finding, remaking
     from kinbase.recipes.page import recipe_page
 
     base = db()
@@ -123,14 +122,14 @@ def recipe(
         form = form or "json"
     names = [name.strip() for name in among.split(",") if name.strip()]
     with progress("measuring") as report:
-        found = recover(base.store, model, among=names, device=device, report=report)
+        found = finding.recover(base.store, model, among=names, device=device, report=report)
     if config:
-        text = remaking.config(found, *places(base.store, [found.base, *found.named()], found.model))
+        text = remaking.config(found, *finding.places(base.store, [found.base, *found.named()], found.model))
         with written(config) as out:
             out.write(text)
         say(f"wrote {config}")
     if record:
-        for line in record(base.store, found):
+        for line in finding.record(base.store, found):
             say(line)
     lines = [json.dumps(found.as_dict(), indent=2)] if form == "json" else recipe_page(found.as_dict())
     if output:
