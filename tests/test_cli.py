@@ -146,6 +146,14 @@ def test_kin_of_one_lists_the_nearest_first(kin):
     assert [row["model"] for row in rows] == ["ft_a", "ft_b"]
 
 
+def test_kin_says_why_a_model_has_none(cli, family):
+    cli("import", family["base"], family["ft_a"])
+    assert "ft_a has no known base; by its weights it is nearest to base" in cli("kin", "ft_a").stderr
+    cli("import", family["ft_a"], "--base", "base")
+    assert "base is the base of 1 model:" in cli("kin", "base").stderr
+    assert "ft_a has no kin yet" in cli("kin", "ft_a").stderr
+
+
 @pytest.mark.parametrize("by", ["tensor", "layer", "block"])
 def test_kin_by_parts(kin, by):
     rows = json.loads(kin("kin", "ft_a", "ft_b", "--by", by, "--metric", "cs", "-f", "json").stdout)

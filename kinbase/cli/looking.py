@@ -129,7 +129,10 @@ def kin(
             for note in base.measure(models, exact=exact, device=device, report=report):
                 say(note)
     if len(models) == 1 and not by:
-        write_frame(base.nearest_kin(models[0], k), form, output)
+        nearest = base.nearest_kin(models[0], k)
+        if not nearest.height:
+            say(base.why_without_kin(models[0]))
+        write_frame(nearest, form, output)
         return
     names = list(models) or base.names()
     if len(models) == 1:
