@@ -141,6 +141,27 @@ def test_the_same_seed_reads_the_same(made):
     assert sample(made, seed=3).estimates != sample(made, seed=4).estimates
 
 
+def test_a_stratum_is_whole_tensors_of_enough_runs():
+    position = np.random.default_rng(0).permutation(np.repeat(np.arange(40), np.arange(40) % 23))
+    strata = sampling._strata(position)
+    assert sorted(np.concatenate(strata)) == list(range(len(position)))
+    assert all(len(stratum) >= sampling.STRATUM for stratum in strata)
+    held = [set(position[stratum]) for stratum in strata]
+    assert sum(map(len, held)) == len(set.union(*held))
+
+
+def test_what_differs_between_tensors_alone_is_no_error():
+    """An even sample takes as many runs of each tensor every time; only what differs within one is left to chance."""
+    runs = np.repeat([[1.0, 0, 0, 1, 1, 0.9], [1.0, 0, 0, 4, 4, -0.5]], 200, axis=0)
+    noisy = runs + [0, 0, 0, 0, 0, 0.1] * np.random.default_rng(0).standard_normal((400, 1))
+    tensors = np.repeat([0, 1], 200)
+    between, within = sampling._errors([lambda: runs, lambda: noisy], tensors, 0)
+    # Products of sd 0.1 a run, 400 runs, over squares of 1,000: 0.1 * 20 / 1000; the drawn sd is good to 5 in 100.
+    assert between < 1e-12 and within == pytest.approx(0.002, rel=0.15)
+    (mixed,) = sampling._errors([lambda: runs], np.zeros(400, int), 0)
+    assert mixed > 0.01
+
+
 def test_few_runs_state_nothing(made):
     found = sample(made, 0.1)
     assert found.runs < sampling.LEAST_RUNS
