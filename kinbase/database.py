@@ -271,20 +271,7 @@ class Kinbase:
 
         with self.store.reading() as con:
             name = naming.resolve(con, model)
-            model_id = naming.find(con, name)
-            assert model_id is not None
-            base_id = naming.base_id(con, model_id)
-            if base_id is not None:
-                base = naming.name_of(con, base_id)
-                return f"{name} has no kin yet: of those tuned from {base} no other was measured or sketched"
-            ((members,),) = con.execute(
-                "select count(*) from raw.model where base_id = ?", [model_id]
-            ).fetchall()
-            if members:
-                of = "1 model" if members == 1 else f"{members} models"
-                return f"{name} is the base of {of}: nothing of it changed, so it has no kinship itself"
-            line = meeting.suggestion(con, model_id)
-            return f"{name} has no known base; {line or 'import it again with --base'}"
+            return meeting.why_without_kin(con, name)
 
     def kinship(self, models: Sequence[str] = (), *, by: str | None = None) -> pl.DataFrame:
         """Kinship among `models` (none: all), each pair once; `by` tensor, layer or block."""

@@ -208,18 +208,13 @@ def _put_tables(con: Connection, folder: str) -> dict[str, int]:
             f"insert into raw.{table} by name from read_parquet($1, hive_partitioning = false)", [file]
         )
         ((rows[table],),) = con.execute(f"select count(*) from raw.{table}").fetchall()
-    ((lowest, highest),) = con.execute(
-        "select coalesce(min(model_id), 1), coalesce(max(model_id), 0) from raw.model"
-    ).fetchall()
-    if lowest < 1 or highest > 10_000_000:
-        raise KinbaseError(f"{folder} numbers its models from {lowest} to {highest}: it is damaged")
-    con.execute("select max(nextval('raw.model_ids')) from range(?)", [highest]).fetchall()
-    ((first, last),) = con.execute(
-        "select coalesce(min(run_id), 1), coalesce(max(run_id), 0) from raw.run"
-    ).fetchall()
-    if first < 1 or last > 10_000_000:
-        raise KinbaseError(f"{folder} numbers its runs from {first} to {last}: it is damaged")
-    con.execute("select max(nextval('raw.run_ids')) from range(?)", [last]).fetchall()
+    for table in ("model", "run"):
+        ((first, last),) = con.execute(
+            f"select coalesce(min({table}_id), 1), coalesce(max({table}_id), 0) from raw.{table}"
+        ).fetchall()
+        if first < 1 or last > 10_000_000:
+            raise KinbaseError(f"{folder} numbers its {table}s from {first} to {last}: it is damaged")
+        con.execute(f"select max(nextval('raw.{table}_ids')) from range(?)", [last]).fetchall()
     return rows
 
 

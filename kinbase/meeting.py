@@ -166,6 +166,23 @@ def suggestion(con: Connection, model_id: int) -> str | None:
     return f"by its weights it is nearest to {listed}: is {base or name} its base? If so, import it again with --base"
 
 
+def why_without_kin(con: Connection, name: str) -> str:
+    """Why a stored model has no kinship, and what would give it some, in a line."""
+    ((model_id, base, members),) = con.execute(
+        """
+        select m.model_id, b.name, (select count(*) from raw.model where base_id = m.model_id)
+        from raw.model m left join raw.model b on b.model_id = m.base_id where m.name = ?
+        """,
+        [name],
+    ).fetchall()
+    if base is not None:
+        return f"{name} has no kin yet: of those tuned from {base} no other was measured or sketched"
+    if members:
+        of = "1 model" if members == 1 else f"{members} models"
+        return f"{name} is the base of {of}: nothing of it changed, so it has no kinship itself"
+    return f"{name} has no known base; {suggestion(con, model_id) or 'import it again with --base'}"
+
+
 def estimate_named(con: Connection, base: str, pairs: Sequence[tuple[str, str]]) -> int:
     """Estimate named pairs of one family by their sketches; the pairs stored."""
     base_id = naming.find(con, base)

@@ -8,8 +8,8 @@ one. So it is linear (the sketch of a difference is the difference of the sketch
 the tensors are ordered, sharded and read; models of other shapes share what they have in common.
 
 Two sketches give the cosine of their vectors with standard deviation (1 - c^2) / sqrt(BUCKETS)
-(Charikar, Chen, Farach-Colton 2002; Weinberger et al. 2009, arXiv 0902.2206, lemma 2). That neighbours always meet adds
-BUCKETS / 2n to the variance, of n elements that changed alike. They cannot prove two models equal: digests do.
+(Charikar, Chen, Farach-Colton 2002; Weinberger et al. 2009, arXiv 0902.2206, lemma 2). That neighbours always meet raises
+the variance by the share BUCKETS / 2n, of n elements that changed alike. They cannot prove two models equal: digests do.
 """
 
 # mypy: allow-untyped-defs, allow-untyped-calls
@@ -105,6 +105,11 @@ def _cell_bf16(words, at, signs, left, right, flip, window, low, n, centre):
 
 
 @compiled
+def _signed(value, sign):
+    return np.uint32(np.float32(value).view(np.uint32) ^ np.uint32(sign)).view(np.float32)
+
+
+@compiled
 def _cell_float32(values, signs, left, right, flip, window, low, n, centre):
     """_cell_bf16 of n pairs of elements of another dtype, as float32."""
     total = squares = np.float32(0)
@@ -113,9 +118,7 @@ def _cell_float32(values, signs, left, right, flip, window, low, n, centre):
         total += even + odd
         squares += np.float32(even * even + np.float32(odd * odd - centre))
         sign = np.uint32(signs[left + k] ^ signs[right + k] ^ flip)
-        one = np.uint32(np.float32(even).view(np.uint32) ^ np.uint32(sign << np.uint32(16)))
-        other = np.uint32(np.float32(odd).view(np.uint32) ^ np.uint32(sign & np.uint32(0x80000000)))
-        window[low + k] += one.view(np.float32) + other.view(np.float32)
+        window[low + k] += _signed(even, sign << np.uint32(16)) + _signed(odd, sign & np.uint32(0x80000000))
     return total, squares
 
 
@@ -124,11 +127,9 @@ def _cell_apart(values, signs, left, right, flip, window, low, n):
     """Add n pairs of float32 elements to sums of their own: the even ones, then PAIRS further the odd ones."""
     for k in range(n):
         sign = np.uint32(signs[left + k] ^ signs[right + k] ^ flip)
-        even, odd = np.float32(values[2 * k]), np.float32(values[2 * k + np.uint64(1)])
-        window[low + k] += np.uint32(even.view(np.uint32) ^ np.uint32(sign << np.uint32(16))).view(np.float32)
-        window[low + np.uint64(PAIRS) + k] += np.uint32(
-            odd.view(np.uint32) ^ np.uint32(sign & np.uint32(0x80000000))
-        ).view(np.float32)
+        window[low + k] += _signed(values[2 * k], sign << np.uint32(16))
+        odd = values[2 * k + np.uint64(1)]
+        window[low + np.uint64(PAIRS) + k] += _signed(odd, sign & np.uint32(0x80000000))
 
 
 @compiled
