@@ -12,8 +12,8 @@ import numpy as np
 import torch
 
 from kinbase.checkpoint import Checkpoint, Tensor
-from kinbase.kinship import run
-from kinbase.plan import Plan
+from kinbase.kinship.plan import Plan
+from kinbase.kinship.stream import run
 
 
 def deltas(n: int, correlation: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

@@ -29,8 +29,8 @@ import torch
 
 import kinbase
 from kinbase import merging
-from kinbase.demo import CONFIG
-from kinbase.demo_model import TASKS, Transformer, load, save, train
+from kinbase.demo.family import CONFIG
+from kinbase.demo.model import TASKS, Transformer, load, save, train
 
 EXAMPLE = Path(__file__).parent.parent / "examples" / "evolution"
 

@@ -53,7 +53,8 @@ def bare(repos: int) -> None:
     from huggingface_hub import HfApi, hf_hub_url
     from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
 
-    from kinbase.importers import hub_client, ranges
+    from kinbase.importers import ranges
+    from kinbase.importers.hub import client as hub_client
 
     endpoint = os.environ["HF_ENDPOINT"]
     api, headers = HfApi(endpoint=endpoint), build_hf_headers()

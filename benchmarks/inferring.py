@@ -2,7 +2,7 @@
 
 A world is two unrelated families (benchmarks/lineages.py) in one database, imported without a word about bases or
 parents, under names that tell nothing. `kinbase infer` is held against the published method and a spanning tree
-on the same weights. `--fit` prints what the figures of kinbase.history.branching and kinbase.history.ancestry were taken from,
+on the same weights. `--fit` prints what the figures of kinbase.provenance.phylogeny (tree_search, merges) were taken from,
 measured on other families than the evaluation's.
 """
 
@@ -20,8 +20,9 @@ import numpy as np
 from safetensors.torch import load_file
 
 import kinbase
-from kinbase.history import ancestry, inferring
-from kinbase.history.points import Points
+from kinbase.provenance.phylogeny import infer as inferring
+from kinbase.provenance.phylogeny import merges as ancestry
+from kinbase.provenance.phylogeny.distances import Points
 
 FIRST_SEED = 25
 """Of the evaluation; smaller seeds are for fitting."""

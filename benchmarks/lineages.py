@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from kinbase.demo_model import TASKS, Config, LoraLinear, Transformer, add_lora, train
+from kinbase.demo.model import TASKS, Config, LoraLinear, Transformer, add_lora, train
 
 CONFIG = Config(hidden_size=64, intermediate_size=128, layers=2)
 LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")

@@ -117,7 +117,7 @@ def open_folder(folder: Path) -> Checkpoint:
 def measure_pass(folder: Path, members: int, new: int, threads: int | None) -> dict[str, float]:
     """Run the pass in this process: seconds and bytes of the pass, seconds to import and compile, peak RSS."""
     began = time.perf_counter()
-    from kinbase import kinship
+    from kinbase.kinship import stream as kinship
 
     base = open_folder(folder / "base")
     family = [open_folder(folder / MEMBERS[i % len(MEMBERS)]) for i in range(members)]
@@ -192,8 +192,8 @@ def exactness(elements: int = 3_000_000) -> Iterator[str]:
     import numpy as np
     import torch
 
-    from kinbase import kinship
     from kinbase.checkpoint import FLOAT_DTYPES
+    from kinbase.kinship import stream as kinship
 
     def held(name: str, code: str, weights: torch.Tensor) -> Checkpoint:
         data = weights.view(torch.uint8).numpy()

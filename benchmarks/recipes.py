@@ -23,10 +23,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from kinbase.recipes.gradients import slerp_coefficients
-from kinbase.recipes.recovery import Grams
-from kinbase.recipes.rounding import BITS
-from kinbase.recipes.verdicts import MERGE, SELECTED, TRAINED, UNDECIDABLE, Finding, judge
+from kinbase.provenance.recipes.by_depth import slerp_coefficients
+from kinbase.provenance.recipes.least_squares import Grams
+from kinbase.provenance.recipes.rounding import BITS
+from kinbase.provenance.recipes.verdict import MERGE, SELECTED, TRAINED, UNDECIDABLE, Finding, judge
 
 LAYERS = 8
 PARTS = {"self_attn.q_proj": 8000, "mlp.up_proj": 12000, "input_layernorm": 64}

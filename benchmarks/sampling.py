@@ -20,9 +20,9 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from kinbase import sampling
 from kinbase.checkpoint import Checkpoint
 from kinbase.importers import folder
+from kinbase.kinship import sampling
 
 HIDDEN, INNER, VOCAB, KV = 896, 4864, 151_936, 128
 MEMBERS = ("ft_a", "ft_b", "ft_a2", "lora", "linear")

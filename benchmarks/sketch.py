@@ -124,8 +124,8 @@ KINDS = {
 
 def sketch_of(change: Vector, seed: int) -> np.ndarray:
     """The sketch of a change, with the hash of another seed."""
-    from kinbase import sketching
-    from kinbase.digest import SPAN
+    from kinbase.checkpoint.digest import SPAN
+    from kinbase.kinship import sketch as sketching
 
     total, buffers = sketching.empty(), sketching.Buffers()
     for name, values in change.items():
@@ -141,7 +141,7 @@ def sketch_of(change: Vector, seed: int) -> np.ndarray:
 
 
 def errors(seeds: int) -> Iterator[str]:
-    from kinbase.sketching import BUCKETS, similarity
+    from kinbase.kinship.sketch import BUCKETS, similarity
 
     yield f"{'change':22}{'cosine':>8}{'bias':>10}{'rms':>9}{'theory':>9}{'ratio':>7}{'stated':>9}{'within 2':>9}"
     for title, make in KINDS.items():
@@ -174,14 +174,14 @@ def passing() -> object:
 def run_once(folder: Path, members: int, weighed: bool) -> dict[str, float]:
     """One pass in this process, over `members` new members and the base, or the base alone: wall and CPU seconds."""
     benchmark = passing()
-    from kinbase import kinship
     from kinbase.checkpoint import Checkpoint, Tensor
+    from kinbase.kinship import stream as kinship
 
     opened = [benchmark.open_folder(folder / name) for name in ("base", *benchmark.MEMBERS[:members])]  # type: ignore[attr-defined]
     tiny = Checkpoint("one", "", [Tensor("weight", "BF16", (1,), lambda start, out: None)])
     list(kinship.run(kinship.Plan(tiny, [tiny] if members else [], hash_base=True)))
     if not weighed:
-        from kinbase import plan
+        from kinbase.kinship import plan
 
         plan.labels = lambda tensors: {}  # type: ignore[attr-defined]
     work = kinship.Plan(opened[0], opened[1:], hash_base=True)
@@ -233,9 +233,9 @@ class Stream:
 def query(models: int, rounds: int) -> Iterator[str]:
     import polars as pl
 
-    from kinbase import meeting, sketches
-    from kinbase.sketching import BUCKETS, SCHEME, folded
-    from kinbase.store import Store
+    from kinbase.ingest import estimate as meeting
+    from kinbase.kinship.sketch import BUCKETS, SCHEME, folded
+    from kinbase.store import Store, sketches
 
     g = np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as place:

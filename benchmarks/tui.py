@@ -22,10 +22,10 @@ from textual.events import Key
 
 from kinbase.store import Store
 from kinbase.tui.app import KinbaseApp
-from kinbase.tui.families import FilterInput
-from kinbase.tui.heatmap import Heatmap
-from kinbase.tui.model_tree import ModelTree
-from kinbase.tui.portrait_pane import PortraitPane
+from kinbase.tui.screens.families import FilterInput
+from kinbase.tui.widgets.details import PortraitPane
+from kinbase.tui.widgets.heatmap import Heatmap
+from kinbase.tui.widgets.model_tree import ModelTree
 
 FAMILIES = 400
 TENSORS = 48

@@ -14,11 +14,11 @@ from functools import partial
 from pathlib import Path
 
 import kinbase
+from kinbase.query.models import Model
 from kinbase.store import Connection, Store
 from kinbase.tui.app import KinbaseApp
-from kinbase.tui.families import FilterInput
-from kinbase.tui.model_tree import ModelTree
-from kinbase.tui.models import Model
+from kinbase.tui.screens.families import FilterInput
+from kinbase.tui.widgets.model_tree import ModelTree
 
 ROOT = Path(__file__).parents[1]
 STAGES = (

@@ -13,14 +13,22 @@ from types import MappingProxyType
 from typing import Any
 
 from kinbase.checkpoint import Checkpoint, Edge, Facts, Problem, Record, Tensor
+from kinbase.checkpoint.files import (
+    absolute,
+    inside,
+    is_folder,
+    listing,
+    read_json,
+    shown,
+    snapshot_sha,
+    stamp,
+)
+from kinbase.checkpoint.tensors import torch_dtype
+from kinbase.checkpoint.untrusted import name as label
 from kinbase.errors import CheckpointError
-
-from . import pytorch, safetensors
-from .files import absolute, inside, is_folder, listing, read_json, shown, snapshot_sha, stamp
-from .folder import ADAPTER_CONFIG, Opener, holds_weights
-from .low_rank import FACTOR_DTYPES, Prepared, Product, prepare, reader
-from .plain import torch_dtype
-from .untrusted import name as label
+from kinbase.importers import pytorch, safetensors
+from kinbase.importers.folder import ADAPTER_CONFIG, Opener, holds_weights
+from kinbase.importers.low_rank import FACTOR_DTYPES, Prepared, Product, prepare, reader
 
 FILES = ("adapter_model.safetensors", "adapter_model.bin")
 

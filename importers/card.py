@@ -14,11 +14,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from kinbase.checkpoint import Edge, Facts, Problem, Record
+from kinbase.checkpoint import yaml as safe_yaml
+from kinbase.checkpoint.files import is_file
+from kinbase.checkpoint.untrusted import head, model_id, name, problems, read_text
 from kinbase.errors import CheckpointError
-
-from . import mergekit, model_index, safe_yaml
-from .files import is_file
-from .untrusted import head, model_id, name, problems, read_text
+from kinbase.importers import mergekit, model_index
 
 _LIMIT = 4 * 1024 * 1024
 """Bytes of a card that are read: the header comes first, and real cards are far shorter."""

@@ -5,8 +5,7 @@ from datetime import datetime
 from typing import TypeVar
 
 from kinbase.checkpoint import Problem
-
-from .untrusted import count, model_id, moment, name, number, shots
+from kinbase.checkpoint.untrusted import count, model_id, moment, name, number, shots
 
 Value = TypeVar("Value")
 

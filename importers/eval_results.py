@@ -9,12 +9,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from kinbase.checkpoint import Record, Score
+from kinbase.checkpoint import yaml as safe_yaml
+from kinbase.checkpoint.files import is_file, shown
+from kinbase.checkpoint.untrusted import moment, name, number, problems, read_text
 from kinbase.errors import CheckpointError
-
-from . import safe_yaml
-from .files import is_file, shown
-from .model_index import distinct
-from .untrusted import moment, name, number, problems, read_text
+from kinbase.importers.model_index import distinct
 
 _LIMIT = 1024 * 1024
 _LONGEST_NOTE = 40

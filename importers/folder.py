@@ -7,11 +7,19 @@ from pathlib import Path
 from types import MappingProxyType
 
 from kinbase.checkpoint import Checkpoint, Record
+from kinbase.checkpoint.files import (
+    KEPT_OPEN,
+    absolute,
+    inside,
+    is_folder,
+    listing,
+    read_json,
+    shown,
+    snapshot_sha,
+)
+from kinbase.checkpoint.tensors import records
 from kinbase.errors import CheckpointError
-
-from . import pytorch, safetensors
-from .files import KEPT_OPEN, absolute, inside, is_folder, listing, read_json, shown, snapshot_sha
-from .plain import records
+from kinbase.importers import pytorch, safetensors
 
 ADAPTER_CONFIG = "adapter_config.json"
 

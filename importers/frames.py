@@ -9,9 +9,8 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from kinbase.checkpoint.files import is_file, shown
 from kinbase.errors import CheckpointError
-
-from .files import is_file, shown
 
 if TYPE_CHECKING:
     import polars

@@ -16,10 +16,9 @@ from pathlib import Path
 from typing import BinaryIO
 
 from kinbase.checkpoint import Edge, Facts, Record
+from kinbase.checkpoint.files import open_regular, shown
+from kinbase.checkpoint.untrusted import head, model_id, name, problems
 from kinbase.errors import CheckpointError
-
-from .files import open_regular, shown
-from .untrusted import head, model_id, name, problems
 
 MAX_HEADER = 256 * 1024 * 1024
 """Bytes of metadata that are walked through; the largest vocabularies take about 20 MB."""

@@ -12,11 +12,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from kinbase.checkpoint import Edge, Facts, Record, Score
+from kinbase.checkpoint.files import shown
 from kinbase.errors import CheckpointError
-
-from . import frames
-from .cells import Rows
-from .files import shown
+from kinbase.importers import frames
+from kinbase.importers.cells import Rows
 
 SOURCE = "open_llm_leaderboard_v2"
 

@@ -18,10 +18,19 @@ from datetime import datetime
 from pathlib import Path
 
 from kinbase.checkpoint import Facts, Record, Score
+from kinbase.checkpoint.files import is_file, shown
+from kinbase.checkpoint.untrusted import (
+    count,
+    head,
+    model_id,
+    moment,
+    name,
+    number,
+    problems,
+    read_text,
+    shots,
+)
 from kinbase.errors import CheckpointError
-
-from .files import is_file, shown
-from .untrusted import count, head, model_id, moment, name, number, problems, read_text, shots
 
 _LIMIT = 64 * 1024 * 1024
 _SUBJECTS = 57

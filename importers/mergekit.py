@@ -21,12 +21,11 @@ from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 from kinbase.checkpoint import Edge, Facts, Problem, Record
+from kinbase.checkpoint import yaml as safe_yaml
+from kinbase.checkpoint.files import is_file, shown
+from kinbase.checkpoint.merge_config import BASE_IS_PARENT, METHODS, MIXES_WEIGHTS, Use, uses, weights
+from kinbase.checkpoint.untrusted import head, name, problems, read_text
 from kinbase.errors import CheckpointError
-
-from . import safe_yaml
-from .files import is_file, shown
-from .merge_config import BASE_IS_PARENT, METHODS, MIXES_WEIGHTS, Use, uses, weights
-from .untrusted import head, name, problems, read_text
 
 NAMES = ("mergekit_config.yml", "mergekit_config.yaml", "mergekit_moe_config.yml")
 _LIMIT = 1024 * 1024

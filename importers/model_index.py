@@ -5,9 +5,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 from kinbase.checkpoint import Score
-
-from .files import shown
-from .untrusted import moment, name, number, shots
+from kinbase.checkpoint.files import shown
+from kinbase.checkpoint.untrusted import moment, name, number, shots
 
 _SHOTS = re.compile(r"\s*\(\s*(\d{1,6})[- ]shots?\s*\)\s*$", re.IGNORECASE)
 

@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from kinbase.checkpoint import DTYPE_BYTES, Checkpoint, Record, Tensor
+from kinbase.checkpoint.files import WeightsFile, is_file, shown
+from kinbase.checkpoint.tensors import HEADS, records
 from kinbase.errors import CheckpointError
-
-from .files import WeightsFile, is_file, shown
-from .plain import HEADS, records
-from .safetensors import reader
+from kinbase.importers.safetensors import reader
 
 _NESTED = ("state_dict", "model_state_dict", "model", "module")
 """Keys under which training scripts keep the state dict."""

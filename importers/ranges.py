@@ -9,9 +9,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 from kinbase.checkpoint import FileStamp
+from kinbase.checkpoint.files import shown
 from kinbase.errors import CheckpointError
-
-from .files import shown
 
 HEAD = 16 << 10
 """Bytes asked for first: the whole header of most shards, and little enough for a node of a family tree."""

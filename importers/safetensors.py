@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Protocol
 
 from kinbase.checkpoint import DTYPE_BYTES, Checkpoint, FileStamp, Record, Tensor
+from kinbase.checkpoint.files import WeightsFile, is_file, parse_object, shown
+from kinbase.checkpoint.tensors import records
 from kinbase.errors import CheckpointError
-
-from .files import WeightsFile, is_file, parse_object, shown
-from .plain import records
 
 HEADER_LIMIT = 100_000_000
 """Bytes of a header; the format's own limit."""

@@ -14,12 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kinbase.checkpoint import Alias, Edge, Facts, Problem, Record, ReportedKinship, Score, Task, Training
+from kinbase.checkpoint.files import shown
+from kinbase.checkpoint.untrusted import number
 from kinbase.errors import CheckpointError
-
-from . import frames
-from .cells import Rows, is_empty
-from .files import shown
-from .untrusted import number
+from kinbase.importers import frames
+from kinbase.importers.cells import Rows, is_empty
 
 EVIDENCE = ("config", "card", "adapter", "gguf", "user", "run", "weights", "reported")
 

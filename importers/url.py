@@ -12,12 +12,11 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from kinbase.checkpoint import ADDRESS, Checkpoint, Problem, Record
+from kinbase.checkpoint.files import CONFIG_LIMIT, shown
 from kinbase.errors import CheckpointError
-
-from . import adapter, card, folder, mergekit, safetensors
-from .files import CONFIG_LIMIT, shown
-from .hub_client import Tell
-from .ranges import Blocks, Piece, RangedFile
+from kinbase.importers import adapter, card, folder, mergekit, safetensors
+from kinbase.importers.hub.client import Tell
+from kinbase.importers.ranges import Blocks, Piece, RangedFile
 
 DEPTHS = ("metadata", "sample", "stream", "whole", "kept")
 

@@ -16,14 +16,16 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from kinbase import families, importing, naming
-from kinbase.edges import drop_links, put_link
+from kinbase.checkpoint.open import Source, Tell, elsewhere, is_whole
 from kinbase.errors import KinbaseError, UsageError
-from kinbase.families import Report
-from kinbase.frames import IMPORTED, INFERRED, PLANNED, RECIPE, REPLAYED, SUGGESTED, frame
-from kinbase.queries import ACCURACIES, AVERAGE_GAINS, SHOW
-from kinbase.sources import Source, Tell, elsewhere, is_whole
+from kinbase.ingest import pipeline as importing
+from kinbase.ingest import stored as families
+from kinbase.ingest.stored import Report
+from kinbase.query.frames import IMPORTED, INFERRED, PLANNED, RECIPE, REPLAYED, SUGGESTED, frame
+from kinbase.query.queries import ACCURACIES, AVERAGE_GAINS, SHOW
 from kinbase.store import Store
+from kinbase.store import names as naming
+from kinbase.store.lineage import drop_links, put_link
 
 if TYPE_CHECKING:  # a graph costs the import of networkx, which the other verbs need not pay
     import networkx as nx
@@ -65,7 +67,7 @@ class Kinbase:
     ) -> pl.DataFrame:
         """Import checkpoints and records: one row a source with source, model, status, base and notes.
 
-        See `kinbase.importing.import_sources`; with `children` or `parents`, `kinbase.following.import_family`,
+        See `kinbase.ingest.pipeline.import_sources`; with `children` or `parents`, `kinbase.ingest.relatives.import_family`,
         which brings in metadata, after which `sample` or `stream` go on with all that was met. A source that
         fails has status "failed" and the reason in its notes.
         """
@@ -75,7 +77,7 @@ class Kinbase:
                 raise UsageError(
                     f"{whole[0]} is a whole database: import it by itself, without --base or --name"
                 )
-            from kinbase import exporting
+            from kinbase.query import export as exporting
 
             stored = exporting.read_all(self.store, whole[0])
             notes = [
@@ -85,7 +87,7 @@ class Kinbase:
         labels = [str(s) for s in sources]
         found: list[Source] = []
         if children or parents or (metadata_only and not name and not base and all(map(elsewhere, labels))):
-            from kinbase.following import import_family
+            from kinbase.ingest.relatives import import_family
 
             if name:
                 raise UsageError("--name names one model, not a family: leave it out")
@@ -172,7 +174,7 @@ class Kinbase:
         some draw; `device` is where kinship is measured; `report(done, total)` hears of the bytes written,
         then of those measured. See `kinbase.merging`.
         """
-        from kinbase import merges
+        from kinbase.ingest import merged as merges
 
         wanted = merges.read(config, backend)
         places = merges.located(self.store, wanted.models)
@@ -202,9 +204,10 @@ class Kinbase:
         `name` is the run's, else that in the file, else the file's stem; `tell` hears a line a generation. A run that
         was not begun on this machine is resumed with `trust` only: the programs it names are run.
         Raises KinbaseError for a wrong configuration and when a merge or an evaluation fails; then, and after
-        KeyboardInterrupt, the run can be resumed. `kinbase.evolution.running.evolve` is the same as a generator.
+        KeyboardInterrupt, the run can be resumed. `kinbase.evolution.run.evolve` is the same as a generator.
         """
-        from kinbase.evolution import beginning, running
+        from kinbase.evolution import beginning
+        from kinbase.evolution import run as running
         from kinbase.evolution.config import read
 
         if (config is None) == (resume is None):
@@ -212,7 +215,7 @@ class Kinbase:
         if config is not None:
             resume, trust = beginning.begin(self.store, read(config, name)).name, True
         assert resume is not None
-        for _ in running.evolve(self, resume, trusted=trust, tell=tell, report=report):
+        for _ in running.evolve(self.store, resume, trusted=trust, tell=tell, report=report):
             pass
         return self.sql("from generations where run = ? order by generation", [resume])
 
@@ -267,7 +270,7 @@ class Kinbase:
 
     def why_without_kin(self, model: str) -> str:
         """Why a model has no kinship, and what would give it some, in a line."""
-        from kinbase import meeting
+        from kinbase.ingest import estimate as meeting
 
         with self.store.reading() as con:
             name = naming.resolve(con, model)
@@ -290,8 +293,8 @@ class Kinbase:
             return frame(con, "from group_kinship(?)", [[naming.resolve(con, model) for model in models]])
 
     def tree(self, model: str, *, up: bool = True, down: bool = True, depth: int = 1000) -> "nx.DiGraph":
-        """The lineage graph around a model; see `kinbase.lineage.graph`."""
-        from kinbase import lineage
+        """The lineage graph around a model; see `kinbase.query.graph.graph`."""
+        from kinbase.query import graph as lineage
 
         with self.store.reading() as con:
             return lineage.graph(con, model, up=up, down=down, depth=depth)
@@ -307,16 +310,16 @@ class Kinbase:
     ) -> pl.DataFrame:
         """What is claimed of `models` (none: of all) against what it follows from: subject, claim, verdict, detail.
 
-        See `kinbase.checking.findings` and `kinbase.holding`; `tolerance` is in percent. Pairs that the claims about
-        `models` hang on are measured; of all models, what is stored decides. `report(done, total)` hears of the bytes
-        measured, `looked` of the models held against their weights.
+        See `kinbase.provenance.claims.findings`; `tolerance` is in percent. Pairs that the claims about `models` hang on
+        are measured; of all models, what is stored decides. `report(done, total)` hears of the bytes measured,
+        `looked` of the models held against their weights.
         """
-        from kinbase import checking
+        from kinbase.provenance.claims import findings as checking
 
         with self.store.reading() as con:
             names = [naming.resolve(con, model) for model in models]
         if names:
-            from kinbase.recipes import finding
+            from kinbase.provenance.recipes import search as finding
 
             for name in names:
                 finding.measure(self.store, name, device=device, report=report)
@@ -342,9 +345,9 @@ class Kinbase:
 
         Columns: parent, child, relation, confidence, weight (a merge's coefficient), distance, family (its root),
         evidence. `among` may be parents too; edges of a confidence below `least` are left out; `record` stores the
-        others as claims of evidence weights. See `kinbase.history.inferring.infer`.
+        others as claims of evidence weights. See `kinbase.provenance.phylogeny.infer.infer`.
         """
-        from kinbase.history import inferring
+        from kinbase.provenance.phylogeny import infer as inferring
 
         found, notes = inferring.infer(
             self.store, models, among=among, blind=blind, quick=quick, device=device, report=report
@@ -372,9 +375,9 @@ class Kinbase:
         """What `model` was made of, by its weights: one row of model, verdict, residual, floor, parents and more.
 
         `among` names the candidates (none: the family); with `record`, the edges are stored with evidence
-        "weights". See `kinbase.recipes.finding.recover` and docs/recipes.md.
+        "weights". See `kinbase.provenance.recipes.search.recover` and docs/recipes.md.
         """
-        from kinbase.recipes import finding
+        from kinbase.provenance.recipes import search as finding
 
         found = finding.recover(self.store, model, among=among, device=device, report=report)
         if record:
@@ -392,10 +395,10 @@ class Kinbase:
     ) -> tuple[pl.DataFrame, list[str]]:
         """The k merges most worth making in a family, with the evidence, and a line on its saturation: heuristics.
 
-        See `kinbase.advice`: `top` of the best models are saturated when their mean kinship stays above
+        See `kinbase.evolution.suggest`: `top` of the best models are saturated when their mean kinship stays above
         `threshold` for `patience` generations.
         """
-        from kinbase import advice
+        from kinbase.evolution import suggest as advice
 
         with self.store.reading() as con:
             population = advice.load(con, family)
@@ -407,9 +410,9 @@ class Kinbase:
     def replay(self, name: str, *, top: int = 3, threshold: float = 0.9, patience: int = 2) -> pl.DataFrame:
         """What each stop rule would have saved and lost on a run, a numbered path, or the merges that led to a model.
 
-        See `kinbase.replays`.
+        See `kinbase.evolution.replay`.
         """
-        from kinbase import replays
+        from kinbase.evolution import replay as replays
 
         with self.store.reading() as con:
             history = replays.load(con, name, top)
@@ -417,8 +420,8 @@ class Kinbase:
         return pl.DataFrame(rows, schema=REPLAYED, orient="row")
 
     def graph(self, models: Sequence[str] = ()) -> "nx.DiGraph":
-        """The lineage of `models`, or of all; see `kinbase.exporting.graph`."""
-        from kinbase import exporting
+        """The lineage of `models`, or of all; see `kinbase.query.export.graph`."""
+        from kinbase.query import export as exporting
 
         with self.store.reading() as con:
             return exporting.graph(con, models)
@@ -426,9 +429,9 @@ class Kinbase:
     def export(self, path: str | Path, models: Sequence[str] = ()) -> None:
         """Write the lineage of `models`, or of all, as the ending of `path` says; .kinbase: the whole database.
 
-        See `kinbase.exporting`.
+        See `kinbase.query.export`.
         """
-        from kinbase import exporting
+        from kinbase.query import export as exporting
 
         path = str(path)
         if path.rstrip("/").endswith(exporting.FOLDER):

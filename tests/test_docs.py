@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 
 import kinbase
-from kinbase import naming
 from kinbase.checkpoint import Edge, Facts, Score, Task, Training
-from kinbase.edges import put_edges
-from kinbase.models import put_facts
-from kinbase.scores import put_scores, put_tasks, put_trainings
+from kinbase.store import names as naming
+from kinbase.store.lineage import put_edges
+from kinbase.store.models import put_facts
+from kinbase.store.scores import put_scores, put_tasks, put_trainings
 
 COOKBOOK = Path(__file__).parent.parent / "docs" / "sql.md"
 QUERIES = {

@@ -17,22 +17,21 @@ from textual.reactive import reactive
 from textual.screen import Screen
 
 from kinbase.errors import KinbaseError
+from kinbase.query import models
+from kinbase.query.models import Model
+from kinbase.query.standing import Standing
 from kinbase.store import Connection
-
-from . import models
-from .asking import Question
-from .evolution import EvolutionScreen
-from .families import FamiliesScreen
-from .finding import ModelCommands, ModelPicker
-from .heatmap_screen import KinshipScreen
-from .lineage import LineageScreen
-from .model_list import OpenModel
-from .models import Model
-from .showing import content, title
-from .sql import SqlScreen
-from .standing import Standing
-from .themes import DARK, LIGHT
-from .top_bar import TopBar
+from kinbase.tui.question import Question
+from kinbase.tui.screens.evolution import EvolutionScreen
+from kinbase.tui.screens.families import FamiliesScreen
+from kinbase.tui.screens.kinship import KinshipScreen
+from kinbase.tui.screens.lineage import LineageScreen
+from kinbase.tui.screens.model_picker import ModelCommands, ModelPicker
+from kinbase.tui.screens.sql import SqlScreen
+from kinbase.tui.showing import content, title
+from kinbase.tui.themes import DARK, LIGHT
+from kinbase.tui.widgets.model_list import OpenModel
+from kinbase.tui.widgets.top_bar import TopBar
 
 Answer = TypeVar("Answer")
 

@@ -7,7 +7,7 @@ Textual look for no markup.
 from rich.text import Text
 from textual.content import Content
 
-from kinbase.output import safe
+from kinbase.text import safe
 
 
 def plain(name: object, width: int = 0) -> str:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from kinbase.demo_model import TASKS, evaluate, load
+from kinbase.demo.model import TASKS, evaluate, load
 
 EXERCISES = 8000
 """Of each task: a standard error of at most 0.6 points a task, 0.25 points of the mean of five. They are the same

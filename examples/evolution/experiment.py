@@ -19,7 +19,7 @@ from family import make
 
 import kinbase
 from kinbase.database import Kinbase
-from kinbase.demo_model import TASKS, evaluate, load
+from kinbase.demo.model import TASKS, evaluate, load
 
 HERE = Path(__file__).parent
 FRESH = 8000

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from kinbase.demo_model import FIRST_TASK, TASKS, Config, Transformer, evaluate, load, save, train
+from kinbase.demo.model import FIRST_TASK, TASKS, Config, Transformer, evaluate, load, save, train
 
 MORE = {
     "rotate": lambda digits: digits.roll(-1, 1),

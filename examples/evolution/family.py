@@ -11,8 +11,8 @@ from pathlib import Path
 
 import torch
 
-from kinbase.demo import BASE, CONFIG, FAMILY, REHEARSAL, Trained
-from kinbase.demo_model import TASKS, Transformer, load, save, train
+from kinbase.demo.family import BASE, CONFIG, FAMILY, REHEARSAL, Trained
+from kinbase.demo.model import TASKS, Transformer, load, save, train
 
 SPECIALISTS = ("reverse", "sort", "rank")
 

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import torch
 
-from kinbase.demo import make_family
-from kinbase.demo_model import DIGITS, TASKS, draw
+from kinbase.demo.family import make_family
+from kinbase.demo.model import DIGITS, TASKS, draw
 
 WORDS = [*map(str, range(10)), "=", *TASKS]
 """The vocabulary, in the order of the model's tokens."""
@@ -76,7 +76,7 @@ def write_tokenizer(model: Path) -> None:
 
 
 def write_task(folder: Path, task: str, exercises: int) -> None:
-    """The held-out exercises that `kinbase.demo_model.evaluate` examines, as questions and answers."""
+    """The held-out exercises that `kinbase.demo.model.evaluate` examines, as questions and answers."""
     generator = torch.Generator().manual_seed(list(TASKS).index(task))
     file = folder / f"{task}.jsonl"
     with file.open("w") as out:

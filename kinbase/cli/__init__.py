@@ -11,7 +11,21 @@ import sys
 
 import click
 
-from kinbase.cli import bringing, judging, looking, making, plotting
+from kinbase.cli import (
+    import_ as bringing,
+)
+from kinbase.cli import (
+    infer as judging,
+)
+from kinbase.cli import (
+    merge as making,
+)
+from kinbase.cli import (
+    plot as plotting,
+)
+from kinbase.cli import (
+    show as looking,
+)
 from kinbase.cli.options import open_database
 from kinbase.errors import KinbaseError
 
@@ -58,7 +72,7 @@ def main() -> None:
         sys.exit(error.exit_code)
     except KinbaseError as error:
         sys.stdout.flush()
-        from kinbase.output import safe
+        from kinbase.text import safe
 
         sys.stderr.write(f"kinbase: {safe(error)}\n")
         sys.exit(error.exit_code)

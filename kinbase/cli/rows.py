@@ -30,7 +30,7 @@ def write_frame(frame: "pl.DataFrame", form: str | None, output: str | None) -> 
 
 
 def write(columns: Sequence[str], rows: Any, form: str | None, output: str | None) -> None:
-    from kinbase.output import write_rows, written
+    from kinbase.text import write_rows, written
 
     form = format_of(form, output)
     if form == "parquet":

@@ -4,7 +4,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from kinbase.errors import KinbaseError
-from kinbase.evolution import breeding, journal, planning, trust
+from kinbase.evolution import journal, planning, trust
+from kinbase.evolution import merge_child as breeding
 from kinbase.evolution.config import Config
 
 if TYPE_CHECKING:

@@ -15,10 +15,10 @@ from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass,
 from pathlib import Path
 from typing import Any, Literal
 
+from kinbase.checkpoint import yaml as safe_yaml
+from kinbase.checkpoint.files import shown
+from kinbase.checkpoint.untrusted import read_text
 from kinbase.errors import KinbaseError
-from kinbase.importers import safe_yaml
-from kinbase.importers.files import shown
-from kinbase.importers.untrusted import read_text
 
 _LIMIT = 1024 * 1024
 

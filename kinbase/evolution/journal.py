@@ -8,18 +8,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from kinbase import naming
 from kinbase.checkpoint import Edge
 from kinbase.checkpoint import Score as Result
-from kinbase.edges import put_claims
 from kinbase.errors import KinbaseError
 from kinbase.evolution.config import Config, dumps, loads
-from kinbase.scores import put_scores
+from kinbase.store import names as naming
+from kinbase.store.lineage import put_claims
+from kinbase.store.scores import put_scores
 
 if TYPE_CHECKING:
     import networkx as nx
 
-    from kinbase.evolution.strategies import Kinship, Mating
+    from kinbase.evolution.mating import Kinship, Mating
     from kinbase.store import Connection
 
 

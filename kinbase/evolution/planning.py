@@ -4,9 +4,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from kinbase.evolution import breeding, journal, strategies, twins
+from kinbase.evolution import duplicates as twins
+from kinbase.evolution import journal
+from kinbase.evolution import mating as strategies
+from kinbase.evolution import merge_child as breeding
 from kinbase.evolution.config import Config
-from kinbase.evolution.strategies import Mating
+from kinbase.evolution.mating import Mating
 
 if TYPE_CHECKING:
     from kinbase.evolution.journal import Run

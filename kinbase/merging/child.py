@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from kinbase.checkpoint import Facts
+from kinbase.checkpoint.files import absolute, is_file, read_json, shown
+from kinbase.checkpoint.merge_config import Reference
+from kinbase.checkpoint.open import Source, read
 from kinbase.errors import CheckpointError, DiskError, KinbaseError, UsageError
-from kinbase.importers.files import absolute, is_file, read_json, shown
-from kinbase.importers.merge_config import Reference
 from kinbase.merging import folder as beside
 from kinbase.merging.config import MergeConfig
 from kinbase.merging.plan import Parent, opened, targets
 from kinbase.merging.shards import SHARD_BYTES, Shards
-from kinbase.sources import Source, read
 
 Report = Callable[[int, int], None]
 
@@ -71,8 +71,8 @@ def merge(
             _make(part, shards.nbytes)
             shards.open()
             from kinbase.merging.streaming import (
-                merge_tensors,
-            )  # torch takes two seconds: after what can be refused
+                merge_tensors,  # torch takes two seconds: after what can be refused
+            )
 
             merge_tensors(planned, config.method, shards.write, seed=seed, threads=threads, report=report)
             beside.write_beside(part, config, parents, planned)

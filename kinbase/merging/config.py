@@ -25,11 +25,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from kinbase.checkpoint.files import read_bounded, shown
+from kinbase.checkpoint.merge_config import METHODS as MERGEKIT_METHODS
+from kinbase.checkpoint.merge_config import Reference, reference, uses
+from kinbase.checkpoint.yaml import load as load_yaml
 from kinbase.errors import KinbaseError
-from kinbase.importers.files import read_bounded, shown
-from kinbase.importers.merge_config import METHODS as MERGEKIT_METHODS
-from kinbase.importers.merge_config import Reference, reference, uses
-from kinbase.importers.safe_yaml import load as load_yaml
 
 Setting = bool | int | float | Sequence["Setting"] | Mapping[str, "Setting | str | None"]
 Parameters = Mapping[str, Setting]

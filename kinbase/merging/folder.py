@@ -10,10 +10,10 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
+from kinbase.checkpoint.files import inside, is_file, read_bounded, shown
+from kinbase.checkpoint.merge_config import BASE_IS_PARENT, Reference, uses
+from kinbase.checkpoint.tensors import HEADS
 from kinbase.errors import KinbaseError
-from kinbase.importers.files import inside, is_file, read_bounded, shown
-from kinbase.importers.merge_config import BASE_IS_PARENT, Reference, uses
-from kinbase.importers.plain import HEADS
 from kinbase.merging.config import MergeConfig
 from kinbase.merging.plan import Parent, Target, layer_count
 

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from kinbase.checkpoint import Facts
+from kinbase.checkpoint.files import absolute, shown
+from kinbase.checkpoint.open import read
 from kinbase.errors import KinbaseError, UsageError
-from kinbase.importers.files import absolute, shown
 from kinbase.merging import folder as beside
 from kinbase.merging.child import FULL, Merged, cannot_write, publish, refuse_existing
 from kinbase.merging.config import MergeConfig
-from kinbase.sources import read
 
 
 def merge(

@@ -11,10 +11,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from kinbase.checkpoint import DTYPE_BYTES, FLOAT_DTYPES, Checkpoint, Tensor
+from kinbase.checkpoint.files import shown
+from kinbase.checkpoint.merge_config import Reference
+from kinbase.checkpoint.tensors import EMBEDDINGS, HEADS
 from kinbase.errors import KinbaseError
-from kinbase.importers.files import shown
-from kinbase.importers.merge_config import Reference
-from kinbase.importers.plain import EMBEDDINGS, HEADS
 from kinbase.merging.config import MergeConfig, Parameters, Slice
 from kinbase.merging.settings import resolved
 

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from kinbase.checkpoint import DTYPE_BYTES
+from kinbase.checkpoint.files import shown
 from kinbase.errors import CheckpointError, KinbaseError
-from kinbase.importers.files import shown
 from kinbase.merging.methods import DTYPES, METHODS, Stretch
 from kinbase.merging.plan import Target
 

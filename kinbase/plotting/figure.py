@@ -26,7 +26,7 @@ from matplotlib.text import Text
 from matplotlib.textpath import text_to_path
 
 from kinbase.errors import KinbaseError, UsageError
-from kinbase.output import safe, written
+from kinbase.text import safe, written
 
 ENDINGS = (".svg", ".png", ".html")
 DPI = 150

@@ -1,0 +1,309 @@
+"""Asking the Hub: huggingface_hub's session, account and cache, with every way it can fail told in one line.
+
+An answer of 429 is waited out as its headers say, by all threads together; a connection that is cut goes on at
+the byte it had reached; whatever else fails is tried again a few times, for seconds, not minutes. The account's
+token goes to the Hub alone, never to the storage it redirects to, and no message holds any of the client's own
+words, which could quote it.
+"""
+
+import contextlib
+import os
+import re
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import urlencode, urlsplit
+
+from kinbase.checkpoint.files import shown
+from kinbase.checkpoint.untrusted import name as label
+from kinbase.errors import CheckpointError
+
+if TYPE_CHECKING:  # a third of a second, which no import of local files need pay
+    from huggingface_hub.hf_api import ModelInfo
+
+Answer = TypeVar("Answer")
+Tell = Callable[[str, int, int], None]
+"""Told what is going on, and how much of how much is done (0 of 0: not known)."""
+
+ENDPOINT = "https://huggingface.co"
+TRIES = 3
+"""How often a request is sent before its failure is believed."""
+
+LONGEST_WAIT = 900.0
+"""Seconds that a rate limit is waited for: three of the Hub's windows."""
+
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_NUMBER = re.compile(r"[0-9]{1,18}")
+_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(?:/[A-Za-z0-9_][\w.-]*)?", re.ASCII)
+
+SAID = [
+    "sha",
+    "siblings",
+    "createdAt",
+    "gated",
+    "private",
+    "safetensors",
+    "gguf",
+    "tags",
+    "childrenModelCount",
+]
+"""What is asked for of a model; spaces and widgets, which can be long, are not."""
+
+
+class Gate:
+    """What all threads that ask one endpoint wait for, once it has asked for a pause."""
+
+    def __init__(self) -> None:
+        self.opens_at = 0.0
+        self.lock = threading.Lock()
+
+    def hold(self, seconds: float) -> None:
+        """Let nobody through for so long."""
+        with self.lock:
+            self.opens_at = max(self.opens_at, time.monotonic() + seconds)
+
+
+@lru_cache(maxsize=8)
+def gate(endpoint: str) -> Gate:
+    """The gate of an endpoint: one for the process, since the endpoint counts what the process asks."""
+    return Gate()
+
+
+@dataclass(frozen=True, slots=True)
+class Repo:
+    """What the Hub says of a model: its name now, the commit asked for, its files, and its tags."""
+
+    name: str
+    commit: str
+    files: tuple[str, ...]
+    tags: tuple[str, ...]
+    gated: bool
+    created_at: datetime | None
+    parameters: int | None
+    architecture: str | None
+    children: int | None  # models that name it as their base; None: not said
+
+
+class Hub:
+    """One endpoint and one account, as the environment says when it is made."""
+
+    def __init__(self, tell: Tell = lambda what, done, total: None) -> None:
+        from huggingface_hub import HfApi, constants
+
+        self.endpoint = (os.environ.get("HF_ENDPOINT") or ENDPOINT).rstrip("/")
+        self.api = HfApi(endpoint=self.endpoint, library_name="kinbase")
+        self.timeout = float(constants.HF_HUB_DOWNLOAD_TIMEOUT)
+        self.tell = tell
+        self.gate = gate(self.endpoint)
+        self.stopped = threading.Event()  # nobody waits for the answers any more
+
+    def repo(self, name: str, revision: str | None) -> Repo:
+        """What the Hub says of a model at a revision (None: its newest commit); one request."""
+        what = f"hf:{name}" + (f"@{revision}" if revision else "")
+        with self.sensible(what):
+            info = self.asked(
+                lambda: self.api.model_info(name, revision=revision, timeout=self.timeout, expand=SAID),  # type: ignore[arg-type]
+                what,
+            )
+            found = repo_of(info)
+        if found is None:
+            raise CheckpointError(f"the Hub does not say which commit {shown(what)} is; try again later")
+        return found
+
+    def children(self, name: str, relation: str | None, limit: int) -> Iterator[Repo]:
+        """At most `limit` models whose cards name `name` as base model, by relation or by any."""
+        from huggingface_hub.hf_api import ModelInfo
+
+        wanted = f"base_model:{relation}:{name}" if relation else f"base_model:{name}"
+        asked = [("filter", wanted), ("limit", str(limit)), *(("expand", each) for each in SAID)]
+        page: str | None = f"{self.endpoint}/api/models?{urlencode(asked)}"
+        what, seen = f"the children of hf:{name}", 0
+        for _ in range(limit):  # a page has at least one, or the listing may have no end
+            if page is None or seen >= limit:
+                return
+            with self.sensible(what):
+                listed, page = self._page(page, what)
+                found = [repo_of(ModelInfo(**each)) for each in listed[: limit - seen]]  # type: ignore[no-untyped-call]
+            seen += len(found)
+            yield from (repo for repo in found if repo is not None)
+
+    def _page(self, url: str, what: str) -> tuple[list[dict[str, Any]], str | None]:
+        """One page of a listing and the address of the next; asked here, since the client waits as long as it is told."""
+        from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
+
+        def ask() -> Any:
+            headers = build_hf_headers(library_name="kinbase")
+            response = get_session().get(url, headers=headers, timeout=self.timeout)
+            hf_raise_for_status(response)
+            return response
+
+        response = self.asked(ask, what)
+        after = response.links.get("next", {}).get("url")
+        listed = response.json()
+        if not isinstance(listed, list):
+            raise ValueError("no list")
+        # Of the next address only the query counts: the account's token goes nowhere but to the endpoint.
+        return listed, f"{self.endpoint}/api/models?{urlsplit(after).query}" if after else None
+
+    @contextlib.contextmanager
+    def sensible(self, what: str) -> Iterator[None]:
+        """Answers that are no JSON, or lack what they must have, are no Hub's: the client raises whatever comes."""
+        try:
+            yield
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            raise CheckpointError(
+                f"{self.endpoint} gave no answer that makes sense about {shown(what)}: is HF_ENDPOINT a Hub?"
+            ) from None
+
+    def asked(self, ask: Callable[[], Answer], what: str) -> Answer:
+        """The answer to a request about `what`; raises CheckpointError."""
+        import httpx2
+        from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
+
+        failures, waited = 0, 0.0
+        while True:
+            self._wait_turn()
+            try:
+                return ask()
+            except OfflineModeIsEnabled:
+                raise CheckpointError(
+                    f"{shown(what)} was not asked for: HF_HUB_OFFLINE is set; unset it, or import what the cache has"
+                ) from None
+            except HFValidationError:
+                raise CheckpointError(f"{shown(what)} is no name of a model: write hf:ORG/NAME") from None
+            except HfHubHTTPError as error:
+                status = error.response.status_code
+                if status == 429 and waited < LONGEST_WAIT:
+                    waited += self._hold(error.response.headers, waited)
+                    continue
+                failures += 1
+                if (status < 500 and status != 408) or failures >= TRIES:
+                    raise self._refused(error, what) from None
+            except httpx2.HTTPError as error:
+                failures += 1
+                if failures >= TRIES - isinstance(error, httpx2.TimeoutException):
+                    raise self.unreachable(error, what) from None
+            except httpx2.InvalidURL:
+                raise CheckpointError(
+                    f"HF_ENDPOINT is no address that can be asked: {shown(self.endpoint)}"
+                ) from None
+            time.sleep(0.25 * 2**failures)
+
+    def _wait_turn(self) -> None:
+        while (left := self.gate.opens_at - time.monotonic()) > 0:
+            if self.stopped.is_set():
+                raise CheckpointError("interrupted")
+            self.tell(f"the Hub asks for a pause of {left:.0f} s", 0, 0)
+            time.sleep(min(left, 1.0))
+
+    def _hold(self, headers: Any, waited: float) -> float:
+        """Make everybody wait as the headers of a 429 say; the seconds."""
+        from huggingface_hub.utils import parse_ratelimit_headers
+
+        limit = None
+        with contextlib.suppress(ValueError):  # thousands of digits
+            limit = parse_ratelimit_headers(headers)
+        after = whole_number(headers.get("Retry-After"))
+        if limit is not None and limit.remaining == 0:
+            seconds = float(min(limit.reset_in_seconds, int(LONGEST_WAIT)))
+        elif after is not None:
+            seconds = float(after)
+        else:
+            seconds = min(30.0, max(1.0, waited))
+        seconds = min(max(seconds, 0.1), LONGEST_WAIT)
+        self.gate.hold(seconds)
+        return seconds
+
+    def _refused(self, error: Any, what: str) -> CheckpointError:
+        from huggingface_hub.errors import (
+            DisabledRepoError,
+            GatedRepoError,
+            RemoteEntryNotFoundError,
+            RepositoryNotFoundError,
+            RevisionNotFoundError,
+        )
+
+        status = error.response.status_code
+        account = (
+            "with the account you are logged in to" if self.api.token or _token() else "without logging in"
+        )
+        if isinstance(error, GatedRepoError):
+            return CheckpointError(
+                f"{shown(what.partition('@')[0])} is gated and cannot be read {account}: accept its terms on its page at "
+                f"{self.endpoint}, then log in (`hf auth login`, or HF_TOKEN)"
+            )
+        if isinstance(error, DisabledRepoError):
+            return CheckpointError(f"{shown(what)} was disabled by the Hub; nobody can read it")
+        if isinstance(error, RevisionNotFoundError):
+            return CheckpointError(
+                f"{shown(what)}: the model is there, this revision is not; leave it out for the newest"
+            )
+        if isinstance(error, RemoteEntryNotFoundError):
+            return CheckpointError(f"{shown(what)} is not there any more; import the model again")
+        if isinstance(error, RepositoryNotFoundError):
+            return CheckpointError(
+                f"{shown(what)} is not on the Hub, or is private and cannot be read {account}: check the name, "
+                "or log in (`hf auth login`, or HF_TOKEN)"
+            )
+        if status == 401:
+            return CheckpointError(
+                f"{self.endpoint} does not accept your token: log in again (`hf auth login`)"
+            )
+        if status == 403:
+            return CheckpointError(
+                f"{self.endpoint} refuses {shown(what)} {account} (403): the token may lack the right to read it, or "
+                "a proxy stands between"
+            )
+        if status == 429:
+            return CheckpointError(
+                f"{self.endpoint} still refuses more requests after a long wait; go on later"
+            )
+        return CheckpointError(f"{self.endpoint} answers {status} about {shown(what)}; try again later")
+
+    def unreachable(self, error: Exception, what: str) -> CheckpointError:
+        """A connection that failed, as an error that tells of what."""
+        import httpx2
+
+        if isinstance(error, httpx2.TimeoutException) and not isinstance(error, httpx2.ConnectTimeout):
+            return CheckpointError(
+                f"{self.endpoint} stopped answering about {shown(what)} (waited {self.timeout:g} s); try again later"
+            )
+        if isinstance(error, httpx2.ConnectError | httpx2.ConnectTimeout):
+            return CheckpointError(
+                f"{self.endpoint} cannot be reached for {shown(what)}: is there a network, is HF_ENDPOINT right?"
+            )
+        return CheckpointError(f"the connection to {self.endpoint} broke again and again over {shown(what)}")
+
+
+def repo_of(info: "ModelInfo") -> Repo | None:
+    """An answer of the Hub as a Repo; None where it names no commit, or nothing that can name a folder."""
+    if not info.sha or not _COMMIT.fullmatch(info.sha) or not _NAME.fullmatch(info.id):
+        return None
+    gguf = info.gguf if isinstance(info.gguf, dict) else {}
+    total = info.safetensors.total if info.safetensors else gguf.get("total")
+    return Repo(
+        name=info.id,
+        commit=info.sha,
+        files=tuple(s.rfilename for s in info.siblings or () if isinstance(s.rfilename, str)),
+        tags=tuple(tag for tag in info.tags or () if isinstance(tag, str)),
+        gated=bool(info.gated),
+        created_at=info.created_at,
+        parameters=total if isinstance(total, int) and 0 < total < 2**53 else None,
+        architecture=label(gguf.get("architecture"), []),
+        children=info.children_model_count if isinstance(info.children_model_count, int) else None,
+    )
+
+
+def whole_number(header: str | None) -> int | None:
+    """What a header tells as a number of at most 18 digits; None for anything else."""
+    return int(header) if header and _NUMBER.fullmatch(header) else None
+
+
+def _token() -> str | None:
+    from huggingface_hub import get_token
+
+    return get_token()

@@ -1,0 +1,45 @@
+"""Checkpoints as they lie: the contract with importers, opening, bounded reading, alignment and identity.
+
+The names of the contract (`contract`) are importable from here: an importer needs no other module of Kinbase
+but `kinbase.errors`.
+"""
+
+from kinbase.checkpoint.contract import (
+    ADDRESS,
+    DTYPE_BYTES,
+    FLOAT_DTYPES,
+    Alias,
+    Checkpoint,
+    Commit,
+    Edge,
+    Facts,
+    FileStamp,
+    Problem,
+    Record,
+    Relative,
+    ReportedKinship,
+    Score,
+    Task,
+    Tensor,
+    Training,
+)
+
+__all__ = [
+    "ADDRESS",
+    "DTYPE_BYTES",
+    "FLOAT_DTYPES",
+    "Alias",
+    "Checkpoint",
+    "Commit",
+    "Edge",
+    "Facts",
+    "FileStamp",
+    "Problem",
+    "Record",
+    "Relative",
+    "ReportedKinship",
+    "Score",
+    "Task",
+    "Tensor",
+    "Training",
+]

@@ -1,0 +1,228 @@
+"""One mergekit configuration, read into the uses it makes of models (mergekit/config.py, 0.1.x).
+
+A configuration lists its inputs under exactly one of `models`, `slices` (each with `sources`) or
+`modules` (each with one of the two). A parameter is a number, a list (a gradient over depth) or a
+list of {filter, value}; set beside a source it wins over the slice's, the module's and the
+configuration's own, in this order. A model is `path@revision+lora@revision` or a mapping.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from kinbase.checkpoint.files import shown
+from kinbase.checkpoint.untrusted import model_id, name
+
+METHODS = (
+    "linear", "slerp", "nuslerp", "multislerp", "karcher", "task_arithmetic", "ties", "dare_linear", "dare_ties",
+    "della", "della_linear", "breadcrumbs", "breadcrumbs_ties", "sce", "ram", "ramplus_tl", "model_stock",
+    "nearswap", "arcee_fusion", "passthrough",
+)  # fmt: skip
+
+BASE_IS_PARENT = ("slerp", "nearswap", "arcee_fusion", "moe")
+"""Methods whose base_model is one of the merged models. For the others it is what deltas are taken from."""
+
+MIXES_WEIGHTS = ("linear", "karcher", "passthrough")
+"""Methods that take no deltas: a base_model that they list is an input like any other."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """A model, and the adapter applied to it, as a configuration names them."""
+
+    model: str
+    revision: str | None = None
+    lora: str | None = None
+    lora_revision: str | None = None
+
+    def detail(self) -> dict[str, object]:
+        """What an edge to the model keeps beside its name."""
+        parts = {"revision": self.revision, "lora": self.lora, "lora_revision": self.lora_revision}
+        return {key: value for key, value in parts.items() if value}
+
+    def is_same(self, other: "Reference") -> bool:
+        """Whether both name one model: a revision that only one of them gives does not part them."""
+        revisions = {self.revision, other.revision} - {None}
+        return (self.model, self.lora) == (other.model, other.lora) and len(revisions) < 2
+
+
+@dataclass(frozen=True, slots=True)
+class Use:
+    """One input: the model, where it goes (module, slice, layer range), the parameters in force there."""
+
+    reference: Reference
+    group: tuple[str, int]
+    place: dict[str, object]
+    parameters: dict[str, object]
+    base: Reference | None
+
+    def is_end(self) -> bool:
+        """Whether the input is the configuration's base_model."""
+        return self.base is not None and self.reference.is_same(self.base)
+
+    def is_base(self, method: str | None) -> bool:
+        """Whether the input is what deltas are taken from, listed for completeness and not merged."""
+        return self.is_end() and method not in BASE_IS_PARENT + MIXES_WEIGHTS
+
+
+def reference(value: object, refused: list[str]) -> Reference | None:
+    """The model a configuration's text or mapping stands for; None, said in `refused`, if unclear."""
+    lora: object = None
+    if isinstance(value, dict):
+        lora, value = value.get("lora"), value.get("model", value.get("path"))
+    elif isinstance(value, str) and "+" in value:
+        value, _, lora = value.partition("+")
+    path, revision = _path(value, refused)
+    if path is None:
+        return None
+    lora_path, lora_revision = _path(lora, refused) if lora is not None else (None, None)
+    return Reference(path, revision, lora_path, lora_revision)
+
+
+def _path(entry: object, refused: list[str]) -> tuple[str | None, str | None]:
+    value, revision = entry, None
+    if isinstance(entry, dict):
+        value, revision = entry.get("path"), entry.get("revision")
+    elif isinstance(entry, str) and "@" in entry:
+        value, _, revision = entry.partition("@")
+    path = model_id(value, refused)
+    if path and ("+" in path or "@" in str(revision)):
+        refused.append(f"the model {shown(value)} has more than one '+' or '@'")
+        return None, None
+    return path, name(revision, refused)
+
+
+def uses(config: dict[str, object], refused: list[str]) -> list[Use]:
+    """Every input of a configuration, in the order it is written."""
+    shapes = [shape for shape in ("models", "slices", "modules", "experts") if config.get(shape)]
+    if not shapes:
+        refused.append("no models, slices or modules, so no parents")
+        return []
+    if len(shapes) > 1:
+        refused.append(
+            f"{' and '.join(shapes[1:])}, because mergekit takes only one of models, slices, modules"
+        )
+    base = reference(config["base_model"], refused) if config.get("base_model") else None
+    common = _mapping(config.get("parameters"), refused)
+    if shapes[0] != "modules":
+        return list(_inputs({shapes[0]: config[shapes[0]]}, "", common, base, refused))
+    found: list[Use] = []
+    for module, definition in _mapping(config["modules"], refused).items():
+        inside = _mapping(definition, refused)
+        settings = common | _mapping(inside.get("parameters"), refused)
+        found += _inputs(inside, module, settings, base, refused)
+    return found
+
+
+def _inputs(
+    definition: dict[str, object],
+    module: str,
+    common: dict[str, object],
+    base: Reference | None,
+    refused: list[str],
+) -> Iterator[Use]:
+    """The inputs of a configuration or of one of its modules, given as models or as slices."""
+    # mergekit itself names the only module of a plain model "default": no news to anybody.
+    where: dict[str, object] = {"module": module} if module not in ("", "default") else {}
+    slices = [_mapping(part, refused) for part in _list(definition.get("slices"), refused)]
+    for index, part in enumerate(slices):
+        settings = common | _mapping(part.get("parameters"), refused)
+        if part.get("residual_weight") is not None:
+            settings = {**settings, "residual_weight": plain(part["residual_weight"])}
+        own = reference(part["base_model"], refused) if part.get("base_model") else base
+        place = where | ({"slice": index} if len(slices) > 1 else {})
+        for source in _list(part.get("sources"), refused):
+            yield from _use(source, (module, index), place, settings, own, refused)
+    for source in _list(definition.get("models"), refused) + _list(definition.get("experts"), refused):
+        yield from _use(source, (module, 0), where, common, base, refused)
+
+
+def _use(
+    source: object,
+    group: tuple[str, int],
+    place: dict[str, object],
+    common: dict[str, object],
+    base: Reference | None,
+    refused: list[str],
+) -> Iterator[Use]:
+    entry = source if isinstance(source, dict) else {"model": source}
+    found = reference(entry.get("model", entry.get("source_model")), refused)
+    if found is None:
+        refused.append(f"the input {shown(source)}, which names no model")
+        return
+    if entry.get("layer_range") is not None:
+        place = {**place, "layer_range": plain(entry["layer_range"])}
+    yield Use(found, group, place, common | _mapping(entry.get("parameters"), refused), base)
+
+
+def weights(method: str | None, inputs: list[Use]) -> list[float | None]:
+    """The coefficient of each input where the configuration gives it as one number.
+
+    slerp's t is the share of the model that is not the base. linear divides by the sum of the
+    weights unless told not to; the task-arithmetic coefficient is scaled by lambda. For the
+    methods that select elements it is the weight as written.
+    """
+    if method == "slerp":
+        shares = [_one_number(use.parameters.get("t")) for use in inputs]
+        return [
+            None if t is None or use.base is None else (1 - t if use.is_end() else t)
+            for t, use in zip(shares, inputs, strict=True)
+        ]
+    written = [_one_number(use.parameters.get("weight")) for use in inputs]
+    if method not in ("linear", "task_arithmetic"):
+        return written
+    result: list[float | None] = []
+    for use, weight in zip(inputs, written, strict=True):
+        scale = _one_number(use.parameters.get("lambda", 1.0)) if method == "task_arithmetic" else 1.0
+        if use.parameters.get("normalize", method == "linear"):
+            # A listed base has no delta and no weight of its own, so it is not part of the sum.
+            others = [
+                w
+                for u, w in zip(inputs, written, strict=True)
+                if u.group == use.group and not u.is_base(method)
+            ]
+            total = None if None in others else math.fsum(w for w in others if w is not None)
+            scale = scale / total if scale is not None and total else None
+        result.append(weight * scale if weight is not None and scale is not None else None)
+    return result
+
+
+def plain(value: object) -> object:
+    """`value` as JSON can hold it: NaN and infinity become text."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, list):
+        return [plain(item) for item in value]
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    return value
+
+
+def _one_number(setting: object) -> float | None:
+    """A parameter that is the same everywhere: a number, or a list that holds nothing else."""
+    if isinstance(setting, list) and setting:
+        values = [_one_number(item.get("value") if isinstance(item, dict) else item) for item in setting]
+        # Filters that cover only some tensors leave the rest at a default nobody wrote down.
+        covered = not isinstance(setting[-1], dict) or setting[-1].get("filter") in (None, "*")
+        return values[0] if covered and len(set(values)) == 1 else None
+    if isinstance(setting, dict):
+        return _one_number([setting])
+    if isinstance(setting, bool) or not isinstance(setting, int | float):
+        return None
+    return float(setting) if math.isfinite(setting) else None
+
+
+def _mapping(value: object, refused: list[str]) -> dict[str, object]:
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    if value is not None:
+        refused.append(f"{shown(value)}, where settings were expected")
+    return {}
+
+
+def _list(value: object, refused: list[str]) -> list[object]:
+    if isinstance(value, list):
+        return value
+    if value is not None:
+        refused.append(f"{shown(value)}, where a list was expected")
+    return []

@@ -1,0 +1,168 @@
+"""What the tensors say without their bytes: whether they are plain weights, and which are one weight."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from kinbase.checkpoint import DTYPE_BYTES, FLOAT_DTYPES, Checkpoint, Facts, Problem, Record, Tensor
+from kinbase.checkpoint.files import shown
+from kinbase.checkpoint.untrusted import name
+
+HEADS = ("lm_head.weight", "embed_out.weight", "cls.predictions.decoder.weight")
+"""Names (ends of names) of the output head, which many models tie to their embedding."""
+
+EMBEDDINGS = (
+    "embed_tokens.weight",
+    "wte.weight",
+    "embed_in.weight",
+    "word_embeddings.weight",
+    "tok_embeddings.weight",
+    "shared.weight",
+)
+"""Names (ends of names) of the input embedding."""
+
+_PACKED = (".qweight", ".weight_packed", ".W_q", "_blocks")
+"""Ends of names of integer tensors that hold several weights an element (GPTQ, AWQ, HQQ, MXFP4)."""
+
+_SCALES = ("weight_scale_inv", "weight_scale", "weight.absmax", "SCB", "scale", "scales")
+"""What stands in place of `weight` in the name of the scales a stored weight must be multiplied by."""
+
+_PACKING_DTYPES = ("U8", "I8", "I32", "U32")
+
+_TORCH_NAMES = {
+    "F64": "float64",
+    "F32": "float32",
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "F8_E4M3": "float8_e4m3fn",
+    "F8_E5M2": "float8_e5m2",
+}
+
+
+def records(
+    weights: Checkpoint, config: Mapping[str, Any] | None = None, enough: int | None = None
+) -> Iterator[Record]:
+    """What an importer yields of `weights`: the Checkpoint with tied tensors dropped, and Facts.
+
+    `enough`: how many bytes of two tensors must agree for them to be tied; all, unless reading them costs much.
+
+    Quantised weights yield Facts and a Problem and no Checkpoint: without tensors, all would have
+    one digest. Raises CheckpointError when tied tensors cannot be read.
+    """
+    config = config or {}
+    architectures = config.get("architectures")
+    architecture = name(architectures[0], []) if isinstance(architectures, list) and architectures else None
+    stored = config.get("torch_dtype", config.get("dtype"))
+    stored = (name(stored, []) or "").removeprefix("torch.") or None
+    reason = packed(weights, config)
+    if reason:
+        yield Facts(weights.name, architecture=architecture, dtype=stored, relation="quantized")
+        yield Problem(f"{shown(weights.source)} has no weights to compare and is kept for lineage: {reason}")
+        return
+    try:
+        drop_tied(weights, config, enough)
+    finally:
+        weights.close()  # until the pass reads it
+    parameters = sum(tensor.numel for tensor in weights.tensors if tensor.dtype in FLOAT_DTYPES)
+    yield weights
+    yield Facts(
+        architecture=architecture, dtype=stored or torch_dtype(weights.tensors), parameters=parameters
+    )
+
+
+def torch_dtype(tensors: Iterable[Tensor]) -> str | None:
+    """torch's name of the floating-point dtype that most elements have; None when there are none."""
+    sizes: dict[str, int] = {}
+    for tensor in tensors:
+        if tensor.dtype in FLOAT_DTYPES:
+            sizes[tensor.dtype] = sizes.get(tensor.dtype, 0) + tensor.numel
+    return _TORCH_NAMES[max(sizes, key=lambda code: sizes[code])] if sizes else None
+
+
+def packed(weights: Checkpoint, config: Mapping[str, Any] | None = None) -> str | None:
+    """Why the stored numbers are not the weights, or None when they are.
+
+    Decided by the tensors: integers that hold several weights each, or one-byte weights beside the
+    scales they must be multiplied by. `config` gives the method its name and, where it says that
+    the model is quantised, makes any integer matrix a packed one.
+    """
+    method = _method(config)
+    names = {tensor.name for tensor in weights.tensors} | weights.skipped.keys()
+    for tensor in weights.tensors:
+        what = f"{method} weights: {shown(tensor.name)}"
+        stem = tensor.name.removesuffix("weight")
+        if stem != tensor.name and DTYPE_BYTES[tensor.dtype] == 1:
+            scale = next((stem + end for end in _SCALES if stem + end in names), None)
+            if scale:
+                return f"{what} has to be multiplied by {shown(scale)}"
+        if tensor.dtype in _PACKING_DTYPES and (
+            tensor.name.endswith(_PACKED) or (config_says(config) and len(tensor.shape) > 1)
+        ):
+            return f"{what} holds packed {tensor.dtype}, not plain floats"
+    return None
+
+
+def config_says(config: Mapping[str, Any] | None) -> bool:
+    """Whether a config.json declares its checkpoint quantised."""
+    return bool(config) and isinstance((config or {}).get("quantization_config"), dict)
+
+
+def _method(config: Mapping[str, Any] | None) -> str:
+    method = config["quantization_config"].get("quant_method") if config and config_says(config) else None
+    return f"quantised ({shown(method)})" if isinstance(method, str) else "quantised"
+
+
+def drop_tied(
+    weights: Checkpoint, config: Mapping[str, Any] | None = None, enough: int | None = None
+) -> None:
+    """Move an output head that is the embedding itself to `skipped`; T5's copies of `shared` likewise.
+
+    A head is tied when the config says so. A config that says nothing means its class's default,
+    which differs from class to class, so then the bytes decide; untied ones differ in the first
+    few. Raises CheckpointError when they cannot be read.
+    """
+    says = _says_tied(config)
+    embeddings = [tensor for tensor in weights.tensors if tensor.name.endswith(EMBEDDINGS)]
+    embeddings.sort(key=lambda tensor: (not tensor.name.endswith("shared.weight"), len(tensor.name)))
+    copies = {tensor.name for tensor in embeddings[1:]} if _shares(embeddings) else set()
+    for tensor in list(weights.tensors):
+        head = tensor.name.endswith(HEADS) and says is not False
+        if not head and tensor.name not in copies:
+            continue
+        for other in embeddings:
+            if other.name == tensor.name:
+                break
+            if other.shape == tensor.shape and ((head and says) or same_bytes(tensor, other, enough)):
+                weights.tensors.remove(tensor)
+                weights.skipped[tensor.name] = f"tied to {other.name}"
+                break
+
+
+def _shares(embeddings: list[Tensor]) -> bool:
+    return bool(embeddings) and embeddings[0].name.endswith("shared.weight")
+
+
+def _says_tied(config: Mapping[str, Any] | None) -> bool | None:
+    for part in (config or {}, (config or {}).get("text_config")):
+        if isinstance(part, dict) and isinstance(part.get("tie_word_embeddings"), bool):
+            return bool(part["tie_word_embeddings"])
+    return None
+
+
+def same_bytes(a: Tensor, b: Tensor, enough: int | None = None) -> bool:
+    """Whether two tensors of one shape hold the same bytes, the first `enough` of them if given.
+
+    Stops at the first piece that differs; the pieces grow, because what differs does so early.
+    """
+    if a.dtype != b.dtype:
+        return False
+    piece, start = 4 << 10, 0
+    nbytes = a.nbytes if enough is None else min(enough, a.nbytes)
+    while start < nbytes:
+        length = min(piece, nbytes - start)
+        mine, other = bytearray(length), bytearray(length)
+        a.read(start, memoryview(mine))
+        b.read(start, memoryview(other))
+        if mine != other:
+            return False
+        start, piece = start + length, min(2 * piece, 1 << 20)
+    return True

@@ -1,0 +1,188 @@
+"""The commands that bring something into the database."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import click
+
+from kinbase.cli.options import Models, device_option, elsewhere_options, open_database
+from kinbase.errors import KinbaseError
+
+if TYPE_CHECKING:
+    from kinbase.database import Kinbase
+
+MANY = 50
+"""Sources of which each is told; of more, only what needs a word."""
+
+
+@click.command("import")
+@click.argument("sources", nargs=-1, required=True, metavar="SOURCE...")
+@click.option("--base", metavar="MODEL", help="What the family was tuned from: a model or a source.")
+@click.option("--name", metavar="NAME", help="Call the model NAME, not after its folder.")
+@device_option
+@click.option("--metadata-only", is_flag=True, help="Read everything but the weights.")
+@click.option(
+    "--no-kinship", is_flag=True, help="Read weights for their identity only; `kin` measures later."
+)
+@click.option(
+    "--sketch", is_flag=True, help="Read the SOURCEs only; kinship with all others is estimated by sketches."
+)
+@elsewhere_options
+@click.pass_obj
+def import_(
+    db: "Callable[[], Kinbase]", sources: tuple[str, ...], base: str | None, name: str | None, device: str,
+    metadata_only: bool, no_kinship: bool, sketch: bool, sample: float | None, stderr: float | None, stream: bool,
+    children: bool, parents: bool, depth: int, limit: int, relations: tuple[str, ...],
+) -> None:  # fmt: skip
+    """Bring in checkpoints and what is written beside them.
+
+    SOURCE is a checkpoint folder (safetensors or PyTorch shards, a PEFT LoRA adapter, a snapshot of the
+    local Hub cache), a single .safetensors, .bin or .pt file, a model of the Hub (hf:ORG/NAME[@REVISION]), the
+    URL of a .safetensors file or of a folder (https://, s3://, ...), or a file of records: a model card, a merge
+    config, results, a table. Kinship is measured in one pass over the family of --base. Interrupted, the
+    same command goes on where it stopped.
+    """
+    from kinbase.text import progress, say
+
+    counted = (children or parents or metadata_only) and sample is None and not stream
+    with progress("reading" if counted else "measuring", unit="" if counted else "bytes") as report:
+        found = db().import_(sources, base=base, name=name, device=device, metadata_only=metadata_only,
+                             kinship=not no_kinship, sketch=sketch, sample=sample, stderr=stderr, stream=stream,
+                             children=children, parents=parents, depth=depth, limit=limit, relations=relations, report=report,
+                             tell=lambda what, done, total: report(done, total, what))  # fmt: skip
+    tally: dict[str, int] = {}
+    for source, model, status, base_name, notes in found.iter_rows():
+        tally[status] = tally.get(status, 0) + 1
+        if found.height > MANY and status in ("metadata", "unchanged") and not notes:
+            continue
+        against = f" against {base_name}" if base_name and base_name != model else ""
+        say(
+            {
+                "imported": f"imported {model}{against}",
+                "unchanged": f"{model} is unchanged",
+                "alias": f"{source} is {model} again",
+                "records": f"read {source}",
+                "metadata": f"{model}, without its weights",
+                "sampled": f"sampled {model}{against}",
+                "failed": f"{source} failed: {notes[-1] if notes else ''}",
+            }[status]
+        )
+        for note in notes[:-1] if status == "failed" else notes:
+            say(f"  {note}")
+    if found.height > 1:
+        say(", ".join(f"{number} {status}" for status, number in tally.items()))
+    bases = set(found["base"])
+    waiting = [
+        row["model"]
+        for row in found.iter_rows(named=True)
+        if row["status"] in ("imported", "sampled") and not row["base"]
+    ]
+    waiting = [model for model in waiting if model not in bases]
+    if waiting:
+        say(
+            f"no base is known for {', '.join(waiting)}: what were they tuned from? Import them again with --base"
+        )
+    if tally.get("failed"):
+        raise SystemExit(1)
+
+
+@click.command()
+@click.argument("child", type=Models())
+@click.argument("parents", nargs=-1, required=True, type=Models(), metavar="PARENT...")
+@click.option(
+    "--relation",
+    metavar="NAME",
+    help="finetune, merge, adapter, quantized or base; default: by the number of parents.",
+)
+@click.option("--method", metavar="NAME", help="Of a merge: linear, slerp, ties, ...")
+@click.option(
+    "--weight",
+    "weights",
+    type=float,
+    multiple=True,
+    metavar="W",
+    help="A parent's coefficient; once for each.",
+)
+@click.pass_obj
+def link(
+    db: "Callable[[], Kinbase]", child: str, parents: tuple[str, ...], relation: str | None, method: str | None,
+    weights: tuple[float, ...],
+) -> None:  # fmt: skip
+    """Say that CHILD was made from the PARENTs. A parent not known yet becomes a name without weights."""
+    from kinbase.text import say
+
+    base = db()
+    known = set(base.names())
+    rows = base.link(child, parents, relation=relation, method=method, weights=weights)
+    for row in rows.filter(evidence="user").iter_rows(named=True):
+        new = "" if row["parent"] in known else " (known by name only)"
+        say(
+            " ".join(
+                w for w in (row["parent"] + new, "->", row["child"], row["relation"], row["method"]) if w
+            )
+        )
+
+
+@click.command()
+@click.argument("child", type=Models())
+@click.argument("parents", nargs=-1, type=Models(), metavar="[PARENT...]")
+@click.pass_obj
+def unlink(db: "Callable[[], Kinbase]", child: str, parents: tuple[str, ...]) -> None:
+    """Take back what `link` said of CHILD and the PARENTs, or all of it. What files claim stays."""
+    from kinbase.text import say
+
+    for parent in db().unlink(child, parents):
+        say(f"{child} is no longer linked to {parent}")
+
+
+@click.command()
+@click.pass_obj
+def migrate(db: "Callable[[], Kinbase]") -> None:
+    """Bring the database to this version's schema. Nothing is changed if that fails."""
+    from kinbase.text import say
+
+    ran = db().migrate()
+    say(f"ran {', '.join(ran)}" if ran else "the schema is up to date")
+
+
+@click.command()
+@click.option(
+    "--dir", "folder", metavar="FOLDER", default="kinbase-demo", show_default=True, help="Where it is made."
+)
+@click.option("--seed", metavar="N", default=0, show_default=True, help="Of all training.")
+@click.pass_context
+def demo(ctx: click.Context, folder: str, seed: int) -> None:
+    """Make a real family offline in about a minute: train, merge, import and evolve it, show who is related to whom.
+
+    The models stay in FOLDER, and the database, unless --db names another, in FOLDER/kinbase.duckdb.
+    """
+    from pathlib import Path
+
+    from kinbase.cli.demo_page import demo_page, evolution_page
+    from kinbase.text import progress, say
+
+    root = ctx.find_root()
+    say("training a family of tiny language models on six-digit exercises, for real: about a minute")
+    with progress("training", unit="") as report:
+        from kinbase.demo.family import EVOLUTION, make_family
+
+        folders = make_family(
+            Path(folder), seed=seed, progress=lambda name, share: report(round(1000 * share), 1000)
+        )
+    chosen = root.get_parameter_source("db") is not click.core.ParameterSource.DEFAULT
+    path = root.params["db"] if chosen else str(Path(folder, "kinbase.duckdb"))
+    base = open_database(path, wait=root.params["wait"])
+    with progress("measuring") as report:
+        found = base.import_(folders, base=folders[0].name, report=report)
+    for source, status, notes in found.select("source", "status", "notes").iter_rows():
+        if status == "failed":
+            raise KinbaseError(f"{source}: {notes[-1]}; a family of another seed wants another --dir")
+    for line in demo_page(base, folders[0].name):
+        click.echo(line)
+    config = Path(folder, "evolve.yaml")
+    config.write_text(EVOLUTION)
+    begun = base.sql("select run from runs where run = 'digits'").height
+    with progress("evolving") as report:
+        base.evolve(None if begun else config, resume="digits" if begun else None, tell=say, report=report)
+    for line in evolution_page(base, "digits", folder):
+        click.echo(line)

@@ -1,0 +1,252 @@
+"""The commands that show what the database holds."""
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import click
+
+from kinbase.cli.options import Models, device_option, rows_out
+from kinbase.cli.rows import format_of, parquet_path, write, write_frame
+from kinbase.errors import KinbaseError, UsageError
+
+if TYPE_CHECKING:
+    import polars as pl
+
+    from kinbase.database import Kinbase
+
+METRICS = ("pcc", "cs", "ed")
+
+
+@click.command()
+@click.argument("pattern", default="")
+@rows_out
+@click.pass_obj
+def ls(db: "Callable[[], Kinbase]", pattern: str, form: str | None, output: str | None) -> None:
+    """List the models whose name contains PATTERN, family by family."""
+    from kinbase.text import count
+
+    models = db().models(pattern)
+    if format_of(form, output) == "table":
+        models = models.select(
+            "name", "base", "relation", "parameters", "dtype", "license", "has_weights", "imported_at"
+        )
+        rows = [(*row[:3], count(row[3]), *row[4:]) for row in models.iter_rows()]
+        write(
+            ["name", "base", "relation", "params", "dtype", "license", "weights", "imported"],
+            rows,
+            form,
+            output,
+        )
+    else:
+        write_frame(models, form, output)
+
+
+@click.command()
+@click.argument("model", type=Models())
+@rows_out
+@click.pass_obj
+def show(db: "Callable[[], Kinbase]", model: str, form: str | None, output: str | None) -> None:
+    """Everything about one MODEL: facts, names, parents, children, scores, nearest kin."""
+    about = db().show(model)
+    if format_of(form, output) != "table":
+        write_frame(about, form, output)
+        return
+    from kinbase.text import model_page
+
+    for line in model_page(about.row(0, named=True)):
+        click.echo(line)
+
+
+@click.command()
+@click.argument("model", type=Models())
+@click.option("--up", is_flag=True, help="Only what it was made from.")
+@click.option("--down", is_flag=True, help="Only what was made from it.")
+@click.option("--depth", metavar="N", default=1000, help="At most N generations away.")
+@rows_out
+@click.pass_obj
+def tree(
+    db: "Callable[[], Kinbase]",
+    model: str,
+    up: bool,
+    down: bool,
+    depth: int,
+    form: str | None,
+    output: str | None,
+) -> None:
+    """The family tree of MODEL: its ancestors and descendants, each drawn once."""
+    from kinbase.text import say
+
+    both = up == down
+    graph = db().tree(model, up=up or both, down=down or both, depth=depth)
+    for parent, child in graph.graph["cut"]:
+        say(f"the claims go in a circle: {parent} -> {child} is left out")
+    if format_of(form, output) != "table":
+        columns = ("parent", "child", "relation", "method", "weight", "evidence")
+        rows = [
+            (p, c, *(claim[k] for k in columns[2:]))
+            for p, c, claims in graph.edges(data="claims")
+            for claim in claims
+        ]
+        write(columns, rows, form, output)
+        return
+    from kinbase.text import family_tree
+
+    for line in family_tree(graph, upwards=up and not down):
+        click.echo(line)
+
+
+@click.command()
+@click.argument("models", nargs=-1, type=Models(), metavar="[MODEL...]")
+@click.option(
+    "--metric", metavar="NAMES", default="pcc", show_default=True, help="Of pcc, cs, ed; several with commas."
+)
+@click.option(
+    "--by", type=click.Choice(["tensor", "layer", "block"]), help="Tensor by tensor, layer by layer, ..."
+)
+@click.option(
+    "-k", "k", metavar="N", default=10, show_default=True, help="How many nearest kin of one model."
+)
+@click.option("--exact", is_flag=True, help="Measure what is only estimated by sketches, too.")
+@device_option
+@rows_out
+@click.pass_obj
+def kin(
+    db: "Callable[[], Kinbase]", models: tuple[str, ...], metric: str, by: str | None, k: int, exact: bool, device: str,
+    form: str | None, output: str | None,
+) -> None:  # fmt: skip
+    """Kinship: of one MODEL its nearest kin, of several a matrix and the group's kinship; of none, all of it.
+
+    What is missing is measured first, if the files are still there.
+    """
+    from kinbase.text import progress, say
+
+    metrics = _metrics(metric)
+    base = db()
+    if models:
+        with progress("measuring") as report:
+            for note in base.measure(models, exact=exact, device=device, report=report):
+                say(note)
+    if len(models) == 1 and not by:
+        nearest = base.nearest_kin(models[0], k)
+        if not nearest.height:
+            say(base.why_without_kin(models[0]))
+        write_frame(nearest, form, output)
+        return
+    names = list(models) or base.names()
+    if len(models) == 1:
+        names += base.nearest_kin(models[0], k)["model"].to_list()
+    pairs = base.kinship(names, by=by)
+    if by or format_of(form, output) != "table":
+        pairs = pairs.drop([m for m in METRICS if m not in metrics and by])
+        write_frame(pairs, form, output)
+        return
+    _matrices(base, pairs, names, metrics, bool(models))
+
+
+def _matrices(
+    base: "Kinbase", pairs: "pl.DataFrame", names: Sequence[str], metrics: Sequence[str], chosen: bool
+) -> None:
+    from kinbase.text import cell, matrix
+
+    if not pairs.height:
+        raise KinbaseError(
+            "no kinship is known among these models: two of them need a common base, see `kinbase import --help` "
+            "(a base itself has none: nothing of it changed)"
+        )
+    names = base.resolved(names) if chosen else sorted({*pairs["model_a"], *pairs["model_b"]})
+    for metric in metrics:
+        values = {(a, b): value for a, b, value in pairs.select("model_a", "model_b", metric).iter_rows()}
+        for line in matrix(names, values | {(b, a): value for (a, b), value in values.items()}, metric):
+            click.echo(line)
+        click.echo()
+    group = base.group_kinship(names).row(0, named=True)
+    possible = len(names) * (len(names) - 1) // 2
+    figures = ", ".join(f"{m} {cell(group[m])}" for m in METRICS)
+    click.echo(
+        f"group kinship of {len(names)} models: {figures} (mean of {group['pairs']} of {possible} pairs)"
+    )
+
+
+def _metrics(text: str) -> list[str]:
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    for name in names:
+        if name not in METRICS:
+            raise UsageError(f"there is no metric {name!r}: choose of {', '.join(METRICS)}")
+    return names or ["pcc"]
+
+
+@click.command()
+@click.argument("models", nargs=-1, type=Models(), metavar="[MODEL...]")
+@click.option("-o", "--output", metavar="FILE", required=True, help="Its ending says what is written.")
+@click.pass_obj
+def export(db: "Callable[[], Kinbase]", models: tuple[str, ...], output: str) -> None:
+    """Write the lineage of the MODELs, or of all, for another program; or the whole database.
+
+    .graphml (NetworkX, Gephi), .dot (Graphviz), .mmd or .md (Mermaid, GitHub), .json (node-link) hold the graph.
+    A folder FILE.kinbase holds the whole database, a Parquet file a table, and `kinbase import` reads it again.
+    """
+    from kinbase.text import say
+
+    db().export(output, models)
+    say(f"wrote {output}")
+
+
+@click.command()
+@click.argument("query")
+@click.option(
+    "--timeout", metavar="SECONDS", default=300.0, show_default=True, help="Stop the query after; 0: never."
+)
+@rows_out
+@click.pass_obj
+def sql(
+    db: "Callable[[], Kinbase]", query: str, timeout: float, form: str | None, output: str | None
+) -> None:
+    """Run a read-only QUERY (- reads it from stdin) over the views models, lineage, kinship, scores, ...
+
+    It sees the database and nothing else: no files, no settings, no writing. `from duckdb_views()` and
+    `describe kinship` list what there is.
+    """
+    query = sys.stdin.read() if query == "-" else query
+    if not query.strip():
+        raise UsageError("the query is empty")
+    store = db().store
+    with store.bounded(timeout) as con:
+        form = format_of(form, output)
+        if form == "parquet":
+            store.write_parquet(con, query, parquet_path(output))
+            return
+        result = con.execute(query)
+        columns = [column[0] for column in result.description or []]
+        write(columns, store.stream(result), form, output)
+
+
+@click.command()
+@click.option("--web", is_flag=True, help="In a browser instead of this terminal.")
+@click.option(
+    "--host",
+    default="localhost",
+    show_default=True,
+    help="With --web: whoever reaches it reads the database.",
+)
+@click.option("--port", default=8000, show_default=True, help="With --web.")
+@click.pass_obj
+def tui(db: "Callable[[], Kinbase]", web: bool, host: str, port: int) -> None:
+    """Explore the database: families, kinship, lineage, SQL. F1 helps, Ctrl+Q leaves."""
+    path = db().store.path
+    if web:
+        from kinbase.tui.web import serve
+
+        serve(path, host, port)
+        return
+    if not (sys.stdout.isatty() or os.environ.get("TEXTUAL_DRIVER")):
+        raise UsageError(
+            "the terminal UI needs a terminal: see `kinbase ls` and `kinbase sql`, or `kinbase tui --web`"
+        )
+    from kinbase.tui.app import KinbaseApp
+
+    app = KinbaseApp(path)
+    app.run()
+    if app.return_code:
+        raise SystemExit(app.return_code)

@@ -1,0 +1,1 @@
+"""The demo: a family of tiny models, really trained, made offline."""

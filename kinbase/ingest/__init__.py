@@ -1,0 +1,1 @@
+"""The one path in: open the sources, choose their base, measure, persist."""

@@ -1,0 +1,191 @@
+"""Kinship by sketches: new models meet all others of their family without anybody's weights being read.
+
+All functions take a connection of `Store.writing()` and are part of its one transaction.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+
+from kinbase.store import Connection, sketches
+from kinbase.store import names as naming
+
+EVERYBODY = 1000
+"""Members up to which a new one is compared with all by whole sketches; of more, with those the folded ones choose."""
+
+CHOSEN = 64
+"""How many the folded sketches choose."""
+
+RELATED = 0.5
+"""Cosine of the weights themselves above which two models are taken to come from one: strangers' are near 0."""
+
+
+def meet(con: Connection, base_id: int, model_ids: Iterable[int]) -> int:
+    """Estimate the kinship of new members with all others of their family that were not measured; the pairs stored."""
+    sketches.fill_directions(con, base_id)
+    stored = 0
+    met: list[int] = []
+    for model_id in model_ids:
+        near = [other for other in nearest(con, base_id, model_id) if other not in met]
+        stored += estimate(con, base_id, [(model_id, other) for other in near])
+        met.append(model_id)
+    return stored
+
+
+def nearest(con: Connection, base_id: int, model_id: int) -> list[int]:
+    """Members of a family to compare a model with: not measured with it, all or the nearest by folded sketches."""
+    from kinbase.kinship.sketch import SCHEME
+
+    row = con.execute(
+        "select coarse, (select count(*) from raw.direction where base_id = $2) from raw.direction "
+        "where model_id = $1 and base_id = $2 and scheme = $3",
+        [model_id, base_id, SCHEME],
+    ).fetchone()
+    if row is None:
+        return []
+    coarse, members = row
+    rows = con.execute(
+        f"""
+        select model_id from raw.direction
+        where base_id = $1 and scheme = $2 and model_id <> $3
+            and model_id not in (select b_id from raw.pair where a_id = $3 union all select a_id from raw.pair where b_id = $3)
+        order by array_inner_product(coarse, $4::float[{sketches.COARSE}]) desc limit $5
+        """,
+        [base_id, SCHEME, model_id, coarse, EVERYBODY if members <= EVERYBODY else CHOSEN],
+    ).fetchall()
+    return [other for (other,) in rows]
+
+
+def estimate(con: Connection, base_id: int, pairs: Sequence[tuple[int, int]]) -> int:
+    """Store the kinship of pairs of one family as their sketches tell it, in place of earlier estimates; the pairs stored."""
+    import numpy as np
+
+    from kinbase.kinship.sketch import compare
+
+    rows = []
+    whole = sketches.vector(con, base_id)
+    by_first: dict[int, list[int]] = {}
+    for a, b in pairs:
+        by_first.setdefault(a, []).append(b)
+    for a, others in by_first.items():
+        for start in range(0, len(others), 250):
+            found = sketches.deltas(con, base_id, [a, *others[start : start + 250]])
+            one = found.pop(a, None)
+            if one is None or not found:
+                continue
+            cosine, stderr, dot, xx, yy = compare(one.sums, np.stack([d.sums for d in found.values()]))
+            for k, (b, other) in enumerate(found.items()):
+                if math.isnan(cosine[k]):
+                    continue
+                n = max(min(one.numel, other.numel), 1)
+                pcc = _pearson(n, one.sum, other.sum, float(xx[k]), float(yy[k]), float(dot[k]))
+                ed = math.sqrt(max(float(xx[k] + yy[k] - 2 * dot[k]), 0.0))
+                coverage = min(n / whole.numel, 1.0) if whole else None
+                rows.append((min(a, b), max(a, b), pcc, float(cosine[k]), ed, float(stderr[k]), coverage))
+    if not rows:
+        return 0
+    columns = [list(column) for column in zip(*rows, strict=True)]
+    con.execute(
+        "delete from raw.estimate where method = 'sketch' and (a_id, b_id) in (select (unnest($1), unnest($2)))",
+        columns[:2],
+    )
+    con.execute(
+        """
+        insert into raw.estimate (a_id, b_id, base_id, method, pcc, cs, ed, stderr, coverage)
+        select a_id, b_id, $1, 'sketch', pcc, cs, ed, stderr, coverage
+        from (
+            select unnest($2::integer[]) as a_id, unnest($3::integer[]) as b_id, unnest($4::double[]) as pcc,
+                unnest($5::double[]) as cs, unnest($6::double[]) as ed, unnest($7::double[]) as stderr,
+                unnest($8::double[]) as coverage
+        )
+        """,
+        [base_id, *columns],
+    )
+    return len(rows)
+
+
+def _pearson(n: int, sum_a: float, sum_b: float, aa: float, bb: float, ab: float) -> float | None:
+    """PCC from sketched products and exact sums; None where a delta does not vary."""
+    var_a, var_b = aa - sum_a * sum_a / n, bb - sum_b * sum_b / n
+    if not (var_a > 1e-12 * aa and var_b > 1e-12 * bb):
+        return None
+    return max(-1.0, min(1.0, (ab - sum_a * sum_b / n) / math.sqrt(var_a * var_b)))
+
+
+def placed(con: Connection, model_id: int, k: int = 3) -> list[tuple[str, str | None, float, float]]:
+    """The models whose weights themselves are nearest to a model's: name, base, cosine, standard error.
+
+    Compared are bases and models without one, of the same number of weights within a tenth; of the family of
+    the nearest base, its members too.
+    """
+    import numpy as np
+
+    from kinbase.kinship.sketch import SCHEME, compare
+
+    own = sketches.vector(con, model_id)
+    if own is None:
+        return []
+    candidates = con.execute(
+        """
+        select model_id from raw.sketch s join raw.model m using (model_id)
+        where model_id <> $1 and scheme = $2 and onto_id is null and numel between 0.9 * $3 and 1.1 * $3
+            and (m.base_id is null or model_id in (select base_id from raw.model))
+        order by model_id limit 2000
+        """,
+        [model_id, SCHEME, own.numel],
+    ).fetchall()
+    scored: list[tuple[float, float, int]] = []
+    for start in range(0, len(candidates), 250):
+        found = {m: sketches.vector(con, m) for (m,) in candidates[start : start + 250]}
+        vectors = {m: v.sums for m, v in found.items() if v is not None}
+        if vectors:
+            cosine, stderr, *_ = compare(own.sums, np.stack(list(vectors.values())))
+            scored += [
+                (float(c), float(e), m)
+                for c, e, m in zip(cosine, stderr, vectors, strict=True)
+                if not math.isnan(c)
+            ]
+    scored.sort(reverse=True)
+    result = []
+    for cosine_, error, m in scored[:k]:
+        row = con.execute(
+            "select m.name, b.name from raw.model m left join raw.model b on b.model_id = m.base_id where m.model_id = ?",
+            [m],
+        ).fetchone()
+        assert row
+        result.append((str(row[0]), row[1], cosine_, error))
+    return result
+
+
+def suggestion(con: Connection, model_id: int) -> str | None:
+    """A line on what an unknown model's weights are nearest to, and the base that suggests; None when nobody is here."""
+    near = [each for each in placed(con, model_id) if each[2] >= RELATED]
+    if not near:
+        return None
+    listed = ", ".join(f"{name} ({cosine:.4f})" for name, _, cosine, _ in near)
+    name, base, _, _ = near[0]
+    return f"by its weights it is nearest to {listed}: is {base or name} its base? If so, import it again with --base"
+
+
+def why_without_kin(con: Connection, name: str) -> str:
+    """Why a stored model has no kinship, and what would give it some, in a line."""
+    ((model_id, base, members),) = con.execute(
+        """
+        select m.model_id, b.name, (select count(*) from raw.model where base_id = m.model_id)
+        from raw.model m left join raw.model b on b.model_id = m.base_id where m.name = ?
+        """,
+        [name],
+    ).fetchall()
+    if base is not None:
+        return f"{name} has no kin yet: of those tuned from {base} no other was measured or sketched"
+    if members:
+        of = "1 model" if members == 1 else f"{members} models"
+        return f"{name} is the base of {of}: nothing of it changed, so it has no kinship itself"
+    return f"{name} has no known base; {suggestion(con, model_id) or 'import it again with --base'}"
+
+
+def estimate_named(con: Connection, base: str, pairs: Sequence[tuple[str, str]]) -> int:
+    """Estimate named pairs of one family by their sketches; the pairs stored."""
+    base_id = naming.find(con, base)
+    ids = [(naming.find(con, a), naming.find(con, b)) for a, b in pairs]
+    known = [(a, b) for a, b in ids if a is not None and b is not None]
+    return estimate(con, base_id, known) if base_id is not None else 0

@@ -1,0 +1,110 @@
+"""A merge of models that a database knows: their names become checkpoints, and the child is imported.
+
+The merging itself is `kinbase.merging`, which knows no database; the file is closed while it works.
+"""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from kinbase import merging
+from kinbase.checkpoint.open import Source, importers
+from kinbase.errors import KinbaseError, UsageError
+from kinbase.ingest import pipeline as importing
+from kinbase.ingest.stored import Report
+from kinbase.merging import MergeConfig, Merged
+from kinbase.store import Store
+from kinbase.store import names as naming
+
+BACKENDS = ("kinbase", "mergekit")
+
+
+def read(config: str | Path | Mapping[str, object], backend: str) -> MergeConfig:
+    """A configuration from a YAML file or plain values, as strictly as the backend wants."""
+    if backend not in BACKENDS:
+        raise UsageError(f"there is no merge backend {backend!r}: choose of {', '.join(BACKENDS)}")
+    if isinstance(config, Mapping):
+        return merging.parse(config, any_method=backend == "mergekit")
+    return merging.load(config, any_method=backend == "mergekit")
+
+
+def located(store: Store, labels: tuple[str, ...]) -> dict[str, str]:
+    """Where the checkpoint of each model is: a path, a source of some importer, or what the database says.
+
+    Raises KinbaseError for a model that is none of these, naming near ones, or that has no weights.
+    """
+    places = {label: str(Path(label).resolve()) for label in labels if os.path.lexists(label)}
+    unknown = [label for label in labels if label not in places]
+    if unknown and store.path.exists():
+        with store.reading() as con:
+            stored = {member.name: member.source for member in naming.members(con)}
+            for label in unknown:
+                name = naming.meant(con, label)
+                if name is None and not _is_source(label):
+                    naming.resolve(con, label)
+                if name is not None and name not in stored and not _is_source(label):
+                    raise KinbaseError(
+                        f"{name} is known by name only: import its checkpoint before it is merged"
+                    )
+                if name in stored:
+                    places[label] = stored[name]
+    for label in unknown:
+        if label not in places and not _is_source(label):
+            raise KinbaseError(
+                f"there is no model {label!r}: give its folder, or import it and give its name"
+            )
+    return places
+
+
+def _is_source(label: str) -> bool:
+    return any(importer.recognises(label) for importer in importers())
+
+
+def refuse_namesake(store: Store, name: str) -> None:
+    """Raise KinbaseError when the child's name is another model's: before it is made, not after."""
+    if store.path.exists():
+        with store.reading() as con:
+            known = naming.find(con, name)
+            if known is not None and naming.name_of(con, known) in {
+                member.name for member in naming.members(con)
+            }:
+                raise KinbaseError(
+                    f"there is a model {name!r} already: name another folder, or the child with --name"
+                )
+
+
+def merge(
+    config: MergeConfig,
+    out: str | Path,
+    places: Mapping[str, str],
+    backend: str,
+    seed: int,
+    report: Report,
+) -> Merged:
+    """Run one merge by a backend."""
+    if backend == "mergekit":
+        from kinbase.merging import mergekit
+
+        return mergekit.merge(config, out, sources=places, seed=seed)
+    return merging.merge(config, out, sources=places, seed=seed, report=report)
+
+
+def record(
+    store: Store, merged: Merged, places: Mapping[str, str], *, name: str | None, device: str, report: Report
+) -> Source:
+    """Import a child; parents that the database does not have yet come in with it, without their weights.
+
+    Raises KinbaseError when the child cannot be imported; its folder stays.
+    """
+    known: set[str] = set()
+    if store.path.exists():
+        with store.reading() as con:
+            known = {place for place in places.values() if naming.find(con, place) is not None}
+    strangers = [place for place in dict.fromkeys(places.values()) if place not in known]
+    for place in strangers:
+        importing.import_sources(store, [place], metadata_only=True)
+    (child,) = importing.import_sources(store, [str(merged.folder)], name=name, device=device, report=report)
+    if child.status == "failed":
+        raise KinbaseError(f"{merged.folder} was made, but not imported: {child.notes[-1]}")
+    child.notes = [*merged.notes, *child.notes]
+    return child

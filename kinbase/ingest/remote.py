@@ -1,0 +1,101 @@
+"""Sources elsewhere, many at a time: which versions are stored already, and reading the others side by side."""
+
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from typing import TypeVar
+
+from kinbase.checkpoint import Commit
+from kinbase.checkpoint.open import Known, Source, Tell, elsewhere, read
+from kinbase.errors import KinbaseError
+from kinbase.store import Store
+from kinbase.store import names as naming
+
+Result = TypeVar("Result")
+
+AT_ONCE = 16
+"""Sources that are asked for at the same time; most of the time they wait for answers."""
+
+
+def stored_versions(store: Store, depth: str, base: str | None = None) -> Known:
+    """What `sources.read` asks of each version it meets: what to call it, and whether it is stored as deep as `depth`.
+
+    A version of a model of which another one is stored with its weights is called after its commit.
+    """
+    if not store.path.exists():
+        return lambda commit: (commit.model, False)
+    with store.reading() as con:
+        versions = naming.versions(con)
+
+    def known(commit: Commit) -> tuple[str, bool]:
+        here = versions.get(f"{commit.model}@{commit.commit}")
+        if here is not None:
+            if depth == "metadata":
+                return here.name, here.revision == commit.commit
+            if depth == "sample" or not here.has_weights:
+                return here.name, False
+            placed = here.measured or not here.has_parents
+            placed = placed and base in (None, here.name, here.base)
+            return here.name, placed and (depth == "stream" or _kept(store, here.name))
+        other = versions.get(commit.model)
+        taken = other is not None and other.has_weights
+        return (f"{commit.model}@{commit.commit[:12]}" if taken else commit.model), False
+
+    return known
+
+
+def _kept(store: Store, name: str) -> bool:
+    """Whether the files that a model was read from are on this machine, as they were."""
+    with store.reading() as con:
+        files = naming.files(con, name)
+    return bool(files) and not any(file.elsewhere for file in files) and all(file.as_it_was for file in files)
+
+
+def read_all(
+    sources: Sequence[str],
+    *,
+    name: str | None,
+    depth: str,
+    known: Known,
+    tell: Tell,
+    report: Callable[[int, int], None] = lambda done, total: None,
+) -> list[Source]:
+    """Every source opened, in order; those elsewhere side by side where little is read of each."""
+
+    stopped = threading.Event()
+
+    def one(source: str) -> Source:
+        return read(source, name, depth=depth, known=known, tell=until(stopped, tell))
+
+    away = [source for source in dict.fromkeys(sources) if elsewhere(source)]
+    if len(away) < 2 or depth not in ("metadata", "sample"):
+        return [one(source) for source in sources]
+    with ThreadPoolExecutor(AT_ONCE, thread_name_prefix="kinbase-ask") as pool:
+        found: dict[str, Source] = {}
+        try:
+            for source, reading in [(source, pool.submit(one, source)) for source in away]:
+                found[source] = result(reading)
+                report(len(found), len(away))
+        except BaseException:
+            stopped.set()
+            pool.shutdown(cancel_futures=True)
+            raise
+    return [found.pop(source) if source in found else one(source) for source in sources]
+
+
+def until(stopped: threading.Event, tell: Tell) -> Tell:
+    """`tell`, by which a thread that waits (a rate limit may ask for minutes) also hears that nobody waits for it."""
+
+    def told(what: str, done: int, total: int) -> None:
+        if stopped.is_set():
+            raise KinbaseError("interrupted")
+        tell(what, done, total)
+
+    return told
+
+
+def result(future: "Future[Result]") -> Result:
+    """A future's result, waited for in short turns: polars handles SIGINT first and has an endless wait restarted."""
+    while not future.done():
+        wait([future], timeout=0.2)
+    return future.result()

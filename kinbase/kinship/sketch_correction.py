@@ -1,0 +1,74 @@
+"""Models whose tensors do not all fit their base's: what to correct in the difference of two sketches.
+
+The sketch of a model is of all its weights, that of a delta must be of what meets. What does not (further rows of
+a vocabulary, a tensor that one side lacks) is read once more and taken away on each side.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kinbase.checkpoint import DTYPE_BYTES, FLOAT_DTYPES, Checkpoint, Tensor
+from kinbase.checkpoint.alignment import align, labels
+from kinbase.checkpoint.digest import SPAN
+from kinbase.kinship.sketch import Buffers, TensorSketch, empty
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What to add to S(model) - S(base) [BUCKETS], and to the difference of their sums; and the elements that meet."""
+
+    sums: NDArray[np.float64]
+    sum: float
+    numel: int
+
+
+def misfit(base: Checkpoint, member: Checkpoint) -> Change | None:
+    """What the tensors that do not fit add to the difference of the sketches; None: all fit.
+
+    Reads what does not fit, and so raises CheckpointError where that cannot be read.
+    """
+    aligned, _ = align(base.tensors, member.tensors)
+    ours, theirs = labels(base.tensors), labels(member.tensors)
+    spare: list[tuple[int, Tensor, str, int]] = []
+    both = 0
+    left = {t.name: t for t in member.tensors if t.dtype in FLOAT_DTYPES}
+    for tensor, match in zip(base.tensors, aligned, strict=True):
+        if tensor.dtype not in FLOAT_DTYPES:
+            continue
+        # Names that leave several candidates are not sketched alike: what they name is left out.
+        alike = match is not None and theirs[match.name] == ours[tensor.name]
+        cut = min(tensor.numel, match.numel) if match and alike else 0
+        both += cut
+        if cut < tensor.numel:
+            spare.append((1, tensor, ours[tensor.name], cut))
+        if match:
+            del left[match.name]
+            if cut < match.numel:
+                spare.append((-1, match, theirs[match.name], cut))
+    spare += [(-1, tensor, theirs[tensor.name], 0) for tensor in left.values()]
+    if not spare:
+        return None
+    sums, total = empty(), 0.0
+    for sign, tensor, label, start in spare:
+        part, amount = _rest(tensor, label, start)
+        sums += sign * part
+        total += sign * amount
+    return Change(sums, total, both)
+
+
+def _rest(tensor: Tensor, label: str, start: int) -> tuple[NDArray[np.float64], float]:
+    """The sketch [BUCKETS] and the sum of a tensor's elements from `start` on."""
+    sketch, buffers, moments = TensorSketch(label, tensor.numel), Buffers(), np.zeros(3)
+    width = DTYPE_BYTES[tensor.dtype]
+    while start < tensor.numel:
+        stop = min(tensor.numel, (start // SPAN + 1) * SPAN)
+        raw = memoryview(bytearray((stop - start) * width))
+        tensor.read(start * width, raw)
+        sketch.weigh(raw, start, tensor.dtype, buffers, 0, moments)
+        sketch.flush(buffers, 0)
+        start = stop
+    total = empty()
+    sketch.pour(total)
+    return total, float(moments[0])

@@ -1,0 +1,1 @@
+"""What weights say of history: recipes, claims, phylogeny."""

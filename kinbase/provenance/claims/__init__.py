@@ -1,0 +1,1 @@
+"""What models are said to be, held against their weights."""

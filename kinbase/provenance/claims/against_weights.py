@@ -1,0 +1,307 @@
+"""What cards, configurations and people say a model was made of, held against its weights.
+
+A claim is supported, contradicted, or undecidable: its parents are not here, were not measured, or what is left over
+does not decide. Only stored sums are used.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from kinbase.ingest.stored import Report
+from kinbase.provenance.claims.claims import EXPLAINED, Claim, Model, all_claims, with_recipe, worth_a_recipe
+from kinbase.provenance.recipes import stored_grams as grams
+from kinbase.provenance.recipes.intervals import LEAST
+from kinbase.provenance.recipes.partial_merges import ALIKE
+from kinbase.provenance.recipes.search import load
+from kinbase.provenance.recipes.verdict import (
+    COPY,
+    MERGE,
+    NONE,
+    SELECTED,
+    TRAINED,
+    Finding,
+    Parent,
+    fitted,
+    graded,
+    judge,
+)
+from kinbase.store import Connection
+
+CLOSED = (None, "linear", "slerp", "task_arithmetic", "nuslerp", "multislerp", "karcher", "model_stock")
+"""Merge methods that are a combination of the parents in each tensor; the others leave elements out or bend them."""
+
+PRINTED = 0.005
+"""How far a printed coefficient may lie outside the interval: cards round to two decimals."""
+
+NO_PART = 0.02
+"""A coefficient that is no share in a merge."""
+
+CLEARLY = 4.0
+"""Residual over rounding from which a combination is clearly not the model, unless most of it is explained."""
+
+AT_ONCE = 32
+"""Models whose pairs are read from the database together: of 220 tensors each they are 30 MB."""
+
+Row = tuple[str, str, str, str]
+
+
+def findings(
+    con: Connection, names: Sequence[str] = (), report: Report = lambda done, total: None
+) -> list[Row]:
+    """Rows of subject, claim, verdict and detail, of the models named or of all that were measured.
+
+    Of a model that names no parents there is a row only when its weights do, or when it was asked for.
+    `report` is told how many of how many models were looked at.
+    """
+    measured = con.execute(
+        """
+        select m.name, m.model_id, b.model_id, b.name from raw.model m join raw.model b on b.model_id = m.base_id
+        where m.digest is not null and m.model_id in (select model_id from raw.delta)
+            and m.model_id in (select model_id from raw.weight) and (len($1) = 0 or list_contains($1, m.name))
+        order by b.model_id, m.name
+        """,
+        [list(names)],
+    ).fetchall()
+    said = all_claims(con)
+    rows: list[Row] = []
+    done = 0
+    for base_id, base in dict.fromkeys((base_id, base) for *_, base_id, base in measured):
+        family = load(con, base_id, base)
+        worth = None if names else worth_a_recipe(family.totals)
+        members = [(name, i) for name, i, its_base, _ in measured if its_base == base_id]
+        for start in range(0, len(members), AT_ONCE):
+            models = [
+                with_recipe(con, family, name, i, base_id, said.get(name, []), worth is None or name in worth)
+                for name, i in members[start : start + AT_ONCE]
+            ]
+            family.sums.pairs.clear()
+            grams.fetch(con, family.sums, (ids for model in models for ids in model.pairs()))
+            for model in models:
+                for claim in model.claims:
+                    rows += _held(con, claim, model)
+                if not any(claim.parents for claim in model.claims):
+                    rows += _silent(model, asked=bool(names))
+                done += 1
+                report(done, len(measured))
+    return rows
+
+
+def _held(con: Connection, claim: Claim, model: Model) -> list[Row]:
+    """The verdict on one source's word about one model."""
+    relations = {relation for _, relation, _, _ in claim.edges}
+    if "adapter" in relations:
+        return []  # an adapter is its parent's by construction
+    if relations == {"base"}:
+        return _held_base(con, claim, model)
+    if "merge" in relations:
+        verdict, detail = _held_merge(con, claim, model)
+    elif "quantized" in relations:
+        verdict, detail = _held_copy(con, claim, model)
+    else:
+        verdict, detail = _held_finetune(con, claim, model)
+    return [(claim.child, claim.text(), verdict, detail)]
+
+
+def _read(con: Connection, claim: Claim, model: Model, parents: Sequence[str]) -> grams.Stored | str:
+    """Sums of a child and claimed parents, or which are not here."""
+    lacking = [name for name in parents if name not in claim.here]
+    if lacking:
+        return f"the weights of {', '.join(lacking)} are not here"
+    strangers = [name for name in parents if claim.here[name][1] != model.base_id]
+    if strangers:
+        return f"{', '.join(strangers)} was not measured against {model.family.base}"
+    stored = grams.read(con, model.family.sums, model.model_id, [claim.here[name][0] for name in parents])
+    return (
+        stored
+        or f"not all pairs of it and {', '.join(parents)} were measured: `kinbase check {claim.child}` does"
+    )
+
+
+def _held_merge(con: Connection, claim: Claim, model: Model) -> tuple[str, str]:
+    base = model.family.base
+    method = next((m for _, relation, m, _ in claim.edges if relation == "merge"), None)
+    parents = [name for name in dict.fromkeys(claim.parents) if name != base]
+    if not parents or claim.child in parents:
+        return "undecidable", "it names no parent but the base"
+    stored = _read(con, claim, model, parents)
+    if isinstance(stored, str):
+        return "undecidable", stored
+    found = fitted(stored.grams, range(len(parents)))
+    if found.verdict != MERGE and (found.ratio or 1.0) >= LEAST:  # more coefficients would leave still less
+        found = graded(stored.grams) or found
+    shares = {p.parent: p for p in (*found.parents, *found.nearest)}
+    absent = [name for name in parents if name not in shares or _no_part(shares[name])]
+    numbers = _numbers(found)
+    if found.verdict == MERGE:
+        if absent:
+            return "contradicted", f"{', '.join(absent)} has no part in it: {numbers}"
+        return _held_weights(claim, found, shares, numbers)
+    if absent:
+        return "contradicted", f"{', '.join(absent)} has no part in it: {numbers}{_instead(model, parents)}"
+    if method not in CLOSED:
+        chosen = judge(stored.grams, stored.zeros)
+        if chosen.verdict == SELECTED:
+            return "supported", f"{chosen.reason}; {numbers}"
+        return "undecidable", f"{method} leaves no equation to hold it against; {numbers}"
+    if (found.rho or 0) > CLEARLY:
+        instead = _instead(model, parents)
+        if instead or (found.residual or 0) > EXPLAINED:
+            return "contradicted", numbers + instead
+    return "undecidable", f"{numbers}: trained on after the merge, or other parents"
+
+
+def _held_weights(claim: Claim, found: Finding, shares: dict[str, Parent], numbers: str) -> tuple[str, str]:
+    """The printed coefficients of a merge whose parents are right."""
+    printed = {name: weight for name, relation, _, weight in claim.edges if relation == "merge"}
+    wrong = [
+        name for name, weight in printed.items()
+        if weight is not None and name in shares
+        and not shares[name].low - PRINTED <= weight <= shares[name].high + PRINTED
+    ]  # fmt: skip
+    if found.gradient is not None and not _constant(found, printed):
+        return "contradicted", f"the coefficients change with depth: {numbers}"
+    if wrong and found.gradient is None:
+        said = ", ".join(f"{name} {printed[name]:.4g}" for name in wrong)
+        return "contradicted", f"not {said}: {numbers}"
+    return "supported", numbers
+
+
+def _constant(found: Finding, printed: dict[str, float | None]) -> bool:
+    """Whether a merge by depth has the printed coefficients in every block and layer, or none were printed."""
+    assert found.gradient is not None and found.errors is not None
+    told = [printed.get(p.parent) for p in found.parents]
+    if found.gradient.method == "slerp":
+        second = told[1] if told[1] is not None else None if told[0] is None else 1 - told[0]
+        told = [second]
+    wanted = np.array([np.nan if t is None else t for t in told])
+    off = np.abs(found.gradient.values - wanted) > found.errors + PRINTED
+    return not bool(off.any())
+
+
+def _held_copy(con: Connection, claim: Claim, model: Model) -> tuple[str, str]:
+    parent, sums = claim.parents[0], model.family.sums
+    if parent == model.family.base:
+        squared = float(np.nansum(sums.deltas[model.model_id][1]))
+        floor = float(np.nansum(sums.weights[model.model_id][2])) / 12
+        rho = float(np.sqrt(squared / floor)) if floor > 0 else float("inf")
+        detail = f"it lies {rho:.2f} times its rounding floor from {parent}"
+        return ("supported" if rho <= 1.5 else "contradicted"), detail
+    stored = _read(con, claim, model, [parent])
+    if isinstance(stored, str):
+        return "undecidable", stored
+    found = judge(stored.grams, stored.zeros)
+    if found.verdict == COPY:
+        return "supported", f"{found.reason}: {found.rho or 0:.2f} times its rounding floor away"
+    normal = stored.grams
+    apart = float(normal.sumsq.sum() - 2 * normal.cross[:, 0].sum() + normal.gram[:, 0, 0].sum())
+    rho = np.sqrt(max(apart, 0.0) / max(float(normal.noise.sum()), 1e-300))
+    return (
+        "contradicted",
+        f"it lies {rho:.1f} times its rounding floor from {parent}: more than rounding was done",
+    )
+
+
+def _held_finetune(con: Connection, claim: Claim, model: Model) -> tuple[str, str]:
+    base, recipe, parents = model.family.base, model.recipe(), claim.parents
+    others = [name for name in parents if name != base]
+    found = recipe.finding if recipe is not None else None
+    if found is not None and found.verdict in (MERGE, SELECTED) and len(found.parents) > 1:
+        return "contradicted", f"the weights say {found.verdict}: {_numbers(found)}"
+    if others:
+        stored = _read(con, claim, model, others[:1])
+        if isinstance(stored, str):
+            return "undecidable", stored
+        near = judge(stored.grams, stored.zeros)
+        sums = stored.grams
+        cosine = float(
+            sums.cross[:, 0].sum() / np.sqrt(sums.gram[:, 0, 0].sum() * max(sums.sumsq.sum(), 1e-300))
+        )
+        if near.verdict in (TRAINED, COPY):
+            return "supported", f"{_combination(near.parents)}, kinship {cosine:.3f} (cosine)"
+        nearest = _nearest(con, claim.child)
+        told = f"kinship {cosine:.3f} (cosine) with {others[0]}; nearest is {nearest}"
+        return ("contradicted" if cosine < ALIKE / 4 else "undecidable"), told
+    if found is None:
+        return "supported", f"no others of the family of {base} explain it"
+    if found.verdict in (TRAINED, COPY) and found.parents[0].parent != base:
+        return "contradicted", f"nearer is {found.parents[0].parent}: {_numbers(found)}"
+    if found.verdict == NONE:
+        return (
+            "supported",
+            f"no others of the family of {base} make it: {found.reason}",
+        )
+    return "undecidable", found.reason
+
+
+def _held_base(con: Connection, claim: Claim, model: Model) -> list[Row]:
+    """A base that is not the one it was measured against: which of the two is nearer."""
+    base = model.family.base
+    rows: list[Row] = []
+    for name, *_ in claim.edges:
+        if name == base:
+            continue
+        other, _ = claim.here.get(name, (None, None))
+        found = con.execute(
+            """
+            select sqrt(greatest(sumsq_a + sumsq_b - 2 * dot, 0)), sqrt(if(a_id = $1, sumsq_a, sumsq_b))
+            from raw.pair where a_id = least($1, $2) and b_id = greatest($1, $2)
+            """,
+            [model.model_id, other],
+        ).fetchall()
+        if not found:
+            rows.append((claim.child, claim.text(), "undecidable", f"measured against {base}, not {name}"))
+            continue
+        ((far, length),) = found
+        verdict = "supported" if far < length else "contradicted"
+        rows.append(
+            (claim.child, claim.text(), verdict, f"distance {far:.4g} to {name}, {length:.4g} to {base}")
+        )
+    return rows
+
+
+def _silent(model: Model, *, asked: bool) -> list[Row]:
+    """A model that names no parents."""
+    name, recipe = model.name, model.recipe()
+    if recipe is None:
+        return []
+    found = recipe.finding
+    if found.verdict in (MERGE, SELECTED, COPY) or (found.verdict == TRAINED and asked):
+        return [
+            (name, "no parents named", "contradicted", f"the weights say {found.verdict}: {_numbers(found)}")
+        ]
+    if not asked:
+        return []
+    verdict = "supported" if found.verdict == NONE else "undecidable"
+    return [(name, "no parents named", verdict, found.reason)]
+
+
+def _no_part(parent: Parent) -> bool:
+    return abs(parent.coefficient) < NO_PART and parent.low < NO_PART and parent.high > -NO_PART
+
+
+def _instead(model: Model, parents: Sequence[str]) -> str:
+    """What the weights say instead, where they say anything else."""
+    recipe = model.recipe()
+    if recipe is None or not recipe.finding.parents or set(recipe.named()) == set(parents):
+        return ""
+    return f"; the weights say {recipe.finding.verdict}: {_numbers(recipe.finding)}"
+
+
+def _combination(parents: Sequence[Parent]) -> str:
+    return " + ".join(f"{p.coefficient:.4f} ({p.low:.4f} to {p.high:.4f}) {p.parent}" for p in parents)
+
+
+def _numbers(found: Finding) -> str:
+    if found.verdict == COPY:
+        return found.reason
+    depth = " on average over depth" if found.gradient is not None else ""
+    return (
+        f"{_combination(found.parents or found.nearest)}{depth} leaves {found.residual or 0:.3g} of its change, "
+        f"{found.rho or 0:.2f} times the rounding floor"
+    )
+
+
+def _nearest(con: Connection, name: str) -> str:
+    rows = con.execute("select model, cs from nearest_kin(?, 1)", [name]).fetchall()
+    return f"{rows[0][0]}, {rows[0][1]:.3f}" if rows and rows[0][1] is not None else "unknown"

@@ -1,0 +1,343 @@
+"""From distances between the weights of a family to its edges: copies, merges, and a tree of the rest.
+
+A copy lies as far from its original as rounding to its dtype puts it. A merge is an affine combination of its
+parents but for rounding (provenance.recipes.verdict). Both say in which direction they were made. What is left becomes the
+likeliest tree (kinbase.provenance.phylogeny.tree_search). Everything is computed from `Points`; no weights are read here.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import combinations
+
+import numpy as np
+
+from kinbase.provenance.phylogeny.distances import SAME, Points, find_copies
+from kinbase.provenance.phylogeny.tree_search import MODEL, Model, Tree, hung
+from kinbase.provenance.recipes import verdict as verdicts
+from kinbase.provenance.recipes.least_squares import BITS, LIMIT, Grams, Normal, find_parents, solve
+
+WORTH_A_LOOK = 4.0
+"""A combination that leaves more than so many floors in the tensors' own best fits is not judged further."""
+
+ROOTS = 3
+"""How many roots are tried first: that of the likeliest tree without merges, and the next ones; and at most twice as many."""
+
+FEW = 3
+"""Parents of an equation that is taken for a merge though its residual does not prove it."""
+
+FAR = 3.0
+"""How far its nearest parent must be from it, in limits of a merge's residual."""
+
+LEAST_SHARE = 0.02
+"""A parent of a smaller coefficient is not told."""
+
+SMALL = 500
+"""A tensor of fewer elements has no say in how cosines vary from tensor to tensor."""
+
+CONFIDENCE = {"merge": 0.96, "undecided": 0.8, "quantized": 0.97, "duplicate": 0.5}
+"""Of edges that rounding floors decide, by their share of right ones in generated families; the direction of
+equal weights of one dtype is not decidable."""
+
+CALIBRATION = (-1.20, 1.96)
+"""Confidence of an edge of the tree: logistic(a + b log(1 + m)), m how much better its tree is than the best without it."""
+
+
+@dataclass(slots=True)
+class Inferred:
+    """One edge. `relation` is finetune, merge, quantized or duplicate; `weight` a merge's coefficient, `margin` by how
+    much the tree is better than the best without this edge."""
+
+    parent: str
+    child: str
+    relation: str
+    confidence: float
+    distance: float
+    evidence: str
+    weight: float | None = None
+    margin: float | None = None
+
+
+@dataclass(slots=True)
+class Family:
+    """What was inferred of one cluster: its root, and edges to every other member."""
+
+    root: str
+    members: list[str]
+    edges: list[Inferred] = field(default_factory=list)
+
+
+def infer_family(points: Points, *, root: int | None = None, model: Model = MODEL) -> Family:
+    """The likeliest history of the models of one family; `root` is the index of a base that is known."""
+    copies = find_copies(points, root) if points.exact else {}
+    keep = [i for i in range(len(points.names)) if i not in copies]
+    kept = points.of(keep)
+    family = Family(kept.names[0], list(points.names))
+    if len(keep) > 1:
+        tree, merges = _grow(kept, keep.index(root) if root is not None else None, model)
+        family.root = kept.names[tree.root]
+        family.edges = _tree_edges(kept, tree) + _merge_edges(kept, merges)
+    apart = points.distance
+    for copy, original in copies.items():
+        same = apart[copy, original] ** 2 <= SAME * points.sumsq[:, original].sum()
+        dtypes = points.dtypes[original], points.dtypes[copy]
+        relation = "quantized" if BITS.get(dtypes[1], 0) < BITS.get(dtypes[0], 0) else "duplicate"
+        certain = CONFIDENCE["duplicate" if dtypes[0] == dtypes[1] else "quantized"]
+        evidence = (
+            f"the same weights in {dtypes[1]}"
+            if same
+            else f"{dtypes[0]} rounded to {dtypes[1]}, nothing else"
+        )
+        family.edges.append(
+            Inferred(
+                points.names[original],
+                points.names[copy],
+                relation,
+                certain,
+                float(apart[copy, original]),
+                evidence,
+            )
+        )
+    return family
+
+
+@dataclass(frozen=True, slots=True)
+class Merge:
+    """A merge's parents with their coefficients, its residual over what rounding would leave, and whether that is certain."""
+
+    parents: dict[int, float]
+    ratio: float
+    sure: bool
+
+    @property
+    def strangeness(self) -> tuple[bool, bool, int, float]:
+        """What speaks against this reading of an equation between models: read the least strange first."""
+        closeness = abs(float(np.log(max(self.ratio, 1e-6))))
+        return min(self.parents.values()) < 0, not self.sure, len(self.parents), closeness
+
+
+def _grow(points: Points, root: int | None, model: Model) -> tuple[Tree, dict[int, Merge]]:
+    """The tree and the merges: merges are told in coordinates of the root, the root among what is no merge.
+
+    Of several roots the one counts from which most models are merges, then the one of the likelier tree.
+    """
+    tree = _likeliest(points, {}, root, model)
+    if not points.exact or len(points.names) < 3:
+        return tree, {}
+    best: tuple[tuple[int, float], Tree, dict[int, Merge]] | None = None
+    todo = [tree.root, *tree.roots()[: ROOTS - 1]]
+    seen: set[int] = set()
+    while todo:
+        at = todo.pop(0)
+        if at in seen:
+            continue
+        seen.add(at)
+        merges = find_merges(points, at)
+        tree = _likeliest(points, merges, root, model)
+        if tree.root != at:
+            if root is None and len(seen) < 2 * ROOTS:
+                todo.append(tree.root)
+            if any(abs(sum(merge.parents.values()) - 1) > LEAST_SHARE for merge in merges.values()):
+                tree = _likeliest(
+                    points, merges, at, model
+                )  # what does not add up to 1 holds from this root alone
+        worth = (len(merges), tree.score(tree.parents))
+        if best is None or worth > best[0]:
+            best = worth, tree, merges
+    assert best
+    _, tree, merges = best
+    free = _tree(points, merges, root, model)  # other roots count among an edge's rivals
+    free.parents = tree.parents
+    return free, merges
+
+
+def _likeliest(points: Points, merges: dict[int, Merge], root: int | None, model: Model) -> Tree:
+    """The best tree of a few searches, each from another root."""
+    best = _tree(points, merges, root, model)
+    best.search()
+    for at in best.roots()[:ROOTS]:
+        tree = _tree(points, merges, root, model)
+        tree.parents = hung(best.parents, at)
+        tree.search()
+        if tree.score(tree.parents) > best.score(best.parents):
+            best = tree
+    return best
+
+
+def _tree(points: Points, merges: dict[int, Merge], root: int | None, model: Model) -> Tree:
+    large = points.numel >= min(SMALL, float(points.numel.max()))
+    total = points.squared.sum(axis=0)
+    length = points.sumsq.sum(axis=0)
+    growth = np.tanh((length[None, :] - length[:, None]) / np.maximum(total, 1e-300))
+    dates = np.array([np.nan if date is None else date for date in points.dates])
+    late = dates[:, None] > dates[None, :] + 86400
+    return Tree(
+        points.squared[large],
+        growth,
+        {child: list(merge.parents) for child, merge in merges.items()},
+        total=total,
+        late=late,
+        root=root,
+        model=model,
+    )
+
+
+# Merges.
+
+
+def find_merges(points: Points, root: int) -> dict[int, Merge]:
+    """The models that are combinations of others' deltas from `root` but for what rounding leaves.
+
+    An equation between models can be read in several directions. Few parents and positive coefficients go first,
+    and whoever would be made from its own child is judged again without it.
+    """
+    everybody = range(len(points.names))
+    read = {child: _judged(points, root, child, everybody) for child in everybody if child != root}
+    first = {child: merge for child, merge in read.items() if merge is not None}
+    found: dict[int, Merge] = {}
+    for child, merge in sorted(first.items(), key=lambda item: item[1].strangeness):
+        if any(_descends(found, parent, child) for parent in merge.parents):
+            others = [i for i in everybody if not _descends(found, i, child)]
+            again = _judged(points, root, child, others)
+            if again is None or min(again.parents.values()) < 0:
+                continue
+            merge = again
+        found[child] = merge
+    return found
+
+
+def _descends(merges: dict[int, Merge], child: int, origin: int) -> bool:
+    """Whether `child` is `origin` or made from it by merges."""
+    return child == origin or (
+        child in merges and any(_descends(merges, p, origin) for p in merges[child].parents)
+    )
+
+
+def _judged(points: Points, root: int, child: int, among: Sequence[int]) -> Merge | None:
+    """The merge that `child` is of models `among` the others; None if it is none."""
+    others = [i for i in among if i not in (child, root)]
+    grams = grams_of(points, root, child, others)
+    if not _may_be_merge(grams):
+        return None
+    finding = verdicts.judge(grams)
+    sure = finding.verdict == verdicts.MERGE
+    listed = finding.parents if sure else finding.nearest
+    if not sure and not _is_plain(grams, finding):
+        return None
+    at = {points.names[i]: column for column, i in enumerate(others)}
+    share = {at[p.parent]: p.coefficient for p in listed if abs(p.coefficient) >= LEAST_SHARE}
+    if finding.gradient is None:
+        share = _fewest(grams, share)
+    parents = {others[column]: value for column, value in share.items()}
+    if len(parents) == 1 and LEAST_SHARE < next(iter(parents.values())) < 1 - LEAST_SHARE:
+        parents[root] = 1 - next(iter(parents.values()))
+    return Merge(parents, finding.ratio or 0.0, sure) if len(parents) > 1 else None
+
+
+def _is_plain(grams: Grams, finding: verdicts.Finding) -> bool:
+    """Whether an undecided equation can hardly be anything else: positive, within rounding, and far from one parent alone.
+
+    Whole coefficients (task vectors added as they are) hardly round, so what is left tells nothing.
+    """
+    if finding.verdict != verdicts.UNDECIDABLE or finding.rho is None or finding.rho > LIMIT:
+        return False
+    if not 2 <= len(finding.nearest) <= FEW or min(p.coefficient for p in finding.nearest) < LEAST_SHARE:
+        return False
+    apart = grams.sumsq - 2 * grams.cross[:, :-1].T + np.diagonal(grams.gram, axis1=1, axis2=2)[:, :-1].T
+    return bool(apart.sum(axis=1).min() > (FAR * LIMIT) ** 2 * grams.noise.sum())
+
+
+def _fewest(grams: Grams, share: dict[int, float]) -> dict[int, float]:
+    """The fewest of the parents that leave no more than rounding does: a merge beside its own parents is one too many."""
+    normal = Normal.beside_base(grams)
+    for count in range(1, min(len(share), 5)):
+        fits = []
+        for some in combinations(share, count):
+            values, left = normal.solve(some)
+            fits.append((left, dict(zip(some, values.tolist(), strict=True))))
+        left, best = min(fits, key=lambda fit: fit[0])
+        if left <= LIMIT**2 * normal.floor:
+            return best
+    return share
+
+
+def grams_of(points: Points, root: int, child: int, others: Sequence[int]) -> Grams:
+    """Inner products of deltas from `root`, by the law of cosines, and of its own weights: <a, b> from |a - b|."""
+    rows = [*others, child]
+    d = points.squared
+    gram = (d[:, rows, root][:, :, None] + d[:, rows, root][:, None, :] - d[:, rows][:, :, rows]) / 2
+    along = (points.sumsq[:, rows] - points.sumsq[:, [root]] - d[:, rows, root]) / 2
+    count = len(others)
+    full = np.zeros((len(d), count + 1, count + 1))
+    full[:, :count, :count] = gram[:, :count, :count]
+    full[:, count, :count] = full[:, :count, count] = along[:, :count]
+    full[:, count, count] = points.sumsq[:, root]
+    cross = np.concatenate([gram[:, count, :count], along[:, count:]], axis=1)
+    return Grams(
+        [points.names[i] for i in others], [str(t) for t in range(len(d))], points.numel, full, cross,
+        gram[:, count, count], points.noise[:, child],
+        dtypes=[points.dtypes[i] for i in (*others, root, child)],
+    )  # fmt: skip
+
+
+def _may_be_merge(grams: Grams) -> bool:
+    """Whether the best few columns come near to the child in each tensor's own fit: cheap, and leaves few to judge."""
+    if not len(grams.names) or grams.sumsq.sum() <= 0:
+        return False
+    chosen = find_parents(Normal.beside_base(grams))
+    if not chosen:
+        return False
+    rows = [*chosen, len(grams.names)]
+    gram, cross = grams.gram[:, rows][:, :, rows], grams.cross[:, rows]
+    left = np.maximum(grams.sumsq - (cross * solve(gram, cross)).sum(axis=1), 0).sum()
+    return bool(left <= WORTH_A_LOOK * LIMIT**2 * grams.noise.sum())
+
+
+# Edges.
+
+
+def _merge_edges(points: Points, merges: dict[int, Merge]) -> list[Inferred]:
+    apart = points.distance
+    return [
+        Inferred(
+            points.names[parent], points.names[child], "merge", CONFIDENCE["merge" if merge.sure else "undecided"],
+            float(apart[parent, child]),
+            f"a combination of {len(merge.parents)} that leaves {merge.ratio:.2f} of what rounding would"
+            + ("" if merge.sure else ", unevenly"),
+            float(weight),
+        )
+        for child, merge in merges.items()
+        for parent, weight in sorted(merge.parents.items(), key=lambda item: -item[1])
+    ]  # fmt: skip
+
+
+def _tree_edges(points: Points, tree: Tree) -> list[Inferred]:
+    apart = points.distance
+    edges = []
+    for child in np.flatnonzero(tree.free & (tree.parents >= 0)):
+        parent = int(tree.parents[child])
+        margin, rival = tree.margin(int(child))
+        cosine = tree.cosine(int(child))
+        if cosine is not None:
+            how = f"cosine {cosine:+.2f} with its parent's own change"
+        else:
+            how = "nothing between it and the root" if parent == tree.root else "trained from a merge"
+        second = "" if rival is None else f"; next best: {rival_words(points, rival)}"
+        better = f"better by {margin:.1f}" if np.isfinite(margin) else "no other tree is possible"
+        edges.append(
+            Inferred(
+                points.names[parent], points.names[child], "finetune", confidence_of(margin), float(apart[parent, child]),
+                f"{how}, {better}{second}", margin=margin,
+            )
+        )  # fmt: skip
+    return edges
+
+
+def rival_words(points: Points, rival: int) -> str:
+    """The best tree without an edge, in words: the parent its child has there."""
+    return "as the root" if rival < 0 else f"from {points.names[rival]}"
+
+
+def confidence_of(margin: float) -> float:
+    """The calibrated confidence of an edge whose tree is better by `margin` than the best one without it."""
+    a, b = CALIBRATION
+    return float(1 / (1 + np.exp(-(a + b * np.log1p(max(margin, 0.0))))))

@@ -1,0 +1,280 @@
+"""One combination fitted to a child: coefficients with intervals, and whether rounding is all it leaves.
+
+Coefficients are weighted least squares, each tensor trusted by its own rounding noise, freed of what rounding bends
+(kinbase.provenance.recipes.rounding). A 95% interval is 1.96 standard errors of rounding noise, and a part of the correction.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from kinbase.provenance.recipes import by_depth as gradients
+from kinbase.provenance.recipes.by_depth import Gradient
+from kinbase.provenance.recipes.least_squares import (
+    EXACT,
+    LIMIT,
+    FloatArray,
+    Grams,
+    Normal,
+    inverse,
+    residuals,
+    solve,
+)
+from kinbase.provenance.recipes.partial_merges import WHOLE
+from kinbase.provenance.recipes.rounding import DRAWS, bends, drawn, straightened
+
+MERGE, COPY, TRAINED = "merge", "copy", "one parent plus training"
+SELECTED, NONE, UNDECIDABLE = "TIES/DARE-like", "none of these", "undecidable"
+
+LEAST = 0.8
+"""Smallest residual of a merge over what rounding is expected to leave: training can leave less, rounding not."""
+
+UNEVEN = 0.2
+"""Largest spread over the tensors of the logarithm of that ratio: 0.02 to 0.08 in merges of generated families."""
+
+HIDDEN = 0.9
+"""Rounding over the child's delta from which on nothing is decided: small parents would be missed, and others found."""
+
+STRICT = 1.25
+"""LIMIT where rounding is more than half of that."""
+
+CLEAR = 10.0
+"""Residual over the rounding floor of what is no merge, whatever rounding one would leave: half a unit of an element is
+1.73 floors. Rounding is not simulated then."""
+
+NEGLIGIBLE = 0.03
+"""Squared residuals, in squared floors, that do not count."""
+
+FEW = 50.0
+"""Moved elements from which on a tensor's residual says anything of rounding."""
+
+BLUR = 0.75
+"""How much of a correction for rounding may be wrong: fine-tunes are not as Gaussian as its model."""
+
+SINGLE = 2.0**-22
+"""Relative error of a coefficient that was written down in decimals and applied in float32."""
+
+
+@dataclass(frozen=True, slots=True)
+class Parent:
+    """A parent and its coefficient, with the ends of a 95% interval."""
+
+    parent: str
+    coefficient: float
+    low: float
+    high: float
+
+
+@dataclass(slots=True)
+class Finding:
+    """The verdict on one child.
+
+    `residual`, `floor` and `expected` are over the length of the child's delta: what is left over, the rounding
+    floor sqrt(sum ulp^2 / 12), and what rounding this recipe would leave; `rho` is residual / floor, `ratio` is
+    residual / expected. `condition` is the condition number of the parents' Gram matrix, columns scaled to one
+    length. `base` is the base's weight in the sum of raw weights. `nearest` is the best combination found where
+    it is not a recipe. `gradient` has the coefficients by depth.
+    """
+
+    verdict: str
+    reason: str
+    residual: float | None = None
+    floor: float | None = None
+    parents: list[Parent] = field(default_factory=list)
+    method: str | None = None
+    rho: float | None = None
+    expected: float | None = None
+    ratio: float | None = None
+    condition: float | None = None
+    base: float | None = None
+    nearest: list[Parent] = field(default_factory=list)
+    alternatives: dict[str, list[str]] = field(default_factory=dict)
+    gradient: Gradient | None = None
+    errors: FloatArray | None = None
+    notes: list[str] = field(default_factory=list)
+
+
+def fitted(grams: Grams, chosen: Sequence[int]) -> Finding:
+    """One coefficient a parent in all tensors: the fit, its intervals, and whether rounding is all it leaves."""
+    sub = grams.of(chosen)
+    count = len(chosen)
+    normal = Normal.of(sub, base=True)
+    deltas, ends = list(range(count)), list(range(count + 1))
+    based = False
+    if sub.based and normal.gram[-1, -1] > 0:
+        with_base, without = normal.solve(ends)[1], normal.solve(deltas)[1]
+        based = without - with_base > normal.matters(with_base)
+    rows = ends if based else deltas
+
+    # Tensors of large weights, such as norms' scales, are rounded coarsely: each counts by its own noise.
+    noise = sub.noise / np.maximum(sub.numel, 1)
+    trust = np.median(noise) / np.maximum(noise, 1e-300) if np.all(noise > 0) else np.ones(len(noise))
+
+    def estimate(sums: Grams) -> tuple[FloatArray, FloatArray]:
+        values = np.zeros(count + 1)
+        gram = np.einsum("t,tij->ij", trust, sums.gram[:, rows][:, :, rows])
+        values[rows] = solve(gram, trust @ sums.cross[:, rows])
+        return values, residuals(sums, ends, np.broadcast_to(values, (len(sums.tensors), count + 1)))
+
+    fit, left = estimate(sub)
+    if float(left.sum()) > CLEAR**2 * normal.floor:
+        straight, bend, expected = fit, np.zeros_like(fit), sub.rounded
+    else:
+        straight, bend, expected = straightened(sub, estimate, lambda values: values)
+    drawing = np.sqrt(np.diagonal(_covariance(sub, rows, left, trust)))
+    if np.all(np.abs(bend[rows]) <= 2.5 * drawing):
+        straight, bend = fit, bend / BLUR  # a correction that its own draws explain is none, but may be there
+    rss, sumsq = float(left.sum()), float(sub.sumsq.sum())
+    covariance = _covariance(sub, rows, left, trust)
+    condition = _condition(normal.gram[:-1, :-1])
+    inner = normal.gram[:-1, :-1]
+    crowding = np.sqrt(np.diagonal(inverse(inner)) * np.diagonal(inner))
+    blur = BLUR * float(np.abs(bend).max()) * np.maximum(1.0, crowding / 2)
+    blur = blur + 1e-13 * condition + SINGLE * np.abs(straight[:count])
+    half = np.hypot(1.96 * np.sqrt(np.diagonal(covariance)[:count]), blur)
+    parents = [
+        Parent(sub.names[i], float(straight[i]), float(straight[i] - half[i]), float(straight[i] + half[i]))
+        for i in sorted(range(count), key=lambda i: -abs(straight[i]))
+    ]
+    total = float(straight[:count].sum())
+    unsure = float(np.hypot(1.96 * np.sqrt(covariance[:count, :count].sum()), np.linalg.norm(blur)))
+    rest = float(1 + straight[-1] - total)
+    adding_up = abs(rest) <= (1e-4 if based else max(unsure, 1e-3))
+    finding = Finding(
+        MERGE, "", float(np.sqrt(rss / sumsq)), sub.floor, parents,
+        "linear" if adding_up else "task_arithmetic",
+        float(np.sqrt(rss / sumsq)) / sub.floor, condition=condition,
+        base=0.0 if adding_up else rest,
+    )  # fmt: skip
+    return _held(finding, left, expected, sub, np.broadcast_to(straight, (len(left), count + 1)))
+
+
+def _covariance(grams: Grams, rows: Sequence[int], left: FloatArray, trust: FloatArray) -> FloatArray:
+    """Of weighted least squares coefficients: G^-1 (sum_t w_t^2 v_t G_t) G^-1 with G = sum_t w_t G_t.
+
+    v_t is the residual's variance in tensor t and w_t what it is trusted.
+
+    Rounding noise is independent from element to element and as large as the element's last place, which grows
+    with the delta too: E[theta^2 d^2] is (1 + 3 q) / (1 + q) times E[theta^2] E[d^2] for Gaussians, q the ratio
+    of the variances. What the simulation of rounding drew adds its own variance.
+    """
+    gram = grams.gram[:, rows][:, :, rows]
+    back = inverse(np.einsum("t,tij->ij", trust, gram))
+    variance = trust**2 * left / np.maximum(grams.numel, 1)
+    if grams.based:
+        ratio = grams.sumsq / np.maximum(grams.gram[:, -1, -1], 1e-300)
+        variance = variance * (1 + 3 * ratio) / (1 + ratio)
+    if bends(grams):
+        variance = variance * (1 + grams.numel / drawn(grams))
+    return np.asarray(back @ np.einsum("t,tij->ij", variance, gram) @ back)
+
+
+def _held(
+    finding: Finding, left: FloatArray, expected: FloatArray, grams: Grams, each: FloatArray
+) -> Finding:
+    """Keep the verdict merge only if the residual is what rounding leaves, in all and in each tensor.
+
+    `each` are the coefficients by tensor: where one is 1 and the others 0, the tensor is a copy, and nothing
+    was rounded. Tensors in which hardly an element moved have no say either.
+    """
+    copied = (
+        np.abs(np.sort(np.abs(each[:, :-1]), axis=1) - np.eye(1, each.shape[1] - 1, each.shape[1] - 2)).max(
+            axis=1
+        )
+        < 0.01
+    )
+    silent = copied & (len(finding.parents) > 1) | (_steps(grams) < FEW)
+    if not silent.all():
+        left, expected = np.where(silent, 0, left), np.where(silent, 0, expected)
+    # Whole coefficients hardly need rounding: the little they leave is not compared to the last digit.
+    least = EXACT * (grams.sumsq + grams.sumsq.mean()) + NEGLIGIBLE * grams.rounded
+    left, expected = left + least, expected + least
+    share = expected / expected.sum()
+    logs = np.log(left / expected)
+    spread = float(np.sqrt((share * (logs - (share * logs).sum()) ** 2).sum()))
+    # A tensor of n elements gives its variance to within sqrt(2 / n) by chance.
+    chance = float(np.sqrt((share * 2 / np.maximum(grams.numel, 1)).sum()))
+    finding.ratio = float(np.sqrt(left.sum() / expected.sum()))
+    finding.expected = (finding.residual or 0.0) / finding.ratio
+    # Sums of whole deltas are rounded where they cross a power of two, and there alone: more or less by tensor.
+    share_rounded = float(np.clip(np.sqrt(expected.sum() / max(grams.rounded.sum(), 1e-300)), 0.25, 1))
+    one = len(finding.parents) == 1 and abs(finding.parents[0].coefficient - 1) <= WHOLE
+    hidden = float(np.sqrt(grams.rounded.sum() / max(float(grams.sumsq.sum()), 1e-300)))
+    if finding.ratio <= LIMIT and hidden >= HIDDEN:
+        finding.verdict = UNDECIDABLE
+        finding.reason = f"its whole change is {1 / hidden:.2g} times what rounding adds"
+    elif finding.ratio > (LIMIT if hidden < HIDDEN / 2 else STRICT):
+        finding.verdict, finding.reason = UNDECIDABLE, "it leaves more than rounding such a merge would"
+    elif finding.ratio < LEAST or spread > UNEVEN / share_rounded + 3 * chance:
+        finding.verdict = UNDECIDABLE
+        finding.reason = (
+            "what is left is below the rounding floor, but is not what rounding such a merge leaves "
+            f"(ratio {finding.ratio:.2f}, spread {spread:.2f} over the tensors)"
+        )
+    elif one:
+        finding.verdict, finding.method = UNDECIDABLE, None
+        finding.reason = "what sets it apart from its nearest kin is as small as rounding"
+    else:
+        parents = f"{len(finding.parents)} parents" if len(finding.parents) > 1 else "one parent and the base"
+        finding.reason = f"{parents} leave {finding.ratio:.2f} of what rounding would"
+    if finding.verdict != MERGE:
+        finding.nearest, finding.parents = finding.parents, []
+    return finding
+
+
+def _steps(grams: Grams) -> FloatArray:
+    """About how many elements of a parent moved by a unit in the last place, at least, in each tensor [T]."""
+    unit = 12 * grams.noise / np.maximum(grams.numel, 1)
+    moved = np.diagonal(grams.gram, axis1=1, axis2=2)[:, :-1].mean(axis=1)
+    return np.asarray(moved / np.maximum(unit, 1e-300))
+
+
+def _condition(gram: FloatArray) -> float:
+    scale = 1 / np.sqrt(np.maximum(np.diagonal(gram), 1e-300))
+    return float(np.linalg.cond(gram * np.outer(scale, scale)))
+
+
+def graded(grams: Grams) -> Finding | None:
+    """A merge whose coefficients change by depth and block."""
+    found = gradients.recover(grams)
+    if found is None:
+        return None
+    sub = grams.of(found.parents)
+    inside = replace(found, parents=list(range(len(found.parents))))
+
+    def estimate(sums: Grams) -> tuple[FloatArray, FloatArray]:
+        again = gradients.fit(sums, inside)
+        return again.values, again.rss
+
+    def spread(values: FloatArray) -> FloatArray:
+        return gradients.coefficients(sub, inside, values)
+
+    straight, bend, expected = straightened(sub, estimate, spread, draws=4 * DRAWS)
+    left = found.rss
+    rss, sumsq = float(left.sum()), float(sub.sumsq.sum())
+    more = sub.numel.mean() / drawn(sub, 4 * DRAWS) if bends(sub) else 0.0
+    chance = gradients.spread_of(inside, sub, left) * np.sqrt(1 + more)
+    errors = np.hypot(1.96 * chance, np.abs(bend) + BLUR * np.median(np.abs(bend)) + SINGLE)
+    result = gradients.told(sub, replace(inside, values=straight), errors)
+    weight = sub.numel / sub.numel.sum()
+    mean = weight @ result.each[:, :-1]
+    half = weight @ gradients.errors_by_tensor(result, errors)
+    normal = Normal.of(sub)
+    parents = [
+        Parent(name, float(mean[i]), float(mean[i] - half[i]), float(mean[i] + half[i]))
+        for i, name in enumerate(sub.names)
+    ]
+    finding = Finding(
+        MERGE, "", float(np.sqrt(rss / sumsq)), sub.floor, parents, found.method,
+        float(np.sqrt(rss / sumsq)) / sub.floor, condition=_condition(normal.gram),
+        base=float(1 - mean.sum()) if found.method == "task_arithmetic" else 0.0,
+        gradient=result, errors=errors,
+    )  # fmt: skip
+    finding = _held(finding, left, expected, sub, found.each)
+    if finding.verdict == MERGE:
+        finding.reason = (
+            f"{found.method} by depth and block leaves {finding.ratio:.2f} of what rounding would"
+        )
+        return finding
+    return None

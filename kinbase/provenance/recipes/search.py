@@ -1,0 +1,376 @@
+"""The recipe of a stored model: which models of its family it was made of, and with what coefficients.
+
+    candidates    the family, without what descends from the model or is younger
+    screened      by the sums of all tensors together (by sketches, then measured, where they are not there yet)
+    judged        by the sums of each tensor (kinbase.provenance.recipes.verdict), with the base's own weights as one more column
+
+No checkpoint is read whose sums are stored.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+
+import numpy as np
+
+from kinbase.checkpoint import Edge
+from kinbase.errors import KinbaseError
+from kinbase.ingest import stored as families
+from kinbase.ingest.stored import Report
+from kinbase.provenance.recipes import stored_grams as grams
+from kinbase.provenance.recipes.least_squares import EXACT, find_parents, step_gains
+from kinbase.provenance.recipes.verdict import COPY, MERGE, SELECTED, TRAINED, Finding, judge
+from kinbase.store import Connection, Store
+from kinbase.store import names as naming
+from kinbase.store.lineage import put_measured
+
+SHORT = 32
+"""Candidates whose sums are read tensor by tensor."""
+
+FAR = 0.02
+"""Cosine by which a sketch, or a stored pair, tells a candidate worth measuring."""
+
+RELATIONS = {MERGE: "merge", SELECTED: "merge", TRAINED: "finetune", COPY: "quantized"}
+"""What a recipe's edges are called in the lineage."""
+
+
+@dataclass(slots=True)
+class Recipe:
+    """A model's recipe: the `finding`, over so many `candidates`, over `coverage` of the base's parameters."""
+
+    model: str
+    base: str
+    finding: Finding
+    candidates: int
+    coverage: float
+    notes: list[str] = field(default_factory=list)
+
+    def named(self) -> list[str]:
+        """The parents' names."""
+        return [parent.parent for parent in self.finding.parents]
+
+    def as_dict(self) -> dict[str, object]:
+        """Plain values, the contract's keys first: model, verdict, residual, floor, parents."""
+        found = self.finding
+        return {
+            "model": self.model,
+            "verdict": found.verdict,
+            "residual": found.residual,
+            "floor": found.floor,
+            "parents": [_parent(p) for p in found.parents],
+            "method": found.method,
+            "reason": found.reason,
+            "base": self.base,
+            "base_weight": found.base,
+            "rho": found.rho,
+            "expected": found.expected,
+            "ratio": found.ratio,
+            "condition": found.condition,
+            "nearest": [_parent(p) for p in found.nearest],
+            "alternatives": [{"parent": p, "or": other} for p, other in found.alternatives.items()],
+            "by": self.table(),
+            "lists": self.lists(),
+            "candidates": self.candidates,
+            "coverage": self.coverage,
+            "notes": self.notes + found.notes,
+        }
+
+    def table(self) -> list[dict[str, object]]:
+        """Coefficients by block and layer, a row each; of SLERP t, the share of the second parent."""
+        gradient, errors = self.finding.gradient, self.finding.errors
+        if gradient is None or errors is None:
+            return []
+        names = [p.parent for p in self.finding.parents] if gradient.method != "slerp" else ["t"]
+        return [
+            {"block": place.block, "layer": place.layer, "parent": name, "coefficient": float(value),
+             "low": float(value - error), "high": float(value + error)}
+            for place, values, off in zip(gradient.places, gradient.values, errors, strict=True)
+            for name, value, error in zip(names, values, off, strict=True)
+        ]  # fmt: skip
+
+    def lists(self) -> list[dict[str, object]]:
+        """mergekit's lists by block: of t, or of a parent's weight."""
+        gradient = self.finding.gradient
+        if gradient is None:
+            return []
+        names = [p.parent for p in self.finding.parents] if gradient.method != "slerp" else ["t"]
+        return [
+            {"block": block, "parent": name, "values": [float(v) for v in values[:, i]]}
+            for block, values in gradient.lists.items()
+            for i, name in enumerate(names)
+        ]
+
+
+def _parent(parent: object) -> dict[str, object]:
+    return {name: getattr(parent, name) for name in ("parent", "coefficient", "low", "high")}
+
+
+@dataclass(frozen=True, slots=True)
+class Screened:
+    """Of so many `known` candidates of a child those worth reading tensor by tensor, `short`, by model_id."""
+
+    child_id: int
+    known: int
+    short: list[int]
+    notes: list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """Where recipes are looked for: all that was measured against one base, by model_id.
+
+    `born` are the dates where known, `children` what anybody but the weights says was made from a model.
+    """
+
+    base: str
+    totals: grams.Totals
+    sums: grams.Sums
+    born: dict[int, datetime | None]
+    children: dict[int, set[int]]
+
+    def candidates(self, child_id: int, among: Sequence[str] = ()) -> tuple[list[int], list[str]]:
+        """The models that a child may be made of, and lines on those left out.
+
+        What descends from it by what anybody but the weights says, and what is younger where both dates are known, is
+        left out; whoever is asked for `among` is in.
+        """
+        names = self.sums.names
+        if among:
+            ids = {names[i]: i for i in self.born}
+            strangers = [other for other in among if other not in ids]
+            if strangers:
+                raise KinbaseError(
+                    f"{', '.join(strangers)}: not measured against the base of {names[child_id]}, so no parent can be "
+                    "told from them"
+                )
+            return [ids[other] for other in dict.fromkeys(among) if ids[other] != child_id], []
+        below, todo = set[int](), [child_id]
+        while todo:
+            todo = list(set().union(*(self.children.get(i, ()) for i in todo)) - below)
+            below.update(todo)
+        own = self.born[child_id]
+        younger = {i for i, date in self.born.items() if own is not None and date is not None and date > own}
+        notes = []
+        for left_out, why in ((below, "descend from it"), (younger - below, "are younger")):
+            if told := sorted(names[i] for i in left_out & self.born.keys() - {child_id}):
+                notes.append(f"left out, because they {why}: {', '.join(told)}")
+        return [i for i in self.born if i not in below | younger | {child_id}], notes
+
+    def screened(self, child_id: int, ids: Sequence[int]) -> Screened:
+        """The candidates of which more is read, by the sums of all tensors; those not measured with the child are told."""
+        totals = self.totals
+        at = {model_id: row for row, model_id in enumerate(totals.ids)}
+        child = at[child_id]
+        rows = np.array(sorted(at[i] for i in ids if i in at), dtype=np.intp)
+        measured = ~np.isnan(totals.gram[rows, rows]) & ~np.isnan(totals.gram[child, rows])
+        known, unknown = rows[measured].tolist(), rows[~measured].tolist()
+        own = self.sums.weights.get(child_id)
+        floor = 0.0 if own is None else float(np.nansum(own[2])) / 12
+        short = _complete(totals, _short(totals, child, known, floor))
+        names = ", ".join(totals.names[i] for i in unknown)
+        notes = [f"not measured with it, so left out: {names}"] if unknown else []
+        return Screened(child_id, len(known), [totals.ids[i] for i in short], notes)
+
+
+def recover(
+    store: Store,
+    model: str,
+    *,
+    among: Sequence[str] = (),
+    measure: bool = True,
+    device: str = "auto",
+    report: Report = lambda done, total: None,
+) -> Recipe:
+    """The recipe of `model` from the models `among` (none: from its family).
+
+    With `measure`, pairs that were not measured yet are, while their files are there. Raises KinbaseError for
+    an unknown model, one without weights, without a base, of another family, and for an adapter.
+    """
+    with store.reading() as con:
+        name = naming.resolve(con, model)
+        child_id, base_id, base = placed(con, name)
+        family = load(con, base_id, base)
+        ids, notes = family.candidates(child_id, [naming.resolve(con, other) for other in among])
+        wanted = _wanted(con, child_id, ids) if measure else []
+    if wanted:
+        notes += families.measure_missing(store, [name, *wanted], device=device, report=report)
+    with store.reading() as con:
+        family = load(con, base_id, base) if wanted else family
+        found = from_stored(con, family, family.screened(child_id, ids))
+    found.notes = notes + found.notes
+    return found
+
+
+def measure(
+    store: Store, name: str, *, device: str = "auto", report: Report = lambda done, total: None
+) -> list[str]:
+    """Measure the pairs that a recipe of `name` hangs on; nothing for a model that has none."""
+    with store.reading() as con:
+        try:
+            child_id, base_id, base = placed(con, name)
+        except KinbaseError:
+            return []
+        wanted = _wanted(con, child_id, load(con, base_id, base).candidates(child_id)[0])
+    return families.measure_missing(store, [name, *wanted], device=device, report=report) if wanted else []
+
+
+def placed(con: Connection, name: str) -> tuple[int, int, str]:
+    """Ids of a model and of its base, and the base's name; KinbaseError for a model that has no recipe."""
+    row = con.execute(
+        """
+        select m.model_id, m.base_id, b.name, m.digest is not null, m.model_id in (select model_id from raw.delta),
+            m.model_id in (select model_id from raw.weight), m.model_id in (select base_id from raw.model),
+            m.relation = 'adapter' or m.model_id in (select child_id from raw.claim where relation = 'adapter')
+        from raw.model m left join raw.model b on b.model_id = m.base_id where m.name = ?
+        """,
+        [name],
+    ).fetchone()
+    assert row
+    model_id, base_id, base, has_weights, measured, weighed, is_base, is_adapter = row
+    if not has_weights:
+        raise KinbaseError(f"{name} is known without its weights: import its checkpoint")
+    if base_id is None and is_base:
+        raise KinbaseError(f"{name} is the base of its family: recipes are of what was made from it")
+    if base_id is None:
+        raise KinbaseError(f"no base is known for {name}: import it again with --base")
+    if is_adapter and not weighed:
+        raise KinbaseError(f"{name} is an adapter, a change and no whole model: merge it first, import that")
+    if not measured:
+        raise KinbaseError(
+            f"{name} was not measured against {base}: run `kinbase kin {name}` or import it again"
+        )
+    if not weighed:
+        raise KinbaseError(f"the sums of {name}'s own weights are not here: import it again")
+    return model_id, base_id, base
+
+
+def load(con: Connection, base_id: int, base: str) -> Family:
+    """The family measured against a base, without the sums of its pairs by tensor."""
+    rows = con.execute(
+        """
+        select model_id, created_at from raw.model
+        where base_id = ? and digest is not null and model_id in (select model_id from raw.delta) order by model_id
+        """,
+        [base_id],
+    ).fetchall()
+    ids = [model_id for model_id, _ in rows]
+    children: dict[int, set[int]] = {}
+    for parent, child in con.execute(
+        "select distinct parent_id, child_id from raw.claim where evidence <> 'weights'"
+    ).fetchall():
+        children.setdefault(parent, set()).add(child)
+    return Family(base, grams.totals(con, base_id, ids), grams.load(con, base_id, ids), dict(rows), children)
+
+
+def from_stored(con: Connection, family: Family, screened: Screened) -> Recipe:
+    """The recipe by what is stored; raises KinbaseError when no tensor is common to all candidates."""
+    name, child_id, short = family.sums.names[screened.child_id], screened.child_id, screened.short
+    stored = grams.read(con, family.sums, child_id, short)
+    if stored is None:
+        raise KinbaseError(f"{name} shares no whole tensor with all its candidates: name fewer with --among")
+    finding = judge(stored.grams, stored.zeros)
+    if stored.coverage < 0.999 and (finding.parents or finding.nearest):
+        # A candidate of another shape takes tensors away from everybody: only those that matter stay.
+        kept = {p.parent for p in (*finding.parents, *finding.nearest)}
+        again = grams.read(con, family.sums, child_id, [i for i in short if family.sums.names[i] in kept])
+        if again is not None and again.coverage > stored.coverage:
+            stored, finding = again, judge(again.grams, again.zeros)
+    notes = list(screened.notes)
+    if family.base in stored.lacking:
+        notes.append(
+            f"the sums of {family.base}'s own weights are not here, so SLERP is not looked for: import it again"
+        )
+    return Recipe(name, family.base, finding, screened.known, stored.coverage, notes)
+
+
+def _complete(totals: grams.Totals, chosen: Sequence[int]) -> list[int]:
+    """Those of the chosen candidates, in their order, of which every pair was measured."""
+    kept: list[int] = []
+    for i in chosen:
+        if not np.isnan(totals.gram[i, [i, *kept]]).any():
+            kept.append(i)
+    return kept
+
+
+def _short(totals: grams.Totals, child: int, known: list[int], floor: float) -> list[int]:
+    """The candidates worth reading tensor by tensor: what fits globally, their twins, and the nearest kin."""
+    if len(known) <= SHORT:
+        return known
+    length = np.sqrt(np.diagonal(totals.gram))
+    cosine = np.abs(totals.gram[child, known]) / np.maximum(length[child] * length[known], 1e-300)
+    ranked = [known[i] for i in np.argsort(-cosine)]
+    sumsq = float(totals.gram[child, child])
+    normal = totals.normal(child, ranked, max(floor, EXACT * sumsq), 1e6)
+    chosen = find_parents(normal)
+    rest = [j for j in range(len(ranked)) if j not in chosen]
+    gains = step_gains(normal, chosen, rest)
+    order = [*chosen, *(rest[i] for i in np.argsort(-gains))]
+    near = normal.gram[:, chosen] > 0.9 * np.outer(length[ranked], length[ranked][chosen])
+    twins = np.flatnonzero(near.any(axis=1)).tolist()
+    first = [*chosen, *twins[: SHORT // 4], *range(SHORT // 4), *order]
+    return [ranked[j] for j in dict.fromkeys(first)][:SHORT]
+
+
+def _wanted(con: Connection, child_id: int, ids: Sequence[int]) -> list[str]:
+    """Whom to measure with the model: the nearest by what is known, and whoever nothing is known of."""
+    near = dict(
+        con.execute(
+            """
+            select o.model_id, abs(k.cs) from kinship k
+            join raw.model m on m.name = k.model_a join raw.model o on o.name = k.model_b
+            where m.model_id = $1 and list_contains($2, o.model_id) and k.cs is not null
+            """,
+            [child_id, list(ids)],
+        ).fetchall()
+    )
+    known = sorted((i for i in ids if near.get(i, 0.0) >= FAR), key=lambda i: -near[i])[:SHORT]
+    return [naming.name_of(con, i) for i in (*known, *(i for i in ids if i not in near))]
+
+
+def places(store: Store, names: Sequence[str], model: str) -> tuple[dict[str, str], str | None]:
+    """Where the named models lie (an adapter with what it is of: `model+adapter`), and the dtype of `model`."""
+    with store.reading() as con:
+        found = dict(
+            con.execute(
+                "select name, source from raw.model where list_contains($1, name)", [list(names)]
+            ).fetchall()
+        )
+        adapters = dict(
+            con.execute(
+                """
+                select c.name, p.source from raw.claim k
+                join raw.model c on c.model_id = k.child_id join raw.model p on p.model_id = k.parent_id
+                where k.relation = 'adapter' and list_contains($1, c.name)
+                """,
+                [list(names)],
+            ).fetchall()
+        )
+        row = con.execute("select dtype from raw.model where name = ?", [model]).fetchone()
+    for name in names:
+        if not found.get(name):
+            raise KinbaseError(f"it is not known where {name} lies: import its checkpoint")
+    whole = {name: f"{adapters[name]}+{path}" if name in adapters else path for name, path in found.items()}
+    return whole, row[0] if row else None
+
+
+def record(store: Store, recipe: Recipe) -> list[str]:
+    """Store the recipe's edges with evidence `weights`, in place of earlier ones; lines on what was stored."""
+    found = recipe.finding
+    relation = RELATIONS.get(found.verdict)
+    edges = []
+    for parent in found.parents if relation else []:
+        detail: dict[str, object] = {
+            "verdict": found.verdict, "low": parent.low, "high": parent.high, "residual": found.residual,
+            "floor": found.floor, "ratio": found.ratio,
+        }  # fmt: skip
+        if recipe.lists():
+            detail["lists"] = recipe.lists()
+        weight = parent.coefficient if relation == "merge" and found.gradient is None else None
+        edges.append(
+            Edge(parent.parent, str(relation), "weights", recipe.model, found.method, weight, detail)
+        )
+    with store.writing() as con:
+        circular = put_measured(con, recipe.model, edges)
+    lines = [f"{e.parent} -> {recipe.model} {e.relation}" for e in edges if e.parent not in circular]
+    lines += [f"{parent} descends from {recipe.model} by what is said: not stored" for parent in circular]
+    return lines or [f"nothing to store: {found.verdict}"]

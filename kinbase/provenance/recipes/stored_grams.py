@@ -1,0 +1,237 @@
+"""Stored sums to Gram matrices: what recipes, claims and trees are computed from, read from the database.
+
+All functions take an open connection of the store and are part of its unit of work.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from itertools import combinations
+
+import numpy as np
+
+from kinbase.checkpoint.alignment import bare
+from kinbase.provenance.recipes.least_squares import FloatArray, Grams, Normal
+from kinbase.store import Connection
+
+
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """Inner products of a family's deltas over all tensors, M models by id: `gram` [M, M], NaN where not measured."""
+
+    ids: list[int]
+    names: list[str]
+    gram: FloatArray
+
+    def normal(self, child: int, candidates: Sequence[int], floor: float, numel: float) -> Normal:
+        """Normal equations of one model on others, by row; what was not measured counts as 0."""
+        rows = list(candidates)
+        return Normal(
+            np.nan_to_num(self.gram[np.ix_(rows, rows)]),
+            self.gram[rows, child],
+            float(self.gram[child, child]),
+            floor,
+            numel,
+        )
+
+
+@dataclass(slots=True)
+class Sums:
+    """What is stored of a family tensor by tensor, T tensors of the base: by model_id, NaN where it is lacking.
+
+    `deltas` [3, T] are of each delta the elements, the squared length, and how many are as in the base; `weights`
+    [4, T] of each model's own weights, the base's too, numel, sumsq, ulpsq and sum; `dtypes` the main ones.
+    `pairs` [T], by two ids in order, are inner products of deltas as far as `fetch` was asked for them: None where
+    they were not measured, NaN where a tensor is not whole.
+    """
+
+    base_id: int
+    names: dict[int, str]
+    tensors: list[str]
+    sizes: FloatArray
+    deltas: dict[int, FloatArray]
+    weights: dict[int, FloatArray]
+    dtypes: dict[int, str]
+    pairs: dict[tuple[int, int], FloatArray | None] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """Grams of a child and candidates from the database, and what they leave out.
+
+    `zeros` [T, M + 1] is the share of elements equal to the base's, the child's last; `coverage` the elements
+    used over the base's; `lacking` the names of models without sums of their own weights.
+    """
+
+    grams: Grams
+    zeros: FloatArray
+    coverage: float
+    lacking: list[str]
+
+
+def totals(con: Connection, base_id: int, ids: Sequence[int]) -> Totals:
+    """The measured inner products among models of one family."""
+    rows = con.execute(
+        """
+        select m.model_id, m.name, sum(d.sumsq)
+        from raw.model m join raw.delta d on d.model_id = m.model_id and d.base_id = m.base_id
+        where m.base_id = $1 and list_contains($2, m.model_id) group by all order by m.model_id
+        """,
+        [base_id, list(ids)],
+    ).fetchall()
+    known = np.array([model_id for model_id, _, _ in rows], dtype=np.int64)
+    gram = np.full((len(rows), len(rows)), np.nan)
+    np.fill_diagonal(gram, [sumsq if sumsq is not None else np.nan for _, _, sumsq in rows])
+    a, b, dot = _columns(con, "select a_id, b_id, dot from raw.pair where base_id = ?", [base_id])
+    ours = np.isin(a, known) & np.isin(b, known)
+    i, j = (np.searchsorted(known, column[ours]) for column in (a, b))
+    gram[i, j] = gram[j, i] = dot[ours]
+    return Totals(known.tolist(), [name for _, name, _ in rows], gram)
+
+
+def load(con: Connection, base_id: int, ids: Sequence[int]) -> Sums:
+    """The sums of the base and of models of its family, without any of their pairs."""
+    names = dict(
+        con.execute(
+            "select model_id, name from raw.model where list_contains(?, model_id)", [[base_id, *ids]]
+        ).fetchall()
+    )
+    rows = con.execute(
+        "select name, numel from raw.tensor where base_id = ? order by position", [base_id]
+    ).fetchall()
+    tensors = [name for name, _ in rows]
+    query = "select model_id, position, numel, sumsq, zeros from raw.delta where base_id = $1 and list_contains($2, model_id)"
+    deltas = _by_model(*_columns(con, query, [base_id, list(ids)]), count=len(tensors))
+    weights, dtypes = _weights(con, [base_id, *ids], tensors)
+    sizes = np.array([numel for _, numel in rows], dtype=np.float64)
+    return Sums(base_id, names, tensors, sizes, deltas, weights, dtypes)
+
+
+def fetch(con: Connection, sums: Sums, groups: Iterable[Sequence[int]]) -> None:
+    """Read the inner products of all pairs within each group of models that are not here yet, in one go."""
+    wanted = {pair for ids in groups for pair in combinations(sorted(ids), 2)} - sums.pairs.keys()
+    if not wanted:
+        return
+    sums.pairs.update(dict.fromkeys(wanted))
+    chosen = """
+        semi join (select unnest($2::integer[]) as a_id, unnest($3::integer[]) as b_id) using (a_id, b_id)
+        where base_id = $1
+    """
+    parameters = [sums.base_id, *map(list, zip(*wanted, strict=True))]
+    a, b, dot = _columns(con, f"select a_id, b_id, unnest(dots) from raw.pair {chosen}", parameters)
+    count = len(sums.tensors)
+    for i, found in enumerate(dot.reshape(-1, count)):
+        sums.pairs[int(a[i * count]), int(b[i * count])] = found
+    query = f"select a_id, b_id, position from raw.pair_part {chosen}"
+    for one, other, position in con.execute(query, parameters).fetchall():
+        partly = sums.pairs[one, other]
+        if partly is not None:
+            partly[position - 1] = np.nan
+
+
+def read(con: Connection, sums: Sums, child_id: int, candidates: Sequence[int]) -> Stored | None:
+    """The sums of a child and of candidates of its family, over the tensors that all of them have whole.
+
+    None when a pair among them was not measured, or no tensor is common to all.
+    """
+    ids = [child_id, *candidates]
+    fetch(con, sums, [ids])
+    count, size, base_id = len(sums.tensors), len(ids), sums.base_id
+    nothing = np.full((4, count), np.nan)
+    numel, sumsq, zeros = (
+        np.stack([sums.deltas.get(i, nothing)[row] for i in ids], axis=1) for row in range(3)
+    )
+    gram = np.full((count, size, size), np.nan)
+    gram[:, np.arange(size), np.arange(size)] = sumsq
+    for (i, a), (j, b) in combinations(enumerate(ids), 2):
+        found = sums.pairs[min(a, b), max(a, b)]
+        if found is not None:
+            gram[:, i, j] = gram[:, j, i] = found
+    if np.isnan(gram).all(axis=0).any():
+        return None
+    whole = ~np.isnan(gram).any(axis=(1, 2)) & (numel == numel[:, :1]).all(axis=1)
+    own, dtypes = sums.weights, sums.dtypes
+    noise = own[ids[0]][2] / 12 * numel[:, 0] / np.maximum(own[ids[0]][0], 1) if ids[0] in own else None
+    if noise is not None:
+        whole &= np.isfinite(noise)
+    if not whole.any():
+        return None
+    kept = np.flatnonzero(whole)
+    lacking = [sums.names[i] for i in [base_id, *ids] if i not in own]
+    columns = np.zeros((len(kept), size, size))  # the candidates, then the base's weights
+    columns[:, :-1, :-1] = gram[kept][:, 1:, 1:]
+    cross = np.zeros((len(kept), size))
+    cross[:, :-1] = gram[kept][:, 1:, 0]
+    based = base_id in own and child_id in own
+    centre = None
+    if based:
+        base_numel, base_square, _, base_sum = own[base_id]
+        centre = np.nan_to_num((base_sum / np.maximum(base_numel, 1))[kept])
+        full = base_numel[kept] == numel[kept, 0]
+        columns[:, -1, -1] = np.where(full, base_square[kept], 0.0)
+        for i, model_id in enumerate(ids):
+            if model_id not in own:
+                continue  # an adapter's weights are nowhere: its delta counts as if it were across the base's
+            own_numel, square, *_ = own[model_id]
+            along = (square[kept] - base_square[kept] - gram[kept, i, i]) / 2
+            along = np.where(full & (own_numel[kept] == base_numel[kept]), along, 0.0)
+            if i == 0:
+                cross[:, -1] = along
+            else:
+                columns[:, i - 1, -1] = columns[:, -1, i - 1] = along
+    grams = Grams(
+        [sums.names[i] for i in candidates], [sums.tensors[k] for k in kept], numel[kept, 0], columns, cross,
+        gram[kept, 0, 0], np.zeros(len(kept)) if noise is None else noise[kept], based,
+        [dtypes.get(i, dtypes.get(base_id, "F32")) for i in (*candidates, base_id, child_id)], centre,
+    )  # fmt: skip
+    share = zeros[kept] / np.maximum(numel[kept], 1)
+    coverage = float(numel[kept, 0].sum()) / max(float(sums.sizes.sum()), 1)
+    return Stored(grams, np.roll(share, -1, axis=1), coverage, lacking)
+
+
+def _weights(
+    con: Connection, ids: Sequence[int], tensors: Sequence[str]
+) -> tuple[dict[int, FloatArray], dict[int, str]]:
+    """By model: numel, sumsq, ulpsq and sum of each tensor of the base [4, T], NaN where it is lacking; and the main dtype."""
+    at: dict[str, int] = {}
+    for position, name in enumerate(tensors, 1):
+        at[bare(name)] = position
+    at |= {name: position for position, name in enumerate(tensors, 1)}
+    dtypes: dict[int, str] = {}
+    query = """
+        select model_id, dtype from raw.weight where list_contains(?, model_id) group by all order by sum(numel), dtype
+    """
+    dtypes.update(con.execute(query, [list(ids)]).fetchall())
+    met = con.execute(
+        "select distinct tensor from raw.weight where list_contains(?, model_id)", [list(ids)]
+    ).fetchall()
+    placed = {tensor: at.get(tensor, at.get(bare(tensor))) for (tensor,) in met}
+    known = {tensor: position for tensor, position in placed.items() if position is not None}
+    query = """
+        select model_id, position, numel, sumsq, ulpsq, sum from raw.weight
+        join (select unnest($2::varchar[]) as tensor, unnest($3::integer[]) as position) using (tensor)
+        where list_contains($1, model_id) and sumsq is not null
+    """
+    columns = _columns(con, query, [list(ids), list(known), list(known.values())])
+    found = _by_model(*columns, count=len(tensors))
+    nothing = np.full((4, len(tensors)), np.nan)
+    return {model_id: found.get(model_id, nothing) for model_id in dtypes}, dtypes
+
+
+def _columns(con: Connection, query: str, parameters: Sequence[object]) -> list[FloatArray]:
+    """The columns of a query as arrays, NaN for NULL: rows as Python tuples would be most of the time it takes."""
+    found = con.execute(query, list(parameters)).fetchnumpy()
+    return [
+        np.ma.filled(column.astype(np.float64), np.nan) if np.ma.isMaskedArray(column) else column
+        for column in found.values()
+    ]
+
+
+def _by_model(
+    ids: FloatArray, positions: FloatArray, *columns: FloatArray, count: int
+) -> dict[int, FloatArray]:
+    """Values of tensors by position as arrays [K, count] by model, NaN where there are none."""
+    models, rows = np.unique(ids, return_inverse=True)
+    found = np.full((len(models), len(columns), count), np.nan)
+    for k, column in enumerate(columns):
+        found[rows, k, positions - 1] = column
+    return dict(zip(models.tolist(), found, strict=True))

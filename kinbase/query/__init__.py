@@ -1,0 +1,1 @@
+"""Every read of the database, for the command line, the terminal UI, the plots and Python alike."""

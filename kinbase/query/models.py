@@ -1,0 +1,238 @@
+"""Models as the tree, the search and the detail pane show them.
+
+By model_id and over the tables, not the public views: each of these answers within a tenth of a second
+among a million models, which a view that joins names and ranks methods for all of them does not.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from kinbase.query.filters import Filter
+from kinbase.query.standing import Standing, standing
+from kinbase.store import Connection
+
+PAGE = 200
+"""Children shown at a time."""
+
+SORTS = {
+    "largest": "beneath desc, m.name",
+    "name": "m.name",
+    "newest": "coalesce(m.created_at, m.imported_at) desc, m.name",
+    "parameters": "m.parameters desc nulls last, m.name",
+    "score": "score desc nulls last, m.name",
+}
+
+# What a sort needs besides the model's own row: a value, and where it comes from.
+JOINED = {
+    "largest": (
+        "greatest(coalesce(claimed.n, 0), coalesce(measured.n, 0)) as beneath",
+        """
+        left join (select parent_id, count(distinct child_id) as n from raw.claim
+            where relation <> 'base' and parent_id {among} group by 1) claimed on claimed.parent_id = m.model_id
+        left join (select base_id, count(*) as n from raw.model
+            where base_id {among} group by 1) measured on measured.base_id = m.model_id
+        """,
+    ),
+    "score": (
+        "s.score",
+        """
+        left join (select model_id, avg(value) as score from raw.score
+            where model_id {among} group by 1) s on s.model_id = m.model_id
+        """,
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Model:
+    """One model in a list."""
+
+    id: int
+    name: str
+
+
+@dataclass(frozen=True)
+class Entry(Model):
+    """One model in the tree; `beneath` counts its family if it is a base, else what was made from it."""
+
+    relation: str | None = None
+    parameters: int | None = None
+    has_weights: bool = True
+    beneath: int = 0
+    score: float | None = None
+
+
+@dataclass(frozen=True)
+class Page:
+    """Some of a list, and how many are in all of it; `number` is None where that was not counted."""
+
+    entries: list[Entry]
+    number: int | None = None
+
+
+# Who is made from $1: everyone who says so, and who is measured against it and names no parent. A merge's
+# base is no parent of it, so that a merge stands under those it was merged of.
+CHILDREN = """
+with said as materialized (select child_id, relation <> 'base' as told from raw.claim where parent_id = $1),
+measured as materialized (
+    select model_id from raw.model where base_id = $1 union select child_id from said where not told
+)
+select child_id as id from said where told
+union
+select model_id from measured
+where model_id not in (select child_id from raw.claim where relation <> 'base' and child_id in (from measured))
+"""
+
+# The few without a base first: looking for their claims is then quick.
+ROOTS = """
+with alone as materialized (select model_id as id from raw.model where base_id is null)
+select id from alone where id not in (select child_id from raw.claim where child_id in (from alone))
+"""
+
+# The list is put in order by id, name and what it is sorted by; the rest is read of a page's rows alone.
+ORDERED = """
+with wanted as materialized ({wanted})
+select m.model_id as id, {value} from (from raw.model where model_id in (from wanted)) m {joined}
+order by {order} limit {limit} offset {offset}
+"""
+
+ROWS = """
+select m.model_id, m.name, m.relation, m.parameters, m.digest is not null
+from (select unnest($1::integer[]) as id, generate_subscripts($1::integer[], 1) as place)
+join raw.model m on m.model_id = id order by place
+"""
+
+
+def roots(con: Connection, sort: str, offset: int = 0, known: Standing | None = None) -> Page:
+    """Models made from nothing known: the bases, and those whose past nobody tells."""
+    if known is not None and sort in known.places:
+        return _known(con, known.roots, sort, offset, known)
+    return _asked(con, ROOTS, [], sort, offset)
+
+
+def children(con: Connection, parent: int, sort: str, offset: int = 0, known: Standing | None = None) -> Page:
+    """A page of what was made from `parent`."""
+    if known is not None and sort in known.places:
+        return _known(con, known.children(parent), sort, offset, known)
+    return _asked(con, CHILDREN, [parent], sort, offset)
+
+
+def matching(
+    con: Connection, wanted: Filter, sort: str, offset: int = 0, known: Standing | None = None
+) -> Page:
+    """A page of the models a filter lets through."""
+    query = f"select model_id as id from raw.model m where {wanted.where}"
+    values = wanted.values(con, known.steps if known else None)
+    if known is not None and sort in known.places:
+        return _known(con, con.execute(query, values).fetchnumpy()["id"], sort, offset, known)
+    return _asked(con, query, values, sort, offset)
+
+
+def learn(con: Connection, sort: str, known: Standing | None) -> Standing:
+    """Where all models stand, and their order by `sort`: with both, a page of any list comes soonest."""
+    found = standing(con) if known is None else known
+    if sort not in found.places:
+        # How many are beneath is known by now: by name, and then by that.
+        _, joined = JOINED["score"] if sort == "score" else ("", "")
+        order = SORTS["name" if sort == "largest" else sort]
+        query = (
+            f"select m.model_id as id from raw.model m {joined.format(among='is not null')} order by {order}"
+        )
+        ids = con.execute(query).fetchnumpy()["id"]
+        if sort == "largest":
+            ids = ids[np.argsort(-found.beneath[ids], kind="stable")]
+        found.place(sort, ids)
+    return found
+
+
+def count_all(con: Connection) -> int:
+    """How many models there are."""
+    return _count(con, "select count(*) from raw.model", [])
+
+
+def count_matching(con: Connection, wanted: Filter) -> int:
+    """How many models a filter lets through."""
+    return _count(con, f"select count(*) from raw.model m where {wanted.where}", wanted.values(con))
+
+
+def search(con: Connection, typed: str, limit: int = 30) -> list[Model]:
+    """Models whose name or other name contains what was typed; those that start with it first."""
+    found = con.execute(
+        """
+        with hit as (
+            select model_id, name, name as shown from raw.model where contains(lower(name), lower($1))
+            union all
+            select a.model_id, m.name, a.alias from raw.alias a join raw.model m using (model_id)
+            where contains(lower(alias), lower($1))
+        )
+        select model_id, any_value(name) as name from hit group by model_id
+        order by not bool_or(starts_with(lower(shown), lower($1))), length(any_value(name)), any_value(name) limit $2
+        """
+        if typed
+        else "select model_id, name from raw.model where $1 = '' order by imported_at desc, name limit $2",
+        [typed, limit],
+    )
+    return [Model(*row) for row in found.fetchall()]
+
+
+def _count(con: Connection, query: str, parameters: list[Any]) -> int:
+    (number,) = con.execute(query, parameters).fetchall()[0]
+    return int(number)
+
+
+def _known(con: Connection, ids: np.ndarray, sort: str, offset: int, known: Standing) -> Page:
+    """A page of the models `ids`, in an order that is known."""
+    page = known.page(ids, sort, offset, PAGE).tolist()
+    scores = _scores(con, page) if sort == "score" else {}
+    return Page(_entries(con, page, {id_: int(known.beneath[id_]) for id_ in page}, scores), len(ids))
+
+
+def _asked(con: Connection, wanted: str, parameters: list[Any], sort: str, offset: int) -> Page:
+    """A page of the models whose ids `wanted` selects, put in order by the database."""
+    value, joined = JOINED.get(sort, ("null", ""))
+    query = ORDERED.format(
+        wanted=wanted,
+        value=value,
+        joined=joined.format(among="in (from wanted)"),
+        order=SORTS[sort],
+        limit=PAGE,
+        offset=offset,
+    )
+    found = dict(con.execute(query, parameters).fetchall())
+    beneath = found if sort == "largest" else _beneath(con, list(found))
+    return Page(_entries(con, list(found), beneath, found if sort == "score" else {}))
+
+
+def _entries(
+    con: Connection, page: list[int], beneath: dict[int, int], scores: dict[int, float | None]
+) -> list[Entry]:
+    """The rows of a page."""
+    rows = con.execute(ROWS, [page]).fetchall() if page else []
+    return [
+        Entry(id_, name, relation, parameters, weights, beneath.get(id_, 0), scores.get(id_))
+        for id_, name, relation, parameters, weights in rows
+    ]
+
+
+def _scores(con: Connection, ids: list[int]) -> dict[int, float | None]:
+    query = "select model_id, avg(value) from raw.score where model_id in (select unnest($1::integer[])) group by 1"
+    return dict(con.execute(query, [ids]).fetchall())
+
+
+def _beneath(con: Connection, ids: list[int]) -> dict[int, int]:
+    if not ids:
+        return {}
+    listed = ", ".join(map(str, ids))
+    rows = con.execute(
+        f"""
+        select id, max(n) from (
+            select parent_id as id, count(distinct child_id) as n from raw.claim
+            where relation <> 'base' and parent_id in ({listed}) group by 1
+            union all
+            select base_id, count(*) from raw.model where base_id in ({listed}) group by 1
+        ) group by id
+        """
+    ).fetchall()
+    return dict(rows)

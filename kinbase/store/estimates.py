@@ -1,0 +1,54 @@
+"""Kinship that no pass over the weights measured, to rows: what others report, and estimates from samples.
+
+All functions take a connection of `Store.writing()` and are part of its one transaction.
+"""
+
+from collections.abc import Iterable, Sequence
+
+from kinbase.checkpoint import ReportedKinship
+from kinbase.store import Connection
+from kinbase.store.names import named
+
+
+def put_reported(con: Connection, source: str, pairs: Sequence[ReportedKinship]) -> None:
+    """Store kinship that somebody else measured, in place of what the same source reported before."""
+    drop_reported(con, [source])
+    for pair in pairs:
+        ids = sorted((named(con, pair.model_a), named(con, pair.model_b)))
+        base_id = named(con, pair.base) if pair.base else None
+        con.execute(
+            "delete from raw.estimate where a_id = ? and b_id = ? and source = ? and method = 'reported'",
+            [*ids, pair.source],
+        )
+        con.execute(
+            """
+            insert into raw.estimate (a_id, b_id, base_id, method, pcc, cs, ed, source)
+            values (?, ?, ?, 'reported', ?, ?, ?, ?)
+            """,
+            [*ids, base_id, pair.pcc, pair.cs, pair.ed, pair.source or source],
+        )
+
+
+def drop_reported(con: Connection, sources: Sequence[str]) -> None:
+    """Forget the kinship that these sources reported."""
+    con.execute(
+        "delete from raw.estimate where method = 'reported' and list_contains($1::varchar[], source)",
+        [list(sources)],
+    )
+
+
+def put_sampled(con: Connection, base_id: int, rows: Iterable[Sequence[object]]) -> None:
+    """Store estimates from samples, in place of earlier ones of the same pairs.
+
+    A row is (model, model, pcc, cs, ed, stderr, coverage, what was read), models by their model_id.
+    """
+    for a, b, *values in rows:
+        ids = sorted((int(str(a)), int(str(b))))
+        con.execute("delete from raw.estimate where a_id = ? and b_id = ? and method = 'sampled'", ids)
+        con.execute(
+            """
+            insert into raw.estimate (a_id, b_id, base_id, method, pcc, cs, ed, stderr, coverage, source)
+            values (?, ?, ?, 'sampled', ?, ?, ?, ?, ?, ?)
+            """,
+            [*ids, base_id, *values],
+        )

@@ -1,0 +1,227 @@
+"""Models to rows: identity and files, names, what is said of them, and whose family they are in.
+
+All functions take a connection of `Store.writing()` and are part of its one transaction.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from kinbase.checkpoint import Alias, Facts, FileStamp
+from kinbase.errors import KinbaseError
+from kinbase.store import Connection, utc
+from kinbase.store.names import find, named
+
+FACTS = ("architecture", "license", "revision", "relation", "parameters", "dtype", "created_at")
+
+
+def put_model(
+    con: Connection, name: str, digest: str, source: str, files: Iterable[FileStamp]
+) -> tuple[int, str]:
+    """Store a model's identity; its model_id and name.
+
+    A row known only by name becomes whole. Weights that are stored already only gain a name; where they were read
+    first stays their place while the files there are as they were, so that a copy may come and go.
+    Raises KinbaseError when the name stands for other weights.
+    """
+    known = con.execute("select model_id, name from raw.model where digest = ?", [digest]).fetchone()
+    holder = find(con, name)
+    row = con.execute("select name, digest from raw.model where model_id = ?", [holder]).fetchone()
+    if row is not None and row[1] is not None and row[1] != digest:
+        raise KinbaseError(
+            f"{name!r} is the name of other weights already ({row[1][:12]}): give this one another with --name"
+        )
+    if known is not None:
+        put_alias(con, known[0], Alias(name))
+        model_id, name = known
+    else:
+        model_id = named(con, name)
+        con.execute("update raw.model set digest = ? where model_id = ?", [digest, model_id])
+    if known is None or not _still_there(con, model_id):
+        put_source(con, model_id, source)
+        put_files(con, model_id, files)
+    return model_id, name
+
+
+def _still_there(con: Connection, model_id: int) -> bool:
+    """Whether a model's files lie on this machine as they were read."""
+    rows = con.execute("select path, size, mtime_ns from raw.file where model_id = ?", [model_id]).fetchall()
+    files = [FileStamp(*row) for row in rows]
+    return bool(files) and all(not file.elsewhere and file.as_it_was for file in files)
+
+
+def place(con: Connection, model_id: int) -> str | None:
+    """Where an importer finds a model's weights again."""
+    row = con.execute("select source from raw.model where model_id = ?", [model_id]).fetchone()
+    return row[0] if row else None
+
+
+def put_source(con: Connection, model_id: int, source: str) -> None:
+    """Remember where an importer finds the model again."""
+    con.execute("update raw.model set source = ? where model_id = ?", [source, model_id])
+
+
+def put_first_sources(con: Connection, sources: Mapping[int, str]) -> None:
+    """Remember where models without weights are found; one with weights is found where they were read."""
+    if sources:
+        con.execute(
+            """
+            update raw.model set source = new.source
+            from (select unnest($1::integer[]) as model_id, unnest($2::varchar[]) as source) new
+            where model.model_id = new.model_id and model.digest is null
+            """,
+            [list(sources), list(sources.values())],
+        )
+
+
+def put_files(con: Connection, model_id: int, files: Iterable[FileStamp]) -> None:
+    """Remember what a model's weights were read from, in place of what was known."""
+    con.execute("delete from raw.file where model_id = ?", [model_id])
+    rows = [[model_id, file.path, file.size, file.mtime_ns] for file in files]
+    if rows:
+        con.executemany("insert into raw.file values (?, ?, ?, ?)", rows)
+
+
+def put_facts(con: Connection, model_id: int, facts: Facts) -> None:
+    """Fill in what a source says of a model; what it does not say stays as it was."""
+    put_many_facts(con, [(model_id, facts)])
+
+
+def put_many_facts(con: Connection, said: Sequence[tuple[int, Facts]]) -> None:
+    """Fill in what is said of models; of several words on one thing the last counts."""
+    merged: dict[int, dict[str, object]] = {}
+    for model_id, facts in said:
+        told = merged.setdefault(model_id, dict.fromkeys(FACTS))
+        told |= {name: value for name in FACTS if (value := getattr(facts, name)) is not None}
+        told["created_at"] = utc(facts.created_at) or told["created_at"]
+    if merged:
+        con.execute(
+            f"""
+            update raw.model set {", ".join(f"{name} = coalesce(new.{name}, model.{name})" for name in FACTS)}
+            from (
+                select unnest($1::integer[]) as model_id, unnest($2::varchar[]) as architecture,
+                    unnest($3::varchar[]) as license, unnest($4::varchar[]) as revision, unnest($5::varchar[]) as relation,
+                    unnest($6::bigint[]) as parameters, unnest($7::varchar[]) as dtype, unnest($8::timestamp[]) as created_at
+            ) new
+            where model.model_id = new.model_id
+            """,
+            [list(merged), *([told[name] for told in merged.values()] for name in FACTS)],
+        )
+
+
+def put_sizes(con: Connection, rows: Sequence[tuple[int, int, str | None, int]]) -> None:
+    """Store what the tensors themselves say of models' sizes: (model_id, parameters, dtype, bytes)."""
+    if rows:
+        con.execute(
+            """
+            update raw.model set parameters = new.parameters, dtype = new.dtype, bytes = new.bytes
+            from (
+                select unnest($1::integer[]) as model_id, unnest($2::bigint[]) as parameters,
+                    unnest($3::varchar[]) as dtype, unnest($4::bigint[]) as bytes
+            ) new
+            where model.model_id = new.model_id
+            """,
+            [list(column) for column in zip(*{row[0]: row for row in rows}.values(), strict=True)],
+        )
+
+
+def put_base(con: Connection, model_id: int, base_id: int) -> None:
+    """Make a model a member of the family measured against `base_id`; what was measured against another goes."""
+    con.execute("update raw.model set base_id = ? where model_id = ?", [base_id, model_id])
+    for table in ("delta", "direction"):
+        con.execute(f"delete from raw.{table} where model_id = ? and base_id <> ?", [model_id, base_id])
+    con.execute(
+        "delete from raw.estimate where method in ('sampled', 'sketch') and ? in (a_id, b_id) and base_id <> ?",
+        [model_id, base_id],
+    )
+    for table in ("pair", "pair_part"):
+        con.execute(f"delete from raw.{table} where ? in (a_id, b_id) and base_id <> ?", [model_id, base_id])
+
+
+# Names.
+
+
+def put_alias(con: Connection, model_id: int, alias: Alias) -> None:
+    """Add a name for a model. A row known only by that name becomes one with the model."""
+    known = find(con, alias.alias)
+    if known == model_id:
+        return
+    if known is not None:
+        row = con.execute("select name, digest from raw.model where model_id = ?", [known]).fetchone()
+        assert row
+        if row[1] is not None or row[0] != alias.alias:
+            # A path, or a branch, moves to whatever is there now; any other name stays with whom it was given to.
+            if alias.kind in ("path", "revision") and row[0] != alias.alias:
+                con.execute("update raw.alias set model_id = ? where alias = ?", [model_id, alias.alias])
+                return
+            raise KinbaseError(
+                f"{alias.alias!r} is a name of {row[0]!r} already: it cannot be another model's too"
+            )
+        _join(con, known, model_id)
+    con.execute("insert into raw.alias values (?, ?, ?)", [alias.alias, model_id, alias.kind])
+
+
+def put_new_aliases(con: Connection, aliases: Sequence[tuple[int, Alias]]) -> list[tuple[int, Alias]]:
+    """Add those names that stand for nothing yet; the others, which `put_alias` may have to refuse."""
+    labels = [alias.alias for _, alias in aliases]
+    rows = con.execute(
+        "select name from raw.model where list_contains($1::varchar[], name) "
+        "union all select alias from raw.alias where list_contains($1::varchar[], alias)",
+        [labels],
+    ).fetchall()
+    taken = {label for (label,) in rows}
+    fresh: dict[str, tuple[int, Alias]] = {}
+    rest = []
+    for model_id, alias in aliases:
+        if alias.alias in taken or alias.alias in fresh:
+            rest.append((model_id, alias))
+        else:
+            fresh[alias.alias] = model_id, alias
+    if fresh:
+        con.execute(
+            "insert into raw.alias select unnest($1::varchar[]), unnest($2::integer[]), unnest($3::varchar[])",
+            [
+                list(fresh),
+                [model_id for model_id, _ in fresh.values()],
+                [alias.kind for _, alias in fresh.values()],
+            ],
+        )
+    return rest
+
+
+def _join(con: Connection, old: int, new: int) -> None:
+    """Give all that was said of a row without weights to another model, and drop the row."""
+    for table, column in (
+        ("alias", "model_id"),
+        ("score", "model_id"),
+        ("training", "model_id"),
+        ("claim", "child_id"),
+        ("claim", "parent_id"),
+        ("offspring", "child_id"),
+        ("sketch", "onto_id"),
+    ):
+        con.execute(f"update raw.{table} set {column} = ? where {column} = ?", [new, old])
+    con.execute(
+        "delete from raw.claim where child_id = parent_id and child_id = ?", [new]
+    )  # what was said of the two names
+    con.execute(
+        """
+        create or replace temp table joined as
+        select if(a_id = $1, $2, a_id) as x, if(b_id = $1, $2, b_id) as y, * exclude (a_id, b_id)
+        from raw.estimate where $1 in (a_id, b_id)
+        """,
+        [old, new],
+    )
+    con.execute("delete from raw.estimate where ? in (a_id, b_id)", [old])
+    con.execute(
+        "insert into raw.estimate select least(x, y), greatest(x, y), * exclude (x, y) from joined where x <> y"
+    )
+    con.execute("update raw.estimate set base_id = ? where base_id = ?", [new, old])
+    con.execute("update raw.model set base_id = ? where base_id = ?", [new, old])
+    for table, column in (("offspring", "parent_ids"), ("generation", "top_ids")):
+        con.execute(
+            f"""
+            update raw.{table} set {column} = list_transform({column}, lambda x: if(x = $1, $2, x))
+            where list_contains({column}, $1)
+            """,
+            [old, new],
+        )
+    con.execute("delete from raw.model where model_id = ?", [old])

@@ -1,0 +1,213 @@
+"""Sketches and power sums of weights, to rows and back.
+
+All functions take a connection of the store and are part of its unit of work.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from kinbase.store import Connection
+from kinbase.store import kinship as sums
+from kinbase.store import names as naming
+
+if TYPE_CHECKING:  # importing numpy for an annotation would slow down every command
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from kinbase.kinship.sums import FamilySums
+
+COARSE = 128
+"""Buckets of a folded sketch: 100,000 of them are looked through in DuckDB in a few hundredths of a second."""
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """The sketch [BUCKETS] of a model's change to its base, and of its elements the number and the sum."""
+
+    sums: "NDArray[np.float32]"
+    numel: int
+    sum: float
+
+
+def put_own(con: Connection, family: "FamilySums", ids: Mapping[str | None, int | None]) -> None:
+    """Store what the pass over a family found in each checkpoint by itself: `ids` by name, else as stored.
+
+    An adapter has no weights of its own: its sketch is that of its change. So is that of a model whose
+    tensors do not all fit the base's. Where a weight is not finite there is a row without sums.
+    """
+    import numpy as np
+
+    from kinbase.kinship.sketch import SCHEME
+
+    for checkpoint in (family.base, *family.members[: family.new]):
+        name = checkpoint.name
+        model_id = ids[name] if name in ids else naming.find(con, name)
+        if model_id is None or name not in family.weights:
+            continue
+        weights, sketch = family.weights[name], family.sketches[name]
+        onto: str | None = checkpoint.delta_of
+        numel: int | None = None
+        total = float(weights.moments[:, 0].sum())
+        if onto is None:
+            sums.put_weights(con, model_id, weights)
+            numel = sum(weights.numels)
+            if name in family.changes:
+                change = family.changes[name]
+                base_id = naming.find(con, family.fitted_to)
+                base = vector(con, base_id) if base_id is not None else None
+                if change is None or base is None:
+                    drop(con, model_id)
+                    continue
+                onto, numel = family.fitted_to, change.numel
+                sketch = sketch + change.sums - base.sums
+                total += change.sum - base.sum
+        drop(con, model_id)
+        blob = sketch.astype("<f4").tobytes() if np.isfinite(sketch).all() else None
+        con.execute(
+            "insert into raw.sketch values (?, ?, ?, ?, nullif(?::double, 'nan'), ?)",
+            [model_id, SCHEME, naming.named(con, onto) if onto else None, numel, total, blob],
+        )
+
+
+def drop(con: Connection, model_id: int) -> None:
+    """Forget a model's sketch, and what follows from it."""
+    con.execute("delete from raw.sketch where model_id = ?", [model_id])
+    con.execute("delete from raw.direction where ? in (model_id, base_id)", [model_id])
+
+
+def has(con: Connection, model_id: int) -> bool:
+    """Whether a model has a sketch of its weights."""
+    from kinbase.kinship.sketch import SCHEME
+
+    query = "select 1 from raw.sketch where model_id = ? and scheme = ? and onto_id is null"
+    return con.execute(query, [model_id, SCHEME]).fetchone() is not None
+
+
+def any_of(con: Connection, names: Iterable[str]) -> set[str]:
+    """Those of the models `names` that have a sketch, of their weights or of their change."""
+    from kinbase.kinship.sketch import SCHEME
+
+    rows = con.execute(
+        """
+        select label from (select unnest($1::varchar[]) as label)
+        where label in (select name from raw.model join raw.sketch using (model_id) where scheme = $2)
+            or label in (select alias from raw.alias join raw.sketch using (model_id) where scheme = $2)
+        """,
+        [list(names), SCHEME],
+    ).fetchall()
+    return {name for (name,) in rows}
+
+
+def sketched(con: Connection) -> set[int]:
+    """The models whose change to their base is sketched."""
+    rows = con.execute(
+        "select model_id from raw.direction join raw.model m using (model_id, base_id)"
+    ).fetchall()
+    return {model_id for (model_id,) in rows}
+
+
+def lacking(con: Connection, names: Iterable[str]) -> set[str]:
+    """Those of the models `names` whose weights were read before there were sketches, or sketches of this scheme."""
+    from kinbase.kinship.sketch import SCHEME
+
+    rows = con.execute(
+        """
+        select name from raw.model left join raw.sketch using (model_id)
+        where list_contains($1, name) and digest is not null
+            and case when scheme is null then model_id not in (select model_id from raw.weight) else scheme <> $2 end
+        """,
+        [list(names), SCHEME],
+    ).fetchall()
+    return {name for (name,) in rows}
+
+
+def vector(con: Connection, model_id: int) -> Delta | None:
+    """The sketch of a model's weights themselves; None when there is none of this scheme."""
+    row = _rows(con, [model_id]).get(model_id)
+    return Delta(row[3], row[1], row[2]) if row and row[0] is None else None
+
+
+def deltas(con: Connection, base_id: int, model_ids: Iterable[int]) -> dict[int, Delta]:
+    """The sketches of models' changes to a base, of those that have one.
+
+    The sketch of an adapter of another model is added to that one's.
+    """
+    base = vector(con, base_id)
+    rows = _rows(con, model_ids)
+    known, more = dict(rows), rows
+    while others := {onto for onto, *_ in more.values() if onto is not None} - {base_id, *known}:
+        more = _rows(con, others)
+        known |= more
+        if not more:
+            break
+    found = {}
+    for model_id in rows:
+        delta = _delta(known, base, base_id, model_id)
+        if delta is not None:
+            found[model_id] = delta
+    return found
+
+
+def _delta(
+    known: dict[int, tuple[Any, ...]], base: Delta | None, base_id: int, model_id: int, depth: int = 0
+) -> Delta | None:
+    onto, numel, total, own = known[model_id]
+    if onto is None:
+        if base is None or numel != base.numel:
+            return None
+        return Delta(own - base.sums, numel, total - base.sum)
+    if onto == base_id or onto not in known:
+        # An adapter of a model nobody here knows counts as the base's, on the word of whoever chose the base.
+        whole = numel if numel is not None else base.numel if base else 0
+        return Delta(own, whole, total)
+    below = _delta(known, base, base_id, onto, depth + 1) if depth < 8 else None
+    # One of a model that cannot be compared with the base cannot be either.
+    return None if below is None else Delta(own + below.sums, below.numel, total + below.sum)
+
+
+def _rows(con: Connection, model_ids: Iterable[int]) -> dict[int, tuple[Any, ...]]:
+    """onto_id, numel, sum and sums [BUCKETS] of the models that have a sketch of this scheme, by model_id."""
+    import numpy as np
+
+    from kinbase.kinship.sketch import SCHEME
+
+    ids = list(map(int, model_ids))
+    found = {}
+    # Numbers in the text: only so does DuckDB look them up by the key.
+    for start in range(0, len(ids), 500):
+        part = ids[start : start + 500]
+        rows = con.execute(
+            "select model_id, scheme, onto_id, numel, sum, sums from raw.sketch "
+            f"where model_id in ({', '.join(map(str, part))})"
+        ).fetchall()
+        for model_id, scheme, onto, numel, total, blob in rows:
+            if scheme == SCHEME and blob is not None:
+                found[model_id] = (onto, numel, total, np.frombuffer(blob, "<f4"))
+    return found
+
+
+def fill_directions(con: Connection, base_id: int) -> None:
+    """Fold the sketches of all members of a family that were not folded yet."""
+    from kinbase.kinship.sketch import SCHEME, folded
+
+    missing = con.execute(
+        """
+        select model_id from raw.model join raw.sketch using (model_id)
+        where base_id = $1 and scheme = $2
+            and model_id not in (select model_id from raw.direction where base_id = $1 and scheme = $2)
+        """,
+        [base_id, SCHEME],
+    ).fetchall()
+    rows = []
+    for start in range(0, len(missing), 500):
+        for model_id, delta in deltas(con, base_id, [m for (m,) in missing[start : start + 500]]).items():
+            coarse = folded(delta.sums, COARSE)
+            if coarse is not None:
+                rows.append((model_id, coarse))
+    if rows:
+        con.execute("delete from raw.direction where list_contains($1, model_id)", [[m for m, _ in rows]])
+        con.execute(
+            f"insert into raw.direction select unnest($1), $2, $3, unnest($4)::float[{COARSE}]",
+            [[m for m, _ in rows], base_id, SCHEME, [c.tolist() for _, c in rows]],
+        )

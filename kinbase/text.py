@@ -1,0 +1,380 @@
+"""Rows and graphs to text, for people and for programs. Data goes to stdout, talk and progress to stderr.
+
+Names come from files nobody vouches for: `safe` stands between them and every terminal.
+"""
+
+import csv
+import json
+import math
+import re
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import date, datetime
+from io import StringIO
+from itertools import chain, islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+from unicodedata import category, east_asian_width
+
+if TYPE_CHECKING:
+    import networkx as nx
+    import polars as pl
+
+
+FORMATS = ("table", "csv", "json", "jsonl")
+WIDTHS_FROM = 1000
+"""Rows a table's column widths are taken from; later rows only stream."""
+
+MERMAID = re.compile(r'["#&<>`*~]|(?<![^\W_])_|_(?![^\W_])|^[-+]|(?<=^\d)[.)]|(?<=^\d\d)[.)]')
+"""What a Mermaid label must write as an entity: the end of the label, HTML, and what Markdown would read."""
+
+Row = Sequence[Any]
+
+
+def safe(text: object) -> str:
+    """`text` with control, bidirectional and other invisible characters written as escapes."""
+    text = str(text)
+    if text.isprintable() and text.isascii():
+        return text
+    return "".join(
+        character if category(character) not in ("Cc", "Cf", "Cs", "Co", "Zl", "Zp") else _escape(character)
+        for character in text
+    )
+
+
+def _escape(character: str) -> str:
+    code = ord(character)
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
+
+
+def write_rows(columns: Sequence[str], rows: Iterable[Row], form: str, out: TextIO | None = None) -> None:
+    """Write rows as `form` (one of FORMATS), streaming: nothing is held but what widths are taken from."""
+    out = out or sys.stdout
+    if form == "csv":
+        writer = csv.writer(out, lineterminator="\n")
+        writer.writerow(columns)
+        writer.writerows([_plain(value) for value in row] for row in rows)
+    elif form == "jsonl":
+        for row in rows:
+            out.write(_json(columns, row) + "\n")
+    elif form == "json":
+        out.write("[")
+        for number, row in enumerate(rows):
+            out.write((",\n " if number else "\n ") + _json(columns, row))
+        out.write("\n]\n")
+    else:
+        _write_table(columns, rows, out)
+
+
+def _write_table(columns: Sequence[str], rows: Iterable[Row], out: TextIO) -> None:
+    stream = iter(rows)
+    first = list(islice(stream, WIDTHS_FROM))
+    values = [[value for value in column if value is not None] for column in zip(*first, strict=True)]
+    right = [bool(column) and all(map(_is_number, column)) for column in values] or [False] * len(columns)
+    places = [_places(column) if numbers else 4 for column, numbers in zip(values, right, strict=False)]
+
+    def texts(row: Row) -> list[str]:
+        return [cell(value, decimals) for value, decimals in zip(row, places, strict=True)]
+
+    cells = [texts(row) for row in first]
+    widths = [max(_width(text) for text in column) for column in zip(map(safe, columns), *cells, strict=True)]
+
+    def line(texts: Sequence[str]) -> str:
+        padded = (
+            " " * (w - _width(t)) + t if r else t + " " * (w - _width(t))
+            for t, w, r in zip(texts, widths, right, strict=True)
+        )
+        return "  ".join(padded).rstrip()
+
+    out.write(line([safe(column) for column in columns]) + "\n")
+    out.write("  ".join("-" * width for width in widths) + "\n")
+    for row in chain(cells, (texts(row) for row in stream)):
+        out.write(line(row) + "\n")
+
+
+def _places(numbers: Iterable[int | float]) -> int:
+    """Decimals a column is shown with: as few as tell its numbers apart from rounded ones, at most four."""
+    return next((d for d in (1, 2, 3) if all(round(n, d) == n for n in numbers if math.isfinite(n))), 4)
+
+
+def cell(value: Any, decimals: int = 4) -> str:
+    """One value as a person reads it: floats with `decimals`, or in four digits far from 1; nothing for NULL."""
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        if math.isnan(value) or math.isinf(value):
+            return str(value)
+        return f"{value:.{decimals}f}" if 1e-3 <= abs(value) < 1e6 or value == 0 else f"{value:.4g}"
+    if isinstance(value, datetime):
+        return value.strftime("%Y-%m-%d %H:%M")
+    if isinstance(value, list):
+        return ", ".join(cell(item) for item in value)
+    return safe(value)
+
+
+def count(number: int | None) -> str:
+    """A number of parameters or bytes with its SI prefix: 494.9M."""
+    if number is None:
+        return ""
+    value = float(number)
+    prefixes = ["", "K", "M", "G", "T"]
+    while abs(value) >= 999.95 and len(prefixes) > 1:
+        value /= 1000
+        prefixes.pop(0)
+    return f"{value:.1f}{prefixes[0]}" if prefixes[0] else str(number)
+
+
+def _width(text: str) -> int:
+    return (
+        len(text)
+        if text.isascii()
+        else sum(2 if east_asian_width(c) in "WF" else category(c) != "Mn" for c in text)
+    )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, datetime | date):
+        return value.isoformat()
+    if isinstance(value, bytes):
+        return value.hex()
+    return value
+
+
+def _json(columns: Sequence[str], row: Row) -> str:
+    # NaN is not JSON; what JSON has no type for is written as text.
+    return json.dumps(
+        {c: _plain(v) for c, v in zip(columns, row, strict=True)}, ensure_ascii=False, default=str
+    )
+
+
+def matrix(names: Sequence[str], values: dict[tuple[str, str], float | None], title: str) -> Iterator[str]:
+    """Lines of a matrix of `values` by pair of names: rows carry the names, columns their numbers."""
+    label = max((_width(safe(name)) for name in names), default=0)
+    digits = len(str(len(names)))
+    yield f"{title:<{label + digits + 1}}" + "".join(f"{i:>8}" for i in range(1, len(names) + 1))
+    for i, row in enumerate(names, 1):
+        texts = ("." if row == column else _short(values.get((row, column))) for column in names)
+        name = safe(row)
+        yield f"{i:>{digits}} {name}{' ' * (label - _width(name))}" + "".join(f"{text:>8}" for text in texts)
+
+
+def _short(value: float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.3f}" if abs(value) < 1000 else f"{value:.3g}"
+
+
+def family_tree(graph: "nx.DiGraph", *, upwards: bool = False) -> Iterator[str]:
+    """Lines of a lineage graph (`kinbase.query.graph.graph`) as trees; `upwards` has the children for roots.
+
+    A model with several parents is drawn once, under the parent with the longest way down to it, and
+    referred to under the others. Behind each name stands how it came from the model above it, and from
+    which others. The base that a merge's deltas were taken against is not a parent, and only named.
+    """
+    from networkx import topological_generations
+
+    shown = graph.copy()
+    bases: dict[str, list[str]] = {}
+    for node in graph:
+        above = [parent for parent in graph.predecessors(node) if _is_base(graph, parent, node)]
+        if len(above) < graph.in_degree(node):
+            bases[node] = sorted(above)
+            shown.remove_edges_from((parent, node) for parent in above)
+    shown = shown.reverse(copy=True) if upwards else shown
+    depth: dict[str, int] = {}
+    for generation, nodes in enumerate(topological_generations(shown)):
+        depth |= dict.fromkeys(nodes, generation)
+    roots = sorted(node for node in shown if not shown.in_degree(node))
+    home = {n: max(shown.predecessors(n), key=lambda p: (depth[p], p)) for n in shown if shown.in_degree(n)}
+    # An explicit stack: a chain of claims may be longer than Python's recursion.
+    todo: list[tuple[str, str | None, str, str]] = [(root, None, "", "") for root in reversed(roots)]
+    while todo:
+        node, parent, indent, branch = todo.pop()
+        words = [_how(shown, parent, node)] if parent is not None else []
+        elsewhere = parent is not None and home[node] != parent
+        if elsewhere:
+            words.append(f"(see under {safe(home[node])})")
+        elif parent is not None and not upwards:
+            others = sorted(p for p in shown.predecessors(node) if p != parent)
+            words += (
+                ["with " + ", ".join(f"{safe(p)} {_weight(shown, p, node)}".strip() for p in others)]
+                if others
+                else []
+            )
+            words += ["on " + ", ".join(map(safe, bases[node]))] if bases.get(node) else []
+        yield f"{indent}{branch}{safe(node)}  {' '.join(words)}".rstrip()
+        if not elsewhere:
+            below = indent + {"": "", "├── ": "│   ", "└── ": "    "}[branch]
+            children = sorted(shown.successors(node), reverse=True)
+            todo += [(c, node, below, "└── " if c == children[0] else "├── ") for c in children]
+
+
+def _claims(graph: "nx.DiGraph", parent: str, child: str) -> list[dict[str, Any]]:
+    claims: list[dict[str, Any]] = graph.edges[parent, child]["claims"]
+    return claims
+
+
+def _is_base(graph: "nx.DiGraph", parent: str, child: str) -> bool:
+    return all(claim["relation"] == "base" for claim in _claims(graph, parent, child))
+
+
+def _how(graph: "nx.DiGraph", parent: str, child: str) -> str:
+    claims = _claims(graph, parent, child)
+    words = dict.fromkeys(
+        safe(word) for c in claims for word in (c["relation"], c.get("method")) if word and word != "base"
+    )
+    return " ".join((*words, _weight(graph, parent, child))).strip()
+
+
+def _weight(graph: "nx.DiGraph", parent: str, child: str) -> str:
+    weights = dict.fromkeys(c["weight"] for c in _claims(graph, parent, child) if c.get("weight") is not None)
+    return "/".join(f"{weight:g}" for weight in weights)
+
+
+def dot(graph: "nx.DiGraph") -> Iterator[str]:
+    """Lines of a lineage graph (`kinbase.query.export.graph`) for Graphviz."""
+    number = {name: f"n{i}" for i, name in enumerate(graph)}
+
+    def quoted(text: str) -> str:
+        text = re.sub(r"&(?=#?\w+;)", "&amp;", safe(text))  # Graphviz knows HTML's entities
+        return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+    yield "digraph lineage {"
+    yield "  node [shape=box];"
+    for name, node in number.items():
+        yield f"  {node} [label={quoted(name)}];"
+    for parent, child in graph.edges:
+        style = ", style=dashed" if _is_base(graph, parent, child) else ""
+        yield f"  {number[parent]} -> {number[child]} [label={quoted(_how(graph, parent, child))}{style}];"
+    yield "}"
+
+
+def mermaid(graph: "nx.DiGraph") -> Iterator[str]:
+    """Lines of a lineage graph (`kinbase.query.export.graph`) as a Mermaid flowchart."""
+    number = {name: f"n{i}" for i, name in enumerate(graph)}
+
+    def quoted(text: str) -> str:
+        return '"' + MERMAID.sub(lambda found: f"#{ord(found[0])};", safe(text)) + '"'
+
+    yield "flowchart TD"
+    for name, node in number.items():
+        yield f"  {node}[{quoted(name)}]"
+    for parent, child in graph.edges:
+        line = "-.->" if _is_base(graph, parent, child) else "-->"
+        how = _how(graph, parent, child)
+        yield f"  {number[parent]} {line}{f'|{quoted(how)}|' if how else ''} {number[child]}"
+
+
+def model_page(about: dict[str, Any]) -> Iterator[str]:
+    """Lines that tell one model's row of `Kinbase.show`."""
+    yield safe(about["name"])
+    facts = (
+        "digest",
+        "base",
+        "family",
+        "relation",
+        "architecture",
+        "dtype",
+        "license",
+        "revision",
+        "source",
+        "created_at",
+        "imported_at",
+    )
+    lines = [(name, cell(about[name])) for name in facts if about[name] is not None]
+    lines.insert(4, ("parameters", count(about["parameters"])))
+    lines.insert(5, ("size", f"{count(about['bytes'])}B" if about["bytes"] else ""))
+    if about["coverage"] is not None:
+        lines.append(("coverage", f"{about['coverage']:.4f} of the base's parameters"))
+    if not about["has_weights"]:
+        lines.append(("weights", "none here: known by name or metadata only"))
+    for name, text in lines:
+        if text:
+            yield f"  {name:<13}{text}"
+    sections = (
+        ("other names", "aliases", ("alias", "kind")),
+        ("parents", "parents", ("parent", "relation", "method", "weight", "evidence")),
+        ("children", "children", ("child", "relation", "method", "weight", "evidence")),
+        ("scores", "scores", ("benchmark", "metric", "value", "stderr", "n_shot", "source")),
+        ("nearest kin", "kin", ("model", "pcc", "cs", "ed", "method")),
+        ("not finite", "nonfinite", ("tensor", "nonfinite")),
+        ("without a delta", "skipped", ("tensor", "reason")),
+    )
+    for title, key, columns in sections:
+        if about[key]:
+            out = StringIO()
+            write_rows(columns, [[row[column] for column in columns] for row in about[key]], "table", out)
+            yield ""
+            yield title
+            yield from ("  " + line for line in out.getvalue().splitlines())
+
+
+def table(frame: "pl.DataFrame") -> Iterator[str]:
+    """The lines of a frame as a table."""
+    out = StringIO()
+    write_rows(frame.columns, frame.iter_rows(), "table", out)
+    yield from out.getvalue().splitlines()
+
+
+@contextmanager
+def progress(description: str, *, unit: str = "bytes") -> Iterator[Callable[..., None]]:
+    """A bar on stderr with rate (of bytes) and time left; nothing when stderr is not a terminal.
+
+    Yields `report(done, total, what)`; `what`, where it is said, is shown in place of the description.
+    """
+    if not sys.stderr.isatty():
+        yield lambda done, total, what=None: None
+        return
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        Progress,
+        TaskProgressColumn,
+        TextColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
+
+    amount = (DownloadColumn(), TransferSpeedColumn()) if unit == "bytes" else (TaskProgressColumn(),)
+    columns = (TextColumn("{task.description}"), BarColumn(), *amount, TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(description, total=None)
+
+        def report(done: int, total: int, what: str | None = None) -> None:
+            bar.update(task, description=escape(safe(what or description)))
+            if total:
+                bar.update(task, completed=done, total=total)
+
+        yield report
+
+
+@contextmanager
+def written(path: str) -> Iterator[TextIO]:
+    """A text file that is there only when it is whole: written beside its place and moved there."""
+    part = Path(f"{path}.part")
+    try:
+        with part.open("w", encoding="utf-8", newline="") as out:
+            yield out
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def say(message: str) -> None:
+    """One line of talk to the person."""
+    sys.stderr.write(safe(message) + "\n")

@@ -1,0 +1,197 @@
+"""The SQL editor: highlighting, completion, history."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from rich.style import Style
+from textual import on
+from textual.binding import Binding, BindingType
+from textual.content import Content
+from textual.events import Key
+from textual.geometry import Offset
+from textual.message import Message
+from textual.widgets import OptionList, TextArea
+from textual.widgets.option_list import Option
+from textual.widgets.text_area import TextAreaTheme
+
+from kinbase.tui.widgets.completion import Words, at_cursor, completions
+
+# Textual's own of these are light grey and light green, which nobody reads on a light ground.
+DARKER = {
+    **dict.fromkeys(("type", "type.class", "heading.marker", "list.marker"), Style(color="#7a4d00")),
+    **dict.fromkeys(("type.builtin", "boolean", "constant.builtin"), Style(color="#2f6b52")),
+    **dict.fromkeys(("keyword", "number", "float"), Style(color="#b3261e")),
+    "variable": Style(color="#963800"),
+}
+
+
+class Completions(OptionList):
+    """Candidates under the word being typed. The editor keeps the focus."""
+
+    can_focus = False
+
+    def __init__(self) -> None:
+        super().__init__(compact=True, markup=False)
+        self.names: list[str] = []
+        self.display = False
+
+    def offer(self, found: list[tuple[str, str]]) -> None:
+        self.names = [name for name, _ in found]
+        self.clear_options()
+        width = max((len(name) for name in self.names), default=0)
+        self.add_options(
+            [
+                Option(Content.assemble(f"{name:<{width}}", (f"  {kind}", "$foreground 50%")))
+                for name, kind in found
+            ]
+        )
+        self.display = bool(found)
+        if found:
+            self.highlighted = 0
+
+
+class Editor(TextArea):
+    """One query."""
+
+    HELP = """\
+SQL over the views `models`, `lineage`, `kinship`, `scores`, ... It only reads, and sees the database and nothing else.
+
+- **Ctrl+J** or **F9** runs it, **Escape** stops it
+- **Tab** takes a completion, **Ctrl+Space** lists all
+- **Ctrl+Up** and **Ctrl+Down** go through the queries of this session
+- **Ctrl+S** saves the result
+"""
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("ctrl+j,ctrl+enter,f9", "run", "Run", key_display="^j", priority=True),
+        Binding("ctrl+up", "history(-1)", "Earlier query", show=False, priority=True),
+        Binding("ctrl+down", "history(1)", "Later query", show=False, priority=True),
+        Binding("ctrl+@,ctrl+space", "complete", "Complete", show=False, priority=True),
+    ]
+
+    @dataclass
+    class Run(Message):
+        """The query is to be run."""
+
+        query: str
+
+    def __init__(self) -> None:
+        super().__init__(
+            soft_wrap=False, tab_behavior="focus", show_line_numbers=False, highlight_cursor_line=False
+        )
+        self.words = Words()
+        self.past: list[str] = []
+        self._at = 0
+        self._taken = ""
+        self.border_title = "SQL"
+
+    def on_mount(self) -> None:
+        try:
+            import tree_sitter_sql  # noqa: F401  # the grammar the highlighting needs
+        except ImportError:
+            pass
+        else:
+            self.language = "sql"
+        self._dress()
+        self.app.theme_changed_signal.subscribe(self, lambda _: self._dress())
+
+    def _dress(self) -> None:
+        """The colours of the words, on the ground of the application's theme."""
+        ours, builtin = ("dark", "vscode_dark") if self.app.current_theme.dark else ("light", "github_light")
+        words = TextAreaTheme.get_builtin_theme(builtin)
+        styles = dict(words.syntax_styles) if words else {}
+        if ours == "light":
+            styles |= DARKER
+        self.register_theme(TextAreaTheme(f"kinbase-{ours}", syntax_styles=styles))
+        self.theme = f"kinbase-{ours}"
+
+    @property
+    def popup(self) -> Completions:
+        return self.screen.query_one(Completions)
+
+    # Completion.
+
+    @on(TextArea.Changed)
+    def _changed(self) -> None:
+        row, column = self.cursor_location
+        word, owner = at_cursor(self.document.get_line(row)[:column])
+        if self.text == self._taken or not (word or owner) or word.isdigit():
+            self.popup.display = False
+            return
+        self._offer(word, owner)
+
+    def _offer(self, word: str, owner: str) -> None:
+        found = completions(self.words, self.text, word, owner)
+        popup = self.popup
+        popup.offer([] if [name for name, _ in found] == [word] else found)
+        if popup.display:
+            at = self.cursor_screen_offset
+            wide = min(max(len(n) for n, _ in found) + max(len(k) for _, k in found) + 7, 60)
+            tall = min(len(popup.names), 8) + 2
+            below = at.y + 1 + tall <= self.screen.size.height - 1
+            popup.styles.width, popup.styles.height = wide, tall
+            popup.styles.offset = Offset(
+                max(0, min(at.x - len(word), self.screen.size.width - wide)),
+                at.y + 1 if below else max(at.y - tall, 0),
+            )
+
+    def action_complete(self) -> None:
+        row, column = self.cursor_location
+        self._offer(*at_cursor(self.document.get_line(row)[:column]))
+
+    def _take(self) -> None:
+        popup = self.popup
+        if popup.highlighted is None:
+            return
+        name = popup.names[popup.highlighted]
+        row, column = self.cursor_location
+        word, _ = at_cursor(self.document.get_line(row)[:column])
+        popup.display = False
+        self.replace(name, (row, column - len(word)), (row, column))
+        self._taken = self.text
+
+    async def _on_key(self, event: Key) -> None:
+        popup = self.popup
+        if popup.display and event.key in ("up", "down", "tab", "escape"):
+            event.stop()
+            event.prevent_default()
+            if event.key == "up":
+                popup.action_cursor_up()
+            elif event.key == "down":
+                popup.action_cursor_down()
+            elif event.key == "tab":
+                self._take()
+            else:
+                popup.display = False
+            return
+        await super()._on_key(event)
+
+    def on_blur(self) -> None:
+        self.popup.display = False
+
+    # Running.
+
+    def action_run(self) -> None:
+        self.popup.display = False
+        query = self.selected_text.strip() or self.text.strip()
+        if not query:
+            return
+        if not self.past or self.past[-1] != self.text:
+            self.past.append(self.text)
+        self._at = len(self.past)
+        self.post_message(self.Run(query))
+
+    def action_history(self, by: int) -> None:
+        at = self._at + by
+        if 0 <= at < len(self.past) and self.past[at] == self.text:
+            at += by  # it is what stands there
+        if 0 <= at < len(self.past):
+            self._at = at
+            self._set(self.past[at])
+        elif at == len(self.past):
+            self._at = at
+            self._set("")
+
+    def _set(self, text: str) -> None:
+        self._taken = text
+        self.load_text(text)
+        self.move_cursor(self.document.end)
