@@ -1,4 +1,4 @@
-"""Rows and graphs to text, for people and for programs. Data goes to stdout, talk and progress to stderr.
+"""Rows and graphs to text, for people and for programs.
 
 Names come from files nobody vouches for: `safe` stands between them and every terminal.
 """
@@ -8,7 +8,7 @@ import json
 import math
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import date, datetime
 from io import StringIO
@@ -19,7 +19,6 @@ from unicodedata import category, east_asian_width
 
 if TYPE_CHECKING:
     import networkx as nx
-    import polars as pl
 
 
 FORMATS = ("table", "csv", "json", "jsonl")
@@ -278,89 +277,11 @@ def mermaid(graph: "nx.DiGraph") -> Iterator[str]:
         yield f"  {number[parent]} {line}{f'|{quoted(how)}|' if how else ''} {number[child]}"
 
 
-def model_page(about: dict[str, Any]) -> Iterator[str]:
-    """Lines that tell one model's row of `Kinbase.show`."""
-    yield safe(about["name"])
-    facts = (
-        "digest",
-        "base",
-        "family",
-        "relation",
-        "architecture",
-        "dtype",
-        "license",
-        "revision",
-        "source",
-        "created_at",
-        "imported_at",
-    )
-    lines = [(name, cell(about[name])) for name in facts if about[name] is not None]
-    lines.insert(4, ("parameters", count(about["parameters"])))
-    lines.insert(5, ("size", f"{count(about['bytes'])}B" if about["bytes"] else ""))
-    if about["coverage"] is not None:
-        lines.append(("coverage", f"{about['coverage']:.4f} of the base's parameters"))
-    if not about["has_weights"]:
-        lines.append(("weights", "none here: known by name or metadata only"))
-    for name, text in lines:
-        if text:
-            yield f"  {name:<13}{text}"
-    sections = (
-        ("other names", "aliases", ("alias", "kind")),
-        ("parents", "parents", ("parent", "relation", "method", "weight", "evidence")),
-        ("children", "children", ("child", "relation", "method", "weight", "evidence")),
-        ("scores", "scores", ("benchmark", "metric", "value", "stderr", "n_shot", "source")),
-        ("nearest kin", "kin", ("model", "pcc", "cs", "ed", "method")),
-        ("not finite", "nonfinite", ("tensor", "nonfinite")),
-        ("without a delta", "skipped", ("tensor", "reason")),
-    )
-    for title, key, columns in sections:
-        if about[key]:
-            out = StringIO()
-            write_rows(columns, [[row[column] for column in columns] for row in about[key]], "table", out)
-            yield ""
-            yield title
-            yield from ("  " + line for line in out.getvalue().splitlines())
-
-
-def table(frame: "pl.DataFrame") -> Iterator[str]:
-    """The lines of a frame as a table."""
+def table_lines(columns: Sequence[str], rows: Iterable[Row]) -> Iterator[str]:
+    """The lines of rows as a table."""
     out = StringIO()
-    write_rows(frame.columns, frame.iter_rows(), "table", out)
+    write_rows(columns, rows, "table", out)
     yield from out.getvalue().splitlines()
-
-
-@contextmanager
-def progress(description: str, *, unit: str = "bytes") -> Iterator[Callable[..., None]]:
-    """A bar on stderr with rate (of bytes) and time left; nothing when stderr is not a terminal.
-
-    Yields `report(done, total, what)`; `what`, where it is said, is shown in place of the description.
-    """
-    if not sys.stderr.isatty():
-        yield lambda done, total, what=None: None
-        return
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.progress import (
-        BarColumn,
-        DownloadColumn,
-        Progress,
-        TaskProgressColumn,
-        TextColumn,
-        TimeRemainingColumn,
-        TransferSpeedColumn,
-    )
-
-    amount = (DownloadColumn(), TransferSpeedColumn()) if unit == "bytes" else (TaskProgressColumn(),)
-    columns = (TextColumn("{task.description}"), BarColumn(), *amount, TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(description, total=None)
-
-        def report(done: int, total: int, what: str | None = None) -> None:
-            bar.update(task, description=escape(safe(what or description)))
-            if total:
-                bar.update(task, completed=done, total=total)
-
-        yield report
 
 
 @contextmanager
@@ -373,8 +294,3 @@ def written(path: str) -> Iterator[TextIO]:
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
-
-
-def say(message: str) -> None:
-    """One line of talk to the person."""
-    sys.stderr.write(safe(message) + "\n")

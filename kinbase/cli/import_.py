@@ -42,7 +42,7 @@ def import_(
     config, results, a table. Kinship is measured in one pass over the family of --base. Interrupted, the
     same command goes on where it stopped.
     """
-    from kinbase.text import progress, say
+    from kinbase.cli.console import progress, say
 
     counted = (children or parents or metadata_only) and sample is None and not stream
     with progress("reading" if counted else "measuring", unit="" if counted else "bytes") as report:
@@ -109,7 +109,7 @@ def link(
     weights: tuple[float, ...],
 ) -> None:  # fmt: skip
     """Say that CHILD was made from the PARENTs. A parent not known yet becomes a name without weights."""
-    from kinbase.text import say
+    from kinbase.cli.console import say
 
     base = db()
     known = set(base.names())
@@ -129,7 +129,7 @@ def link(
 @click.pass_obj
 def unlink(db: "Callable[[], Kinbase]", child: str, parents: tuple[str, ...]) -> None:
     """Take back what `link` said of CHILD and the PARENTs, or all of it. What files claim stays."""
-    from kinbase.text import say
+    from kinbase.cli.console import say
 
     for parent in db().unlink(child, parents):
         say(f"{child} is no longer linked to {parent}")
@@ -139,7 +139,7 @@ def unlink(db: "Callable[[], Kinbase]", child: str, parents: tuple[str, ...]) ->
 @click.pass_obj
 def migrate(db: "Callable[[], Kinbase]") -> None:
     """Bring the database to this version's schema. Nothing is changed if that fails."""
-    from kinbase.text import say
+    from kinbase.cli.console import say
 
     ran = db().migrate()
     say(f"ran {', '.join(ran)}" if ran else "the schema is up to date")
@@ -158,8 +158,8 @@ def demo(ctx: click.Context, folder: str, seed: int) -> None:
     """
     from pathlib import Path
 
-    from kinbase.cli.demo_page import demo_page, evolution_page
-    from kinbase.text import progress, say
+    from kinbase.cli.console import progress, say
+    from kinbase.cli.pages import demo_page, evolution_page
 
     root = ctx.find_root()
     say("training a family of tiny language models on six-digit exercises, for real: about a minute")

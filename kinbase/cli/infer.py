@@ -33,7 +33,7 @@ def check(
     A verdict is contradicted, undecidable (what would decide it is not here) or supported; the exit code is 0
     whatever they are. For MODELs that are named, kinship that is missing is measured first.
     """
-    from kinbase.text import progress
+    from kinbase.cli.console import progress
 
     if not 0 <= tolerance < math.inf:
         raise UsageError(f"--tolerance is a number of percent from 0, not {tolerance:g}")
@@ -69,7 +69,7 @@ def infer(
     Checkpoints are sorted into families; rounded copies and merges are told by their rounding floors, the rest
     becomes the likeliest tree. Each edge has a confidence; docs/inferring.md says how far it is to be trusted.
     """
-    from kinbase.text import progress, say
+    from kinbase.cli.console import progress, say
 
     if not 0 <= least <= 1:
         raise UsageError(f"--least is a confidence from 0 to 1, not {least:g}")
@@ -111,10 +111,11 @@ def recipe(
     """
     import json
 
-    from kinbase.cli.recipe_page import recipe_page
+    from kinbase.cli.console import progress, say
+    from kinbase.cli.pages import recipe_page
     from kinbase.provenance.recipes import mergekit_config as remaking
     from kinbase.provenance.recipes import search as finding
-    from kinbase.text import progress, say, written
+    from kinbase.text import written
 
     base = db()
     if output and output.endswith((".yaml", ".yml")):
@@ -166,7 +167,7 @@ def suggest(
     what its parents' scores leave room for. Heuristics: kinship tells how much a merge may change, not for better or worse.
     --replay holds the rules of stopping against a run, `path 1`, or the merges that led to a model.
     """
-    from kinbase.text import say
+    from kinbase.cli.console import say
 
     if top < 2 or patience < 1 or k < 1:
         raise UsageError("--top must be 2 or more, --patience and -k 1 or more")

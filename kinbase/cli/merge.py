@@ -47,7 +47,7 @@ def merge(
     Models are folders, or names in the database. Built in are linear, slerp, task_arithmetic, ties,
     dare_linear and dare_ties, with gradients and filters. Nothing is left of a merge that fails or is interrupted.
     """
-    from kinbase.text import progress, say
+    from kinbase.cli.console import progress, say
 
     with progress("merging") as report:
         (row,) = db().merge(config, out, name=name, backend=backend, seed=seed, device=device, import_=not no_import,
@@ -78,7 +78,7 @@ def evolve(
     and resumed: nothing that was finished is done again. CONFIG may name programs, which are run: do not run a
     stranger's. docs/evolution.md lists its keys.
     """
-    from kinbase.text import progress, say
+    from kinbase.cli.console import progress, say
 
     if (config is None) == (resume is None) or (resume and (name or dry_run)) or (config and trust):
         raise UsageError(

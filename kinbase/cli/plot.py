@@ -28,8 +28,8 @@ output_option = click.option(
 
 
 def _write(db: "Kinbase", output: str, kind: str, *names: str, **options: Any) -> None:
+    from kinbase.cli.console import say
     from kinbase.plotting.figure import check_ending
-    from kinbase.text import say
 
     check_ending(output)  # before the work, not after it
     db.plot(kind, *names, **options).save(output)

@@ -53,7 +53,7 @@ def show(db: "Callable[[], Kinbase]", model: str, form: str | None, output: str 
     if format_of(form, output) != "table":
         write_frame(about, form, output)
         return
-    from kinbase.text import model_page
+    from kinbase.cli.pages import model_page
 
     for line in model_page(about.row(0, named=True)):
         click.echo(line)
@@ -76,7 +76,7 @@ def tree(
     output: str | None,
 ) -> None:
     """The family tree of MODEL: its ancestors and descendants, each drawn once."""
-    from kinbase.text import say
+    from kinbase.cli.console import say
 
     both = up == down
     graph = db().tree(model, up=up or both, down=down or both, depth=depth)
@@ -120,7 +120,7 @@ def kin(
 
     What is missing is measured first, if the files are still there.
     """
-    from kinbase.text import progress, say
+    from kinbase.cli.console import progress, say
 
     metrics = _metrics(metric)
     base = db()
@@ -187,7 +187,7 @@ def export(db: "Callable[[], Kinbase]", models: tuple[str, ...], output: str) ->
     .graphml (NetworkX, Gephi), .dot (Graphviz), .mmd or .md (Mermaid, GitHub), .json (node-link) hold the graph.
     A folder FILE.kinbase holds the whole database, a Parquet file a table, and `kinbase import` reads it again.
     """
-    from kinbase.text import say
+    from kinbase.cli.console import say
 
     db().export(output, models)
     say(f"wrote {output}")

@@ -1,0 +1,133 @@
+"""The pages that `show`, `recipe` and `demo` print to a person."""
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from kinbase.text import cell, count, family_tree, matrix, safe, table_lines
+
+if TYPE_CHECKING:
+    import polars as pl
+
+    from kinbase.database import Kinbase
+
+
+def model_page(about: dict[str, Any]) -> Iterator[str]:
+    """Lines that tell one model's row of `Kinbase.show`."""
+    yield safe(about["name"])
+    facts = (
+        "digest",
+        "base",
+        "family",
+        "relation",
+        "architecture",
+        "dtype",
+        "license",
+        "revision",
+        "source",
+        "created_at",
+        "imported_at",
+    )
+    lines = [(name, cell(about[name])) for name in facts if about[name] is not None]
+    lines.insert(4, ("parameters", count(about["parameters"])))
+    lines.insert(5, ("size", f"{count(about['bytes'])}B" if about["bytes"] else ""))
+    if about["coverage"] is not None:
+        lines.append(("coverage", f"{about['coverage']:.4f} of the base's parameters"))
+    if not about["has_weights"]:
+        lines.append(("weights", "none here: known by name or metadata only"))
+    for name, text in lines:
+        if text:
+            yield f"  {name:<13}{text}"
+    sections = (
+        ("other names", "aliases", ("alias", "kind")),
+        ("parents", "parents", ("parent", "relation", "method", "weight", "evidence")),
+        ("children", "children", ("child", "relation", "method", "weight", "evidence")),
+        ("scores", "scores", ("benchmark", "metric", "value", "stderr", "n_shot", "source")),
+        ("nearest kin", "kin", ("model", "pcc", "cs", "ed", "method")),
+        ("not finite", "nonfinite", ("tensor", "nonfinite")),
+        ("without a delta", "skipped", ("tensor", "reason")),
+    )
+    for title, key, columns in sections:
+        if about[key]:
+            rows = [[row[column] for column in columns] for row in about[key]]
+            yield ""
+            yield title
+            yield from ("  " + line for line in table_lines(columns, rows))
+
+
+def recipe_page(recipe: Mapping[str, Any]) -> Iterator[str]:
+    """The lines that tell a person of `Recipe.as_dict()`: verdict, parents with intervals, what they rest on."""
+    method = f" ({recipe['method']})" if recipe["method"] else ""
+    yield safe(f"{recipe['model']}: {recipe['verdict']}{method}")
+    yield safe(f"  {recipe['reason']}")
+    if recipe["parents"]:
+        yield ""
+        mean = "mean coefficient" if recipe["by"] else "coefficient"
+        yield from table_lines(
+            ["parent", mean, "low", "high"],
+            [[p[key] for key in ("parent", "coefficient", "low", "high")] for p in recipe["parents"]],
+        )
+    if recipe["verdict"] == "merge" and recipe["base_weight"]:
+        yield safe(f"and {recipe['base_weight']:.4g} of the base {recipe['base']}")
+    for entry in recipe["lists"]:
+        what = entry["parent"] if entry["parent"] == "t" else f"weight of {entry['parent']}"
+        values = ", ".join(f"{value:.3g}" for value in entry["values"])
+        yield safe(f"{entry['block']}: {what} = [{values}]")
+    yield ""
+    facts = [
+        ("residual", recipe["residual"], "of the length of its change"),
+        ("floor", recipe["floor"], "what rounding to its dtype leaves"),
+        ("rho", recipe["rho"], "residual / floor"),
+        ("expected", recipe["expected"], "what rounding this very merge would leave"),
+        ("ratio", recipe["ratio"], "residual / expected"),
+        ("condition", recipe["condition"], "of the parents' Gram matrix: 1 unrelated, large near twins"),
+    ]
+    width = max(len(cell(value)) for _, value, _ in facts)
+    for name, value, meaning in facts:
+        if value is not None:
+            yield f"{name:10} {cell(value):>{width}}  {meaning}"
+    known = f"{recipe['candidates']} candidate{'' if recipe['candidates'] == 1 else 's'} of the family of {recipe['base']}"
+    yield safe(f"from {known}, over {recipe['coverage']:.1%} of the parameters")
+    for note in recipe["notes"]:
+        yield safe(f"note: {note}")
+
+
+def demo_page(db: "Kinbase", root: str) -> Iterator[str]:
+    """Lines that show the demo's family: its tree, accuracies, kinship, what merging gained, what to merge next."""
+    yield "\nWho came from whom"
+    yield from family_tree(db.tree(root))
+    yield "\nAccuracy on held-out exercises, percent"
+    yield from _table(db.accuracies())
+    yield "\nKinship: Pearson correlation of what two models changed in the base"
+    pairs = db.kinship()
+    values = {(a, b): pcc for a, b, pcc in pairs.select("model_a", "model_b", "pcc").iter_rows()}
+    names = sorted({*pairs["model_a"], *pairs["model_b"]})
+    yield from matrix(names, values | {(b, a): pcc for (a, b), pcc in values.items()}, "pcc")
+    yield "\nWhat merging gained: average accuracy over the parents' mean, and over the better parent"
+    yield from _table(db.average_gains())
+    yield "\nWorth merging next, and whom the child would be most akin to (a heuristic, no promise)"
+    worth = db.suggest(root, k=3)[0]
+    yield from _table(
+        worth.select("parent_a", "parent_b", "kinship", "nearest", "predicted_kinship", "reason")
+    )
+
+
+EVOLVED = """
+select generation, child, array_to_string(parents, ' + ') as parents, role, round(kinship, 3) as kinship,
+    round(score, 3) as score, kept
+from offspring where run = ? order by generation, position
+"""
+
+
+def evolution_page(db: "Kinbase", run: str, folder: str) -> Iterator[str]:
+    """Lines that show what the demo's run of evolution tried, and where to go on."""
+    yield "\nEvolution: the best pairs merged, and the best with its least kin; score: average accuracy"
+    yield from _table(db.sql(EVOLVED, [run]))
+    path = safe(db.store.path)
+    yield f"\nThe models are in {safe(folder)}/models, the database is {path}. Go on with"
+    yield f"  kinbase --db {path} recipe digits-all"
+    yield f"  kinbase --db {path} kin digits-sort digits-rank --by block"
+    yield f'  kinbase --db {path} sql "select * from lineage"'
+
+
+def _table(frame: "pl.DataFrame") -> Iterator[str]:
+    return table_lines(frame.columns, frame.iter_rows())
