@@ -180,7 +180,12 @@ class Edge:
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """One benchmark result, in the unit its source uses (accuracies as fractions or percent)."""
+    """One benchmark result, in the unit its source uses (accuracies as fractions or percent).
+
+    Results compare when benchmark, metric, `n_shot`, `split` (of a run with a limit also what was tested,
+    ``test[:100]``) and `template` (chat template, system prompt, examples as turns) are the same.
+    `higher_is_better` is None where the source does not say it.
+    """
 
     benchmark: str
     metric: str
@@ -191,6 +196,8 @@ class Score:
     split: str | None = None
     source: str | None = None
     evaluated_at: datetime | None = None
+    template: str | None = None
+    higher_is_better: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)

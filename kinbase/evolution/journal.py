@@ -167,7 +167,7 @@ with reading as (
     qualify row_number() over (
         partition by benchmark
         order by setting.metric <> 'normalised', setting.metric desc, setting.n_shot desc nulls last,
-            setting.split nulls first, setting.source nulls last
+            setting.split nulls first, setting.template nulls first, setting.source nulls last
     ) = 1
 )
 select avg(value order by benchmark), list(benchmark order by benchmark) from reading

@@ -1,33 +1,158 @@
 -- Benchmark results, and what merging gained.
 
+-- The latest statement of each source: of two about one model, tested the same way, the later test, or else the
+-- later import, or else the later row.
+create or replace view raw.latest as
+select
+    s.model_id, s.benchmark, s.metric, s.value, s.stderr, s.n_shot, s.split, s.template, s.source, s.evaluated_at,
+    coalesce(s.higher_is_better, k.higher_is_better) as higher_is_better,
+    if(k.is_known or s.higher_is_better is null or s.higher_is_better, k.best, null) as best
+from (
+    select *, rowid as place from raw.score
+    qualify row_number() over (
+        partition by model_id, benchmark, metric, n_shot, split, template, source
+        order by evaluated_at desc nulls last, imported_at desc, rowid desc
+    ) = 1
+) s
+join raw.metric k on k.benchmark = s.benchmark and k.metric = s.metric;
+
 create or replace view scores_all as
 select
-    m.name as model, s.benchmark, s.metric, s.value, s.stderr, s.n_shot, s.split, s.source, s.evaluated_at,
-    s.imported_at
-from raw.score s join raw.model m using (model_id);
+    m.name as model, s.benchmark, s.metric, s.value, s.stderr, s.n_shot, s.split, s.template,
+    coalesce(s.higher_is_better, k.higher_is_better) as higher_is_better, s.source, s.evaluated_at, s.imported_at
+from raw.score s
+join raw.metric k on k.benchmark = s.benchmark and k.metric = s.metric
+join raw.model m on m.model_id = s.model_id;
 
 create or replace view scores as
-select * exclude imported_at
-from scores_all
-qualify row_number() over (
-    partition by model, benchmark, metric, n_shot, split, source
-    order by evaluated_at desc nulls last, imported_at desc
-) = 1;
+select
+    m.name as model, s.benchmark, s.metric, s.value, s.stderr, s.n_shot, s.split, s.template, s.higher_is_better, s.source,
+    s.evaluated_at
+from raw.latest s join raw.model m on m.model_id = s.model_id;
 
 comment on view scores is
-    'The latest result of each model, benchmark, metric, n-shot, split and source; scores_all keeps every run. '
+    'The latest result of each model, benchmark, metric, n-shot, split, template and source; scores_all keeps every run. '
+    'A revision, a GGUF file or an adapter is a model of its own. '
     'What a source prints of its own arithmetic is kept too: the benchmark "average", and the metric "gain" (of a merge over the mean of its parents).';
 comment on view scores_all is 'Every result that was imported.';
 comment on column scores.value is 'in the unit of its source: a fraction or percent';
 comment on column scores.stderr is 'standard error, as its source says it';
 comment on column scores.n_shot is 'examples shown before the question';
+comment on column scores.split is 'of the benchmark; of a run with a limit also what was tested: test[:100]';
+comment on column scores.template is 'chat template, system prompt and examples as turns, each by a digest; NULL: none, or not said';
+comment on column scores.higher_is_better is 'as the file says, else by the view metrics; NULL: not known, and taken as true';
 comment on column scores.evaluated_at is 'when it was measured, as its source says it';
 
 -- Measured results of which more is better, so that they can be averaged and compared.
 create or replace view raw.reading as
-select model, benchmark, value, {'metric': metric, 'n_shot': n_shot, 'split': split, 'source': source} as setting
-from scores
-where metric <> 'gain' and not regexp_matches(metric, 'perplexity|bits_per|loss|error|brier', 'i');
+select
+    m.name as model, s.benchmark, s.value,
+    {'metric': s.metric, 'n_shot': s.n_shot, 'split': s.split, 'template': s.template, 'source': s.source} as setting, s.best
+from raw.latest s join raw.model m on m.model_id = s.model_id
+where s.metric <> 'gain' and coalesce(s.higher_is_better, true);
+
+-- What a model's score is, everywhere: the average that a source prints, or else a mean over benchmarks tested alike.
+
+create or replace view raw.model_score as
+with reading as (
+    select l.*, max(abs(value)) over (partition by benchmark, metric, source) <= 1 as is_fraction
+    from raw.latest l
+    where metric <> 'gain' and coalesce(higher_is_better, true)
+),
+printer as (select source, count(distinct model_id) as models from reading where benchmark = 'average' group by source),
+printed as (  -- of several the one whose source prints most
+    select r.model_id, r.source, r.value, r.is_fraction
+    from reading r join printer p on p.source is not distinct from r.source
+    where r.benchmark = 'average'
+    qualify row_number() over (partition by r.model_id order by p.models desc, r.source, r.metric, r.n_shot nulls first) = 1
+),
+printed_parts as (
+    select p.model_id, count(distinct r.benchmark) as benchmarks
+    from printed p join reading r on r.model_id = p.model_id and r.source is not distinct from p.source and r.benchmark <> 'average'
+    group by p.model_id
+),
+task as (  -- of those without: each test once, of the source that tested most
+    select
+        r.model_id, coalesce(f.base_id, if(r.model_id in (select base_id from raw.placed), r.model_id, null), 0) as family,
+        {'benchmark': r.benchmark, 'metric': r.metric, 'n_shot': r.n_shot, 'split': r.split, 'template': r.template} as test,
+        r.value, r.is_fraction, r.best
+    from reading r
+    join raw.placed f on f.model_id = r.model_id
+    join (
+        select benchmark, metric, n_shot, split, template, source, count(*) as models from reading group by all
+    ) n on n.benchmark = r.benchmark and n.metric = r.metric and n.n_shot is not distinct from r.n_shot
+        and n.split is not distinct from r.split and n.template is not distinct from r.template
+        and n.source is not distinct from r.source
+    where r.benchmark <> 'average' and r.model_id not in (select model_id from printed)
+    qualify row_number() over (
+        partition by r.model_id, r.benchmark, r.metric, r.n_shot, r.split, r.template order by n.models desc, r.source
+    ) = 1
+),
+lead_test as (  -- the test that most of a family took: who took it is compared
+    select family, test, count(*) as models, any_value(best) as best
+    from task group by family, test
+    qualify row_number() over (
+        partition by family
+        order by any_value(best) = 1 desc nulls last, count(*) desc, test.benchmark, test.metric desc, test.n_shot desc nulls last,
+            test.split nulls first, test.template nulls first
+    ) = 1
+),
+member as (
+    select t.family, t.model_id from task t join lead_test l on l.family = t.family and l.test is not distinct from t.test
+),
+shared as (  -- one test a benchmark, of those that all compared took
+    select t.family, t.test, bool_and(t.is_fraction) as is_fraction
+    from task t
+    join member m on m.model_id = t.model_id
+    join lead_test l on l.family = t.family
+    where t.test is not distinct from l.test or (t.best = 1 and l.best = 1 and abs(t.value) <= 100)
+    group by t.family, t.test, l.models having count(*) = l.models
+    qualify row_number() over (
+        partition by t.family, t.test.benchmark
+        order by t.test.metric <> 'normalised', t.test.metric desc, t.test.n_shot desc nulls last, t.test.split nulls first,
+            t.test.template nulls first
+    ) = 1
+),
+scale as (select family, bool_and(is_fraction) as all_fractions from shared group by family),
+mean as (
+    select
+        t.model_id, avg(t.value * if(t.is_fraction and not c.all_fractions, 100, 1) order by t.test.benchmark) as score,
+        count(*) as benchmarks, list(t.test.benchmark order by t.test.benchmark) as names
+    from task t
+    join member m on m.model_id = t.model_id
+    join shared s on s.family = t.family and s.test is not distinct from t.test
+    join scale c on c.family = t.family
+    group by t.model_id
+)
+select
+    p.model_id, p.value * if(p.is_fraction and not (select bool_and(is_fraction) from printed), 100, 1) as score,
+    coalesce(n.benchmarks, 0) as benchmarks, 'average printed by ' || coalesce(p.source, 'a source without a name') as source
+from printed p left join printed_parts n on n.model_id = p.model_id
+union all
+select
+    m.model_id, m.score, m.benchmarks,
+    'mean over ' || array_to_string(m.names[:6], ', ') || if(m.benchmarks > 6, ' and ' || (m.benchmarks - 6) || ' more', '')
+from mean m
+union all
+select distinct
+    t.model_id, null::double, 0,
+    'none: it lacks ' || l.test.benchmark || ' (' || concat_ws(', ', l.test.metric, l.test.n_shot || '-shot', l.test.split, l.test.template)
+    || '), which ' || l.models || if(l.models = 1, ' model', ' models') || ' of its family took alike'
+from task t join lead_test l on l.family = t.family
+where t.model_id not in (select model_id from mean);
+
+create or replace view model_scores as
+select m.name as model, s.score, s.benchmarks, s.source
+from raw.model_score s join raw.model m on m.model_id = s.model_id;
+
+comment on view model_scores is
+    'One row a model with results: its score. The average that a source prints (of several the source that prints most); for models '
+    'without one the mean over the benchmarks that all compared models of their family have, tested alike (metric, n-shot, split, template), '
+    'on one scale (percent where any is). Compared are those that took the test most of the family took; for others the score is NULL. '
+    'Never a gain, never a metric of which less is better.';
+comment on column model_scores.score is 'NULL where the model took none of the tests that its family is compared on';
+comment on column model_scores.benchmarks is 'how many the score is over; 0: none, or a printed average of unknown parts';
+comment on column model_scores.source is 'who prints the average, or which benchmarks the mean is over, or why there is none';
 
 create or replace view raw.merge as
 select child_id as model_id, c.name as model, parents, method
@@ -94,7 +219,7 @@ join raw.merge_base b using (model_id)
 where h.experts is null and b.base is not null;
 
 -- Which result counts when a benchmark has several: the one that most counterparts have as well, under the same
--- metric, n-shot and split; then one whose source tested most of them; then normalised before raw; then the
+-- metric, n-shot, split and template; then one whose source tested most of them; then normalised before raw; then the
 -- last metric in the alphabet, which prefers acc_norm to acc, mc2 to mc1 and strict-match to flexible-extract.
 -- Results of two sources meet only when both are fractions or neither is, and averages never: what they are
 -- averages of is not said.
@@ -102,7 +227,7 @@ where h.experts is null and b.base is not null;
 create or replace view raw.compared as
 with candidate as (
     select
-        c.model, c.role, c.other, own_reading.benchmark, own_reading.setting, own_reading.value as score,
+        c.model, c.role, c.other, own_reading.benchmark, own_reading.setting, own_reading.best, own_reading.value as score,
         arg_min(their_reading.value, {'foreign': their_reading.setting.source is distinct from own_reading.setting.source, 'source': their_reading.setting.source})
             as value,
         min(their_reading.setting.source is distinct from own_reading.setting.source)::integer as foreign_source
@@ -113,29 +238,30 @@ with candidate as (
         and their_reading.setting.metric = own_reading.setting.metric
         and their_reading.setting.n_shot is not distinct from own_reading.setting.n_shot
         and their_reading.setting.split is not distinct from own_reading.setting.split
+        and their_reading.setting.template is not distinct from own_reading.setting.template
         and (their_reading.setting.source is not distinct from own_reading.setting.source
             or (own_reading.benchmark <> 'average' and (abs(their_reading.value) <= 1) = (abs(own_reading.value) <= 1)))
-    group by c.model, c.role, c.other, own_reading.benchmark, own_reading.setting, own_reading.value
+    group by c.model, c.role, c.other, own_reading.benchmark, own_reading.setting, own_reading.best, own_reading.value
 )
 select
-    model, role, benchmark, setting, score,
+    model, role, benchmark, setting, best, score,
     count(*) as others,
     count(value) as known,
     list({'model': other, 'score': value} order by other) filter (value is not null) as results
 from candidate
-group by model, role, benchmark, setting, score
+group by model, role, benchmark, setting, best, score
 qualify row_number() over (
     partition by model, role, benchmark
     order by
         count(*) - count(value), sum(foreign_source), setting.metric <> 'normalised', setting.metric desc,
-        setting.n_shot desc nulls last, setting.split nulls first, setting.source nulls last
+        setting.n_shot desc nulls last, setting.split nulls first, setting.template nulls first, setting.source nulls last
 ) = 1;
 
 -- Sums go in a fixed order, so that the same scores give the same bits.
 create or replace view merge_gains as
 with benchmark_row as (
     select
-        model, benchmark, setting.metric as metric, score,
+        model, benchmark, setting.metric as metric, score, best = 1 and abs(score) <= 100 as on_scale,
         if(others >= 2 and known = others, results, null) as results,  -- one named parent is no merge: another is missing
         abs(score) <= 1 and list_bool_and(list_transform(results, lambda r: abs(r.score) <= 1)) as fraction
     from raw.compared
@@ -146,7 +272,7 @@ shared as (
         model, benchmark, score, results,
         if(fraction and not bool_and(fraction) over (partition by model), 100, 1) as scale
     from benchmark_row
-    where results is not null and benchmark <> 'average'
+    where results is not null and benchmark <> 'average' and on_scale
 ),
 parent_average as (
     select model, result.model as parent, avg(result.score * scale order by benchmark) as score
@@ -210,7 +336,8 @@ left join reported r on r.model = l.model and r.benchmark = l.benchmark;
 comment on view merge_gains is
     'One row a merge and benchmark, and one for its average: the score less the mean of its parents'' (arXiv 2410.12613, '
     'equation 6). The average is over the benchmarks that the merge and all its parents have, or the printed one where they '
-    'share none. Of several results the one counts that merge and parents have alike: same metric, n-shot and split, '
+    'share none; only metrics that are fractions or percent are averaged, and those of which less is better are no gains. '
+    'Of several results the one counts that merge and parents have alike: same metric, n-shot, split and template, '
     'if possible of one source; then normalised before raw, acc_norm before acc, mc2 before mc1.';
 comment on column merge_gains.parents is 'by claims of relation merge, each once; a base is none';
 comment on column merge_gains.kinship is 'mean PCC over all pairs of parents; NULL unless all are known';

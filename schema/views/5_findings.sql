@@ -102,7 +102,8 @@ from raw.reading
 where benchmark <> 'average'
 qualify row_number() over (
     partition by model, setting.source, benchmark
-    order by setting.metric <> 'normalised', setting.metric desc, setting.n_shot desc nulls last, setting.split nulls first
+    order by setting.metric <> 'normalised', setting.metric desc, setting.n_shot desc nulls last, setting.split nulls first,
+        setting.template nulls first
 ) = 1;
 
 create or replace macro check_averages(tolerance) as table
