@@ -18,9 +18,6 @@ UNREAD_DTYPE_BITS = {
     "F4": 4,
     "F6_E2M3": 6,
     "F6_E3M2": 6,
-    "F8_E8M0": 8,
-    "F8_E4M3FNUZ": 8,
-    "F8_E5M2FNUZ": 8,
     "C64": 64,
 }
 """Dtypes the format knows and kinbase has no arithmetic for; their lengths are checked all the same."""

@@ -31,6 +31,9 @@ DTYPE_BYTES = {
     "BF16": 2,
     "F8_E4M3": 1,
     "F8_E5M2": 1,
+    "F8_E8M0": 1,
+    "F8_E4M3FNUZ": 1,
+    "F8_E5M2FNUZ": 1,
     "I64": 8,
     "U64": 8,
     "I32": 4,
@@ -44,7 +47,7 @@ DTYPE_BYTES = {
 """Bytes per element of each safetensors dtype code that is read."""
 
 FLOAT_DTYPES = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
-"""The dtypes that hold weights. The others are buffers, which have no delta."""
+"""The dtypes that hold weights. The others are buffers, codes and scales, which have no delta."""
 
 
 ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+:")

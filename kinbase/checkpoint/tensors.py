@@ -3,8 +3,9 @@
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from kinbase.checkpoint import DTYPE_BYTES, FLOAT_DTYPES, Checkpoint, Facts, Problem, Record, Tensor
+from kinbase.checkpoint import FLOAT_DTYPES, Checkpoint, Facts, Problem, Record, Tensor
 from kinbase.checkpoint.files import shown
+from kinbase.checkpoint.packed import packed, why
 from kinbase.checkpoint.untrusted import name
 
 HEADS = ("lm_head.weight", "embed_out.weight", "cls.predictions.decoder.weight")
@@ -19,14 +20,6 @@ EMBEDDINGS = (
     "shared.weight",
 )
 """Names (ends of names) of the input embedding."""
-
-_PACKED = (".qweight", ".weight_packed", ".W_q", "_blocks")
-"""Ends of names of integer tensors that hold several weights an element (GPTQ, AWQ, HQQ, MXFP4)."""
-
-_SCALES = ("weight_scale_inv", "weight_scale", "weight.absmax", "SCB", "scale", "scales")
-"""What stands in place of `weight` in the name of the scales a stored weight must be multiplied by."""
-
-_PACKING_DTYPES = ("U8", "I8", "I32", "U32")
 
 _TORCH_NAMES = {
     "F64": "float64",
@@ -53,8 +46,9 @@ def records(
     architecture = name(architectures[0], []) if isinstance(architectures, list) and architectures else None
     stored = config.get("torch_dtype", config.get("dtype"))
     stored = (name(stored, []) or "").removeprefix("torch.") or None
-    reason = packed(weights, config)
-    if reason:
+    codes = packed(weights.tensors, config, _narrow(weights))
+    if codes:
+        reason = why(codes, config)
         yield Facts(weights.name, architecture=architecture, dtype=stored, relation="quantized")
         yield Problem(f"{shown(weights.source)} has no weights to compare and is kept for lineage: {reason}")
         return
@@ -78,37 +72,9 @@ def torch_dtype(tensors: Iterable[Tensor]) -> str | None:
     return _TORCH_NAMES[max(sizes, key=lambda code: sizes[code])] if sizes else None
 
 
-def packed(weights: Checkpoint, config: Mapping[str, Any] | None = None) -> str | None:
-    """Why the stored numbers are not the weights, or None when they are.
-
-    Decided by the tensors: integers that hold several weights each, or one-byte weights beside the
-    scales they must be multiplied by. `config` gives the method its name and, where it says that
-    the model is quantised, makes any integer matrix a packed one.
-    """
-    method = _method(config)
-    names = {tensor.name for tensor in weights.tensors} | weights.skipped.keys()
-    for tensor in weights.tensors:
-        what = f"{method} weights: {shown(tensor.name)}"
-        stem = tensor.name.removesuffix("weight")
-        if stem != tensor.name and DTYPE_BYTES[tensor.dtype] == 1:
-            scale = next((stem + end for end in _SCALES if stem + end in names), None)
-            if scale:
-                return f"{what} has to be multiplied by {shown(scale)}"
-        if tensor.dtype in _PACKING_DTYPES and (
-            tensor.name.endswith(_PACKED) or (config_says(config) and len(tensor.shape) > 1)
-        ):
-            return f"{what} holds packed {tensor.dtype}, not plain floats"
-    return None
-
-
-def config_says(config: Mapping[str, Any] | None) -> bool:
-    """Whether a config.json declares its checkpoint quantised."""
-    return bool(config) and isinstance((config or {}).get("quantization_config"), dict)
-
-
-def _method(config: Mapping[str, Any] | None) -> str:
-    method = config["quantization_config"].get("quant_method") if config and config_says(config) else None
-    return f"quantised ({shown(method)})" if isinstance(method, str) else "quantised"
+def _narrow(weights: Checkpoint) -> list[str]:
+    """The tensors in dtypes of less than 8 bits, which are not read."""
+    return [n for n, reason in weights.skipped.items() if reason.startswith(("dtype 'F4", "dtype 'F6"))]
 
 
 def drop_tied(
