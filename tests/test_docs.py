@@ -7,7 +7,7 @@ import pytest
 
 import kinbase
 from kinbase.checkpoint import Edge, Facts, Score, Task, Training
-from kinbase.store import names as naming
+from kinbase.store import names
 from kinbase.store.lineage import put_edges
 from kinbase.store.models import put_facts
 from kinbase.store.scores import put_scores, put_tasks, put_trainings
@@ -136,7 +136,7 @@ def told(empty):
         tuned = [Edge("base", "finetune", "card", child) for child in "abc"]
         put_edges(con, None, "cards", [*tuned, Edge("ab", "finetune", "card", "abd")])
         for name, license in (("b", "cc-by-nc-4.0"), ("ab", "apache-2.0"), ("a", "mit")):
-            put_facts(con, naming.named(con, name), Facts(name, license=license))
+            put_facts(con, names.named(con, name), Facts(name, license=license))
         put_tasks(con, [Task("gsm8k", "math"), Task("nli", "inference")])
         put_trainings(con, None, [Training("gsm8k", "a")])
         scores = {"base": (10, 50), "a": (80, 1), "ac": (60, 55)}

@@ -9,8 +9,7 @@ import torch
 from ruamel.yaml import YAML
 from safetensors.torch import load_file
 
-from kinbase.demo import family as demo
-from kinbase.demo.family import FAMILY, Merged, make_family
+from kinbase.demo.family import FAMILY, FIRST_DATE, LORA_TARGETS, Merged, accuracies, make_family
 from kinbase.demo.model import (
     DIGITS,
     FIRST_TASK,
@@ -34,8 +33,8 @@ SCALE = 0.03
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
     """Shrink the models and the examinations of every test here, and leave the other cores alone."""
-    monkeypatch.setattr(demo, "CONFIG", SMALL)
-    monkeypatch.setattr(demo, "EXAMPLES", 50)
+    monkeypatch.setattr("kinbase.demo.family.CONFIG", SMALL)
+    monkeypatch.setattr("kinbase.demo.family.EXAMPLES", 50)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -46,8 +45,8 @@ def small(monkeypatch):
 def folders(tmp_path_factory):
     """The reduced family's folders by name."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(demo, "CONFIG", SMALL)
-        patch.setattr(demo, "EXAMPLES", 50)
+        patch.setattr("kinbase.demo.family.CONFIG", SMALL)
+        patch.setattr("kinbase.demo.family.EXAMPLES", 50)
         made = make_family(tmp_path_factory.mktemp("demo"), steps_scale=SCALE)
     return {folder.name: folder for folder in made}
 
@@ -237,13 +236,13 @@ def test_results_are_what_the_saved_weights_score(folders):
         record = json.loads(next(folders[name].glob("results_*.json")).read_text())
         assert record["model_name"] == name
         assert set(record["results"]) == set(record["n-shot"]) == set(TASKS)
-        assert record["date"] == demo.FIRST_DATE.timestamp() + 86_400 * order
+        assert record["date"] == FIRST_DATE.timestamp() + 86_400 * order
         if name != "digits-rank-lora":
             for task, scores in record["results"].items():
                 accuracy, stderr = evaluate(load(folders[name]), task, 50)
                 assert scores == {"alias": task, "acc,none": accuracy, "acc_stderr,none": stderr}
     # The evaluator of the demo's evolution finds the same.
-    found = demo.accuracies(str(folders["digits-all"]))
+    found = accuracies(str(folders["digits-all"]))
     stored = json.loads(next(folders["digits-all"].glob("results_*.json")).read_text())["results"]
     assert {task: scores["acc"] for task, scores in found.items()} == {
         task: scores["acc,none"] for task, scores in stored.items()
@@ -325,7 +324,7 @@ def test_adapter_is_pefts_and_its_delta_is_scaled_b_times_a(folders):
 
     # The adapted model is the base with 16 / 8 * B @ A added.
     adapted, plain = load(folders["digits-base"]), load(folders["digits-base"])
-    add_lora(adapted, demo.LORA_TARGETS, 8, 16, seed=0)
+    add_lora(adapted, LORA_TARGETS, 8, 16, seed=0)
     state = {name.removeprefix("base_model.model."): tensor for name, tensor in factors.items()}
     assert not adapted.load_state_dict(state, strict=False).unexpected_keys
     for name, tensor in factors.items():
@@ -346,7 +345,9 @@ def test_a_rerun_makes_only_what_is_missing(folders, tmp_path, monkeypatch):
     half = family / "models" / ".digits-all.part"
     half.mkdir()
     (half / "junk").write_text("an interrupted write")
-    monkeypatch.setattr(demo, "train", lambda *_, **__: pytest.fail("trained a finished model again"))
+    monkeypatch.setattr(
+        "kinbase.demo.family.train", lambda *_, **__: pytest.fail("trained a finished model again")
+    )
     heard = []
     made = make_family(family, steps_scale=SCALE, progress=lambda name, share: heard.append((name, share)))
     assert contents(made) == contents(folders.values())

@@ -10,9 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kinbase.errors import KinbaseError
-from kinbase.evolution import replay as replays
-from kinbase.evolution import suggest as advice
-from kinbase.evolution.replay import Generation, replay
+from kinbase.evolution import suggest
+from kinbase.evolution.replay import COLUMNS, Generation, replay
 from kinbase.evolution.suggest import Step, predict, predict_from_kinship, saturation
 
 
@@ -88,7 +87,7 @@ def test_near_twins_come_last_and_say_so(db, tmp_path):
     db.import_([write_safetensors(tmp_path / "twin" / "model.safetensors", twin)], name="twin", base="base")
     rows = db.suggest(k=100)[0].to_dicts()
     assert {rows[-1]["parent_a"], rows[-1]["parent_b"]} == {"ft_a", "twin"}
-    assert rows[-1]["predicted_kinship"] > advice.TWIN
+    assert rows[-1]["predicted_kinship"] > suggest.TWIN
     assert rows[-1]["reason"].startswith("not worth making: a near twin of")
 
 
@@ -152,7 +151,7 @@ def test_each_rule_stops_where_its_words_say():
         generation(4, 0.96, 80.0, ("d", "c"), 0.97),
         generation(5, 0.97, 81.0, ("d", "e"), 0.97),
     ]
-    found = {row[0]: dict(zip(replays.COLUMNS, row, strict=True)) for row in replay(history)}
+    found = {row[0]: dict(zip(COLUMNS, row, strict=True)) for row in replay(history)}
     assert {rule: row["stops_after"] for rule, row in found.items()} == {
         "literal": 1, "sustained": 4, "top-k mean": 3, "unchanged top-k": 3,
     }  # fmt: skip

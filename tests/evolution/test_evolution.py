@@ -13,10 +13,8 @@ import pytest
 
 import kinbase
 from kinbase.errors import KinbaseError
-from kinbase.evolution import config as configs
-from kinbase.evolution import duplicates as twins
-from kinbase.evolution import mating as strategies
-from kinbase.evolution import stopping
+from kinbase.evolution import config as run_config
+from kinbase.evolution import duplicates, mating, stopping
 from kinbase.evolution.config import Config, Evaluate, Explore, Grid, Merge, Stop
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "model-kinship"
@@ -39,33 +37,33 @@ def kin(**pairs):
 
 
 def parents(plan):
-    return [mating.parents for mating in plan[0]]
+    return [m.parents for m in plan[0]]
 
 
 SCORES = {"a": 1.0, "b": 4.0, "c": 3.0, "d": 2.0}
 
 
 def test_greedy_pairs_the_k_best_the_better_first():
-    plan = strategies.greedy(population(SCORES), {}, SCORES, BASIS)
+    plan = mating.greedy(population(SCORES), {}, SCORES, BASIS)
     assert parents(plan) == [("b", "c"), ("b", "d"), ("c", "d")]
     assert plan[1] == []
 
 
 def test_a_pair_with_a_child_is_not_merged_again():
     graph = population(SCORES, [("bc", ("b", "c"))])
-    plan = strategies.greedy(graph, {}, SCORES, BASIS)
+    plan = mating.greedy(graph, {}, SCORES, BASIS)
     assert parents(plan) == [("b", "d"), ("c", "d")]
     assert plan[1] == ["1 of the 3 pairs of the best were merged before"]
     other = replace(BASIS, merge=Merge("linear"))  # by another method it is another model
-    assert len(strategies.greedy(graph, {}, SCORES, other)[0]) == 3
+    assert len(mating.greedy(graph, {}, SCORES, other)[0]) == 3
 
 
 def test_of_many_pairs_the_k_with_the_best_parents_or_all():
     four = replace(BASIS, k=4)  # six pairs
-    assert parents(strategies.greedy(population(SCORES), {}, SCORES, four)) == [
+    assert parents(mating.greedy(population(SCORES), {}, SCORES, four)) == [
         ("b", "c"), ("b", "d"), ("b", "a"), ("c", "d"),  # sums 7, 6, 5 and 5: of equal ones the first by name
     ]  # fmt: skip
-    assert len(strategies.greedy(population(SCORES), {}, SCORES, replace(four, pairs="all"))[0]) == 6
+    assert len(mating.greedy(population(SCORES), {}, SCORES, replace(four, pairs="all"))[0]) == 6
 
 
 def test_exploration_takes_the_least_akin_of_the_pool():
@@ -74,7 +72,7 @@ def test_exploration_takes_the_least_akin_of_the_pool():
     known = kin(bca=0.0) | {
         frozenset(("bc", m)): value for m, value in {"a": 0.1, "b": 0.9, "c": 0.8, "d": 0.4}.items()
     }
-    matings, _ = strategies.kinship(graph, known, scores, BASIS)
+    matings, _ = mating.kinship(graph, known, scores, BASIS)
     assert (matings[-1].parents, matings[-1].role, matings[-1].kinship) == (("bc", "a"), "explore", 0.1)
     assert "pcc 0.1" in matings[-1].reason
     assert [m.role for m in matings[:-1]] == ["pair", "pair"]  # bc+b, bc+c; b+c has its child
@@ -87,7 +85,7 @@ def variant(**options):
     known = {frozenset(("x", m)): value for m, value in values.items()}
     metric = options.pop("metric", "pcc")
     config = replace(BASIS, k=2, metric=metric, explore=Explore(**options))
-    matings, left_out = strategies.kinship(graph, known, scores, config)
+    matings, left_out = mating.kinship(graph, known, scores, config)
     return next((m.parents[1] for m in matings if m.role == "explore"), None), left_out
 
 
@@ -104,9 +102,9 @@ def test_the_papers_variants_of_exploration():
 
 
 def test_unknown_kinship_is_no_kinship():
-    matings, _ = strategies.kinship(population(SCORES), kin(ba=0.5), SCORES, BASIS)
+    matings, _ = mating.kinship(population(SCORES), kin(ba=0.5), SCORES, BASIS)
     assert matings[-1].parents == ("b", "a")
-    matings, left_out = strategies.kinship(population(SCORES), {}, SCORES, BASIS)
+    matings, left_out = mating.kinship(population(SCORES), {}, SCORES, BASIS)
     assert all(m.role == "pair" for m in matings)
     assert left_out == [
         "no exploration: b has no partner of known kinship left in the pool; with 1 others its kinship is not known"
@@ -116,7 +114,7 @@ def test_unknown_kinship_is_no_kinship():
 def test_a_grid_has_every_cell_once():
     grid = Grid(("linear", "dare_ties"), (2, 4), (0, 1, 2))
     config = replace(BASIS, strategy="grid", models=tuple("abcd"), grid=grid)
-    matings, left_out = strategies.grid(population(SCORES), {}, SCORES, config)
+    matings, left_out = mating.grid(population(SCORES), {}, SCORES, config)
     cells = {(m.method, len(m.parents), m.seed) for m in matings}
     # four of four are the same four whatever the seed: linear once, dare_ties with three masks
     assert {c for c in cells if c[1] == 4} == {("linear", 4, 0), *(("dare_ties", 4, s) for s in range(3))}
@@ -125,7 +123,7 @@ def test_a_grid_has_every_cell_once():
     assert all(
         chosen[m.seed, 2] == m.parents for m in matings if m.method == "linear" and len(m.parents) == 2
     )
-    assert strategies.grid(population(SCORES), {}, SCORES, config) == (
+    assert mating.grid(population(SCORES), {}, SCORES, config) == (
         matings,
         left_out,
     )  # same seed, same plan
@@ -193,14 +191,14 @@ def test_a_linear_childs_kin_is_told_from_its_parents_sums():
     deltas[3] = 0.5 * deltas[0] + 0.5 * deltas[1] + 0.01 * rng.normal(size=1000)
     child = 0.3 * deltas[0] + 0.7 * deltas[1]
     cosines = deltas @ child / np.linalg.norm(deltas, axis=1) / np.linalg.norm(child)
-    found = twins.nearest(deltas @ deltas.T, [0, 1], [0.3, 0.7])
+    found = duplicates.nearest(deltas @ deltas.T, [0, 1], [0.3, 0.7])
     assert found == (
         int(np.argmax(cosines)),
         pytest.approx(cosines.max(), abs=1e-12),
     )  # float64 sums of 1,000
     products = deltas @ deltas.T
     products[0, 1] = products[1, 0] = math.nan
-    assert twins.nearest(products, [0, 1], [0.3, 0.7]) is None
+    assert duplicates.nearest(products, [0, 1], [0.3, 0.7]) is None
 
 
 def test_what_selects_elements_cannot_be_told():
@@ -211,13 +209,13 @@ def test_what_selects_elements_cannot_be_told():
             "parameters": parameters,
         }
 
-    assert twins.weights(made("linear")) == [0.5, 0.5]
-    assert twins.weights(made("slerp", t=0.25)) == [0.75, 0.25]
-    assert twins.weights(made("task_arithmetic", **{"lambda": 2.0})) == [1.0, 1.0]
-    assert twins.weights(made("slerp", t=[0, 1])) is None
-    assert twins.weights(made("task_arithmetic", **{"lambda": [0.5, 1]})) is None
-    assert twins.weights(made("linear", normalize=[{"value": False}])) is None
-    assert twins.weights(made("ties")) is None
+    assert duplicates.weights(made("linear")) == [0.5, 0.5]
+    assert duplicates.weights(made("slerp", t=0.25)) == [0.75, 0.25]
+    assert duplicates.weights(made("task_arithmetic", **{"lambda": 2.0})) == [1.0, 1.0]
+    assert duplicates.weights(made("slerp", t=[0, 1])) is None
+    assert duplicates.weights(made("task_arithmetic", **{"lambda": [0.5, 1]})) is None
+    assert duplicates.weights(made("linear", normalize=[{"value": False}])) is None
+    assert duplicates.weights(made("ties")) is None
 
 
 # Configurations.
@@ -232,7 +230,7 @@ evaluate: {by: command, command: [./score, "{model}"]}
 def wrong(tmp_path, text):
     (tmp_path / "run.yaml").write_text(text)
     with pytest.raises(KinbaseError) as raised:
-        configs.read(tmp_path / "run.yaml")
+        run_config.read(tmp_path / "run.yaml")
     message = str(raised.value)
     assert "\n" not in message
     assert "run.yaml" in message
@@ -272,10 +270,10 @@ def test_a_wrong_key_or_value_is_named(tmp_path, added, said):
 
 def test_a_configuration_survives_its_row(tmp_path):
     (tmp_path / "run.yaml").write_text(GOOD + "stop: {disk: 1.5GB}\nmerge: {parameters: {t: [0, 0.5, 1]}}\n")
-    config = configs.read(tmp_path / "run.yaml", "other")
+    config = run_config.read(tmp_path / "run.yaml", "other")
     assert (config.name, config.out) == ("other", str(tmp_path / "other"))
     assert config.stop.disk_bytes() == 1_500_000_000
-    assert configs.loads(configs.dumps(config)) == config
+    assert run_config.loads(run_config.dumps(config)) == config
 
 
 # The published experiment.

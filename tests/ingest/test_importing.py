@@ -9,9 +9,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import kinbase
-from kinbase.checkpoint import open as sources
+from kinbase.checkpoint.open import importers
 from kinbase.errors import KinbaseError, UsageError
-from kinbase.ingest import family_pass as measuring
+from kinbase.ingest import family_pass
 
 
 def rows(db, query, *parameters):
@@ -57,7 +57,7 @@ def test_a_model_is_told_in_full(db, family):
 
 def test_importing_twice_is_importing_once(db, family, monkeypatch):
     before = snapshot(db)
-    monkeypatch.setattr(measuring, "run", None)  # unchanged files are not read again
+    monkeypatch.setattr(family_pass, "run", None)  # unchanged files are not read again
     assert set(db.import_(family.values(), base="base")["status"]) == {"unchanged"}
     assert set(db.import_(family.values())["status"]) == {"unchanged"}
     assert snapshot(db) == before
@@ -164,7 +164,7 @@ def test_a_bad_source_does_not_keep_the_others_out(tmp_path, family):
 
 def test_a_file_that_changes_under_the_pass_fails_alone(tmp_path, family, monkeypatch):
     moving = copy(family, "ft_b", tmp_path / "moving")
-    run = measuring.run
+    run = family_pass.run
 
     def touching(*args, **options):
         if any(checkpoint.name == "moving" for checkpoint in args[0].members):
@@ -172,7 +172,7 @@ def test_a_file_that_changes_under_the_pass_fails_alone(tmp_path, family, monkey
                 file.write(b"more")
         return run(*args, **options)
 
-    monkeypatch.setattr(measuring, "run", touching)
+    monkeypatch.setattr(family_pass, "run", touching)
     db = kinbase.open(tmp_path / "kin.duckdb")
     report = db.import_([family["base"], family["ft_a"], moving, family["ft_c"]], base="base")
     assert report["status"].to_list() == ["imported", "imported", "failed", "imported"]
@@ -198,7 +198,7 @@ def test_members_whose_files_are_gone_are_named(tmp_path, family):
 
 def test_an_interrupted_import_leaves_no_model_and_goes_on(db, tmp_path, family, monkeypatch):
     other = kinbase.open(tmp_path / "other.duckdb")
-    run = measuring.run
+    run = family_pass.run
     seen = []
 
     def interrupted(*args, **options):
@@ -207,7 +207,7 @@ def test_an_interrupted_import_leaves_no_model_and_goes_on(db, tmp_path, family,
                 raise KeyboardInterrupt
             yield sums
 
-    monkeypatch.setattr(measuring, "run", interrupted)
+    monkeypatch.setattr(family_pass, "run", interrupted)
     with pytest.raises(KeyboardInterrupt):
         other.import_(family.values(), base="base")
     assert rows(other, "from models") == []
@@ -218,7 +218,7 @@ def test_an_interrupted_import_leaves_no_model_and_goes_on(db, tmp_path, family,
             seen.append(sums.position)
             yield sums
 
-    monkeypatch.setattr(measuring, "run", watched)
+    monkeypatch.setattr(family_pass, "run", watched)
     other.import_(family.values(), base="base")
     assert 0 not in seen and len(seen) == len(load_file(family["base"] / "model.safetensors")) - 9
     assert rows(other, "select count(*) from raw.pass") == [(0,)]
@@ -335,7 +335,7 @@ def test_an_unknown_name_lists_the_near_ones(db):
 
 
 def test_importers_are_found_by_entry_point():
-    names = {module.__name__.rpartition(".")[2] for module in sources.importers()}
+    names = {module.__name__.rpartition(".")[2] for module in importers()}
     assert {"folder", "safetensors", "pytorch", "adapter", "cache"} <= names
 
 
@@ -350,7 +350,7 @@ def test_a_chosen_name_for_known_files_is_another_name(db, family):
 
 def test_a_long_pass_is_kept_before_the_next_family_begins(tmp_path, family, monkeypatch):
     """Two families in one import, interrupted in the second: the first is not measured again."""
-    monkeypatch.setattr(measuring, "KEEP_EVERY", 0.0)
+    monkeypatch.setattr(family_pass, "KEEP_EVERY", 0.0)
     second = {name: copy(family, name, tmp_path / f"other_{name}") for name in ("base", "ft_a")}
     for folder in second.values():
         tensors = load_file(folder / "model.safetensors")
@@ -363,7 +363,7 @@ def test_a_long_pass_is_kept_before_the_next_family_begins(tmp_path, family, mon
     first = copy(family, "ft_c", tmp_path / "ft_c" / "ft_c")
     (first / "README.md").write_text("---\nbase_model: base\n---\n")
     sources = [family["base"], first, second["base"], second["ft_a"]]
-    run, passes = measuring.run, []
+    run, passes = family_pass.run, []
 
     def interrupted(plan, **options):
         passes.append((plan.base.name, len(options["done"])))
@@ -372,7 +372,7 @@ def test_a_long_pass_is_kept_before_the_next_family_begins(tmp_path, family, mon
                 raise KeyboardInterrupt
             yield sums
 
-    monkeypatch.setattr(measuring, "run", interrupted)
+    monkeypatch.setattr(family_pass, "run", interrupted)
     db = kinbase.open(tmp_path / "kin.duckdb")
     with pytest.raises(KeyboardInterrupt):
         db.import_(sources)

@@ -10,7 +10,7 @@ import pytest
 
 from kinbase.checkpoint import Alias, Edge, Facts, Score
 from kinbase.errors import KinbaseError, UsageError
-from kinbase.store import names as naming
+from kinbase.store import names
 from kinbase.store.lineage import put_edges
 from kinbase.store.models import put_alias, put_facts
 from kinbase.store.scores import put_scores
@@ -27,7 +27,7 @@ def tell(db, edges=(), scores=(), facts=()):
     """Store edges (parent, child[, relation]), scores (model, benchmark, metric, value) and facts."""
     with db.store.writing() as con:
         for fact in facts:
-            put_facts(con, naming.named(con, fact.model), fact)
+            put_facts(con, names.named(con, fact.model), fact)
         claims = [Edge(p, (*more, "merge")[0], "card", c) for p, c, *more in edges]
         put_edges(con, None, "cards", claims)
         put_scores(con, None, [Score(b, m, v, model, source="table") for model, b, m, v in scores])
@@ -131,14 +131,14 @@ def test_a_bare_name_is_dangling_until_something_is_known_of_it(db):
     tell(db, [("a", "ab"), ("b", "ab")], facts=[Facts("b", architecture="LlamaForCausalLM")])
     assert found(db, "undecidable") == {("a", "parent of ab")}
     with db.store.writing() as con:
-        put_alias(con, naming.named(con, "a"), Alias("org/a"))
+        put_alias(con, names.named(con, "a"), Alias("org/a"))
     assert found(db, "undecidable") == set()
 
 
 def test_what_is_said_of_a_models_other_name_is_no_claim_on_itself(db):
     tell(db, [("org/child", "child"), ("base", "child")])
     with db.store.writing() as con:
-        put_alias(con, naming.named(con, "child"), Alias("org/child"))
+        put_alias(con, names.named(con, "child"), Alias("org/child"))
     assert db.sql("select child, parent from lineage").rows() == [("child", "base")]
 
 

@@ -11,7 +11,7 @@ import torch
 import kinbase
 from kinbase.checkpoint import Edge
 from kinbase.errors import KinbaseError
-from kinbase.provenance.claims import against_weights as holding
+from kinbase.provenance.claims import against_weights
 from kinbase.store.lineage import put_edges
 
 
@@ -169,7 +169,7 @@ def test_a_check_of_all_tells_how_far_it_is(db, monkeypatch):
     told = []
     whole = db.check(looked=lambda done, total: told.append((done, total)))
     assert told == [(i, 4) for i in range(1, 5)]
-    monkeypatch.setattr(holding, "AT_ONCE", 1)
+    monkeypatch.setattr(against_weights, "AT_ONCE", 1)
     assert db.check().equals(whole)
 
 

@@ -11,11 +11,9 @@ from hypothesis import strategies as st
 
 import kinbase
 from kinbase.errors import KinbaseError
-from kinbase.provenance.phylogeny import infer as inferring
-from kinbase.provenance.phylogeny import merges as ancestry
-from kinbase.provenance.phylogeny import tree_search as branching
+from kinbase.provenance.phylogeny import infer, tree_search
 from kinbase.provenance.phylogeny.distances import Points
-from kinbase.provenance.phylogeny.merges import infer_family
+from kinbase.provenance.phylogeny.merges import _tree, infer_family
 from kinbase.provenance.phylogeny.tree_search import MODEL, Tree, log_density
 from kinbase.provenance.recipes.least_squares import BITS
 from kinbase.provenance.recipes.rounding import spacing, to_dtype
@@ -138,7 +136,7 @@ def test_a_date_speaks_against_a_younger_parent():
     day = 86400.0
     straight = infer_family(points_of(weights, dates=[0.0, 9 * day, 9 * day]))
     assert straight.root == "x"
-    late = infer_family(points_of(weights, dates=[9 * day, 0.0, 9 * day]), model=branching.Model(late=50.0))
+    late = infer_family(points_of(weights, dates=[9 * day, 0.0, 9 * day]), model=tree_search.Model(late=50.0))
     assert late.root == "y"
 
 
@@ -168,9 +166,9 @@ def test_densities_are_densities(shape):
 def test_a_score_does_not_depend_on_the_order_of_models(seed):
     rng = np.random.default_rng(seed)
     points = points_of(grow(SHAPE, seed=seed))
-    tree = ancestry._tree(points, {}, None, MODEL)
+    tree = _tree(points, {}, None, MODEL)
     order = rng.permutation(len(points.names))
-    shuffled = ancestry._tree(points.of(order), {}, None, MODEL)
+    shuffled = _tree(points.of(order), {}, None, MODEL)
     back = np.argsort(order)
     parents = tree.parents[order]
     moved = np.where(parents < 0, -1, back[parents])
@@ -179,7 +177,7 @@ def test_a_score_does_not_depend_on_the_order_of_models(seed):
 
 def test_no_move_betters_a_tree_that_was_searched():
     points = points_of(grow(SHAPE, seed=5))
-    tree = ancestry._tree(points, {}, None, MODEL)
+    tree = _tree(points, {}, None, MODEL)
     tree.search()
     best = tree.score(tree.parents)
     assert all(tree.score(trial) <= best + 1e-9 for trial in tree._moves(tree.parents))
@@ -232,10 +230,10 @@ def test_families_are_told_apart_and_their_trees_found(wordless):
 
 def test_stored_grams_and_reading_give_the_same_distances(db, tmp_path):
     with db.store.reading() as con:
-        members = inferring.naming.members(con)
-        base = inferring.naming.find(con, "base")
-        stored = inferring._stored(con, members, base).points
-    (read,) = inferring._read(db.store, members, "cpu", lambda done, total: None, [])
+        members = infer.naming.members(con)
+        base = infer.naming.find(con, "base")
+        stored = infer._stored(con, members, base).points
+    (read,) = infer._read(db.store, members, "cpu", lambda done, total: None, [])
     weights = family_weights()
     theta = {
         name: torch.cat([weights[name][t].double().flatten() for t in sorted(weights[name])])

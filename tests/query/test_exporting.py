@@ -6,16 +6,17 @@ import re
 import shutil
 import subprocess
 from itertools import pairwise
+from pathlib import Path
 
 import networkx as nx
 import pytest
-from test_examples import EXAMPLE
 
 import kinbase
 from kinbase.errors import KinbaseError, UsageError
-from kinbase.store import names as naming
 from kinbase.store.lineage import put_link
+from kinbase.store.names import named
 
+EXAMPLE = Path(__file__).parents[2] / "examples" / "model-kinship"
 HOSTILE = [
     'a "quoted" ]name[',
     "line\nbreak",
@@ -89,7 +90,7 @@ def test_a_circle_of_claims_is_written_as_it_is(empty, tmp_path):
         for parent, child in (("a", "b"), ("b", "a")):
             con.execute(
                 "insert into raw.claim (child_id, parent_id, relation, evidence) values (?, ?, 'merge', 'card')",
-                [naming.named(con, child), naming.named(con, parent)],
+                [named(con, child), named(con, parent)],
             )
     empty.export(tmp_path / "g.graphml")
     assert set(nx.read_graphml(tmp_path / "g.graphml").edges) == {("a", "b"), ("b", "a")}

@@ -6,7 +6,7 @@ import pytest
 
 import kinbase
 from kinbase.checkpoint import Alias, Edge, ReportedKinship, Score, Task, Training
-from kinbase.store import names as naming
+from kinbase.store import names
 from kinbase.store.estimates import put_reported
 from kinbase.store.lineage import put_edges
 from kinbase.store.models import put_alias
@@ -252,7 +252,7 @@ def test_a_missing_reference_leaves_the_task_out(study):
 
 
 def test_an_expert_that_gets_another_name_keeps_its_training(study):
-    study.said.append(lambda con: put_alias(con, naming.named(con, "org/e1"), Alias("e1")))
+    study.said.append(lambda con: put_alias(con, names.named(con, "org/e1"), Alias("e1")))
     assert study.query("from experts where model = 'org/e1' order by all") == [
         ("org/e1", "qa1"),
         ("org/e1", "qa2"),

@@ -1,0 +1,27 @@
+"""Records as an importer yields them, picked by kind."""
+
+from pathlib import Path
+
+from kinbase.checkpoint import Edge, Problem
+
+DATA = Path(__file__).parent / "data"
+
+
+def read(importer, path):
+    assert importer.recognises(str(path))
+    return list(importer.open(str(path)))
+
+
+def only(kind, records):
+    return [record for record in records if isinstance(record, kind)]
+
+
+def parents(records, relation="merge"):
+    return {edge.parent: edge for edge in only(Edge, records) if edge.relation == relation}
+
+
+def problem(records):
+    """The text of the one problem there is, which is one line."""
+    (found,) = only(Problem, records)
+    assert "\n" not in found.message
+    return found.message

@@ -1,0 +1,191 @@
+"""The SQL screen: queries, results in pages, cancelling, saving, completion."""
+
+import asyncio
+import time
+
+import pytest
+from driven import outcome
+from terminal import press, run, screen_text, settled, tap, type_in
+from textual.widgets import Input
+
+from kinbase.tui.app import KinbaseApp
+from kinbase.tui.screens.save import SaveWindow
+from kinbase.tui.widgets.completion import Words, at_cursor, completions
+from kinbase.tui.widgets.editor import Completions, Editor
+from kinbase.tui.widgets.heatmap import Heatmap
+from kinbase.tui.widgets.paged_table import WINDOW, PagedTable
+
+
+def test_query_history_and_error(path):
+    async def steps(app, pilot):
+        await press(app, pilot, "4")
+        editor, table = app.screen.query_one(Editor), app.screen.query_one(PagedTable)
+        await type_in(app, pilot, editor, "select name, 1 as one from models order by name")
+        await press(app, pilot, "ctrl+j")
+        assert table.columns == ["name", "one"] and table.number == 5
+        assert "5 rows" in outcome(app)
+        await type_in(app, pilot, editor, "select nothing from nowhere")
+        await press(app, pilot, "ctrl+j")
+        assert "nowhere" in outcome(app) and "Traceback" not in screen_text(app)
+        assert table.number == 5  # the last good result stays
+        await press(app, pilot, "ctrl+up")
+        assert editor.text == "select name, 1 as one from models order by name"
+        await press(app, pilot, "ctrl+down", "ctrl+down")
+        assert editor.text == ""
+
+    run(path, steps)
+
+
+def test_queries_only_read_the_database(path):
+    queries = {
+        "delete from raw.model": "only read",
+        "copy models to '/tmp/never.csv'": "nothing else",
+        "select * from read_csv('/etc/passwd')": "nothing else",
+        "attach '/tmp/other.duckdb'": "nothing else",
+        "set memory_limit = '100GB'": "locked",
+        "install httpfs": "nothing else",
+    }
+
+    async def steps(app, pilot):
+        await press(app, pilot, "4")
+        for query, told in queries.items():
+            await type_in(app, pilot, app.screen.query_one(Editor), query)
+            await press(app, pilot, "ctrl+j")
+            assert told in outcome(app), (query, outcome(app))
+            assert app.screen.query_one(PagedTable).number == 0
+
+    run(path, steps)
+
+
+def test_ten_million_rows_are_paged(path):
+    async def steps(app, pilot):
+        await press(app, pilot, "f5")
+        editor, table = app.screen.query_one(Editor), app.screen.query_one(PagedTable)
+        await type_in(app, pilot, editor, "select range as i from range(10_000_000); -- all of them")
+        await press(app, pilot, "ctrl+j")
+        assert table.number == 10_000_000 and "10,000,000 rows" in outcome(app)
+        assert sum(map(len, table.windows.values())) <= 2 * WINDOW
+        table.focus()
+        await press(app, pilot, "end")
+        assert table.cursor == 9_999_999
+        assert "9999999" in screen_text(app)
+        table.go(5_000_000)
+        await settled(app, pilot)
+        assert "5000000" in screen_text(app)
+        await press(app, pilot, "home")
+        assert table.cursor == 0
+
+    run(path, steps)
+
+
+def test_a_long_query_is_cancelled_and_the_screen_never_waits(path):
+    async def steps(app, pilot):
+        gaps = []
+
+        async def beat():
+            while True:
+                began = time.monotonic()
+                await asyncio.sleep(0.01)
+                gaps.append(time.monotonic() - began)
+
+        await press(app, pilot, "4")
+        await type_in(
+            app,
+            pilot,
+            app.screen.query_one(Editor),
+            "select count(*) from range(100000000) a, range(100000) b",
+        )
+        heart = asyncio.create_task(beat())
+        await tap(app, "ctrl+j")
+        await asyncio.sleep(0.8)
+        assert app.screen.running
+        assert "working" in app.status
+        await tap(app, "f3")  # another screen meanwhile
+        await asyncio.sleep(0.5)
+        assert app.current_mode == "kinship"
+        assert app.screen.query_one(Heatmap).table.models
+        await tap(app, "f5", "escape")
+        await settled(app, pilot, 5)
+        heart.cancel()
+        assert outcome(app) == "stopped" and not app.screen.running
+        assert not [q for q in app._questions if not q.done]
+        assert max(gaps) < 0.5
+
+    run(path, steps)
+
+
+def test_quitting_stops_a_running_query(path):
+    async def drive():
+        app = KinbaseApp(path)
+        async with app.run_test() as pilot:
+            await settled(app, pilot)
+            await press(app, pilot, "4")
+            await type_in(
+                app,
+                pilot,
+                app.screen.query_one(Editor),
+                "select count(*) from range(100000000) a, range(100000) b",
+            )
+            await tap(app, "ctrl+j")
+            await asyncio.sleep(0.3)
+            asked = list(app._questions)
+        return asked
+
+    asked = asyncio.run(drive())
+    end = time.monotonic() + 5
+    while not all(q.done for q in asked):
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("name", ["out.csv", "out.parquet"])
+def test_saving_a_result(path, tmp_path, name):
+    async def steps(app, pilot):
+        await press(app, pilot, "4")
+        await type_in(
+            app, pilot, app.screen.query_one(Editor), "select range as i, 'x,\"y' as t from range(1200)"
+        )
+        await press(app, pilot, "ctrl+j")
+        await press(app, pilot, "ctrl+s")
+        assert isinstance(app.screen, SaveWindow)
+        await type_in(app, pilot, app.screen.query_one(Input), str(tmp_path / "no" / name))
+        await press(app, pilot, "enter")
+        assert isinstance(app.screen, SaveWindow)  # no such folder: told in the window
+        await type_in(app, pilot, app.screen.query_one(Input), str(tmp_path / name))
+        await press(app, pilot, "enter")
+        assert "saved" in outcome(app)
+
+    run(path, steps)
+    import polars as pl
+
+    read = pl.read_csv if name.endswith("csv") else pl.read_parquet
+    frame = read(tmp_path / name)
+    assert frame.height == 1200 and frame["t"][0] == 'x,"y'
+    assert [p.name for p in tmp_path.glob("out*")] == [name]
+
+
+def test_completion():
+    words = Words({"models": ["name", "family"], "kinship": ["model_a", "pcc"]}, ["nearest_kin"])
+    assert at_cursor("select k.mo") == ("mo", "k")
+    assert completions(words, "select k. from kinship k", "", "k") == [
+        ("model_a", "kinship"),
+        ("pcc", "kinship"),
+    ]
+    assert completions(words, "from mod", "mod")[0] == ("models", "view")
+    assert ("nearest_kin", "macro") in completions(words, "ne", "ne")
+    assert completions(words, "select n from models", "na")[0] == ("name", "models")
+
+
+def test_completion_is_taken_with_tab(path):
+    async def steps(app, pilot):
+        await press(app, pilot, "4")
+        editor = app.screen.query_one(Editor)
+        assert {"models", "kinship", "lineage", "scores"} <= set(editor.words.columns)
+        editor.text = ""
+        await press(app, pilot, *"from", "space", *"kinsh")
+        popup = app.screen.query_one(Completions)
+        assert popup.display and popup.names[0] == "kinship"
+        await press(app, pilot, "tab")
+        assert editor.text == "from kinship" and not popup.display and editor.has_focus
+
+    run(path, steps)
