@@ -23,7 +23,7 @@ def begin(store: "Store", config: Config) -> Config:
         journal.begin(con, config)
         if config.evaluate.by != "recorded":
             breeding.refuse_used(config)
-    trust.remember(config)
+    trust.remember(config, store.path)
     return config
 
 

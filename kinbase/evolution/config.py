@@ -172,8 +172,14 @@ def dumps(config: Config) -> str:
 
 
 def loads(text: str) -> Config:
-    """What `dumps` wrote."""
-    config: Config = _read(Config, json.loads(text), "")
+    """What `dumps` wrote; raises KinbaseError for anything else."""
+    try:
+        config: Config = _read(Config, json.loads(text), "")
+    except (ValueError, RecursionError):
+        raise KinbaseError("the run's row holds no configuration: it is damaged") from None
+    _check(config)
+    if not (Path(config.out).is_absolute() and Path(config.folder).is_absolute()):
+        raise KinbaseError("the run's row names folders without their roots: it is damaged")
     return config
 
 

@@ -17,6 +17,7 @@ from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
+from urllib.parse import quote
 
 from kinbase.checkpoint import Score
 from kinbase.checkpoint.files import shown
@@ -40,7 +41,9 @@ def begin(config: Config, name: str, folder: str, caller: Caller) -> Evaluation:
             words = [word.replace("{model}", folder).replace("{name}", name) for word in by.command]
             answer = caller.run(words, timeout=by.timeout)
         elif by.by == "lm_eval":
-            out = str(Path(config.out, "results", name))
+            out = str(
+                Path(config.out, "results", quote(name, safe="").replace(".", "%2E", name.startswith(".")))
+            )
             answer = caller.call(HARNESS, [folder, out], by.settings, timeout=by.timeout)
         else:
             answer = caller.call(by.function, [folder], by.settings, timeout=by.timeout)

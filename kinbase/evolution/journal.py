@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     from kinbase.store import Connection
 
 
+LOST = ""
+"""The name of a model that a run's rows number and that is not there."""
+
+
 @dataclass(frozen=True, slots=True)
 class Child:
     """A row of raw.offspring; `model` is the name of the model it became, else its planned name."""
@@ -114,7 +118,7 @@ def read(con: "Connection", name: str) -> Run:
     for row in rows:
         generation, position, child, child_id, parent_ids = row[:5]
         model, size = names.get(child_id, child), sizes.get(child_id, 0)
-        parents = tuple(names[i] for i in parent_ids)
+        parents = tuple(names.get(i, LOST) for i in parent_ids)
         values: list[Any] = [
             generation,
             position,
@@ -126,8 +130,13 @@ def read(con: "Connection", name: str) -> Run:
             child_id is not None,
         ]
         children.append(Child(*values))
-    ranked = [(tuple(names[i] for i in top), mean) for top, mean in tops]
-    return Run(run_id, loads(config), status, reason, children, ranked)
+    ranked = [(tuple(names.get(i, LOST) for i in top), mean) for top, mean in tops]
+    if any(LOST in child.parents for child in children) or any(LOST in top for top, _ in ranked):
+        raise KinbaseError(f"the run {name} names models that are not there: `kinbase check` says which")
+    asked = loads(config)
+    if asked.name != name:
+        raise KinbaseError(f"the row of the run {name} has the configuration of {asked.name}: it is damaged")
+    return Run(run_id, asked, status, reason, children, ranked)
 
 
 def population(run: Run) -> "nx.DiGraph":

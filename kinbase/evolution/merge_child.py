@@ -4,6 +4,7 @@ A merge takes its name when it is whole, so a folder of the child's name is a fi
 was killed.
 """
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 from kinbase import merging
 from kinbase.checkpoint.files import shown
 from kinbase.errors import KinbaseError
+from kinbase.evolution import trust
 from kinbase.evolution.config import Config
 
 NO_BASE = ("slerp", "nuslerp", "multislerp", "karcher", "linear", "nearswap", "arcee_fusion")
@@ -62,20 +64,34 @@ def breed(
     config: Config, child: str, made: Mapping[str, Any], sources: Mapping[str, str], seed: int,
     report: Callable[[int, int | None], None],
 ) -> Path:  # fmt: skip
-    """Write the child of a merge configuration to its folder; nothing is done when that is there already.
+    """Write the child of a merge configuration to its folder; nothing is done when this run made that already.
 
     `sources` maps the names in the configuration to folders. Raises KinbaseError when the parents do not fit,
-    the disk is full or the backend fails; what was written is taken away again.
+    the disk is full or the backend fails; what was written is taken away again. And when something is in the
+    folder's place that this run did not make here.
     """
-    folder = Path(config.out, child)
-    if folder.exists():
+    folder = own_folder(config, child)
+    if os.path.lexists(folder):
+        if not trust.made_here(config, child, folder):
+            raise KinbaseError(
+                f"{shown(str(folder))} is in the way: the run {config.name} did not make it on this machine; move it away"
+            )
         return folder
+    marks = trust.mark(config, child)
     if config.merge.backend == "mergekit":
         from kinbase.merging import mergekit
 
-        mergekit.merge(merging.parse(made, any_method=True), folder, sources=sources, seed=seed)
+        mergekit.merge(merging.parse(made, any_method=True), folder, sources=sources, seed=seed, marks=marks)
     else:
-        merging.merge(merging.parse(made), folder, sources=sources, seed=seed, report=report)
+        merging.merge(merging.parse(made), folder, sources=sources, seed=seed, marks=marks, report=report)
+    return folder
+
+
+def own_folder(config: Config, child: str) -> Path:
+    """The folder that a run gives a child. Raises KinbaseError for a name that leads out of the run's folder."""
+    folder = Path(config.out, child)
+    if folder.name != child or folder.parent != Path(config.out) or child == "..":
+        raise KinbaseError(f"{shown(child)} is no name of a child's folder: the run's rows are damaged")
     return folder
 
 
@@ -91,10 +107,14 @@ def refuse_used(config: Config) -> None:
 def delete_weights(config: Config, child: str, folder: str) -> None:
     """Delete the weight files of a child's checkpoint; what is said of it in the folder stays.
 
-    Nothing is deleted but in the folder that the run gave the child, whatever its row says.
+    Nothing is deleted but in the folder that this machine's own run made for the child and marked, whatever the
+    run's rows say.
     """
-    own = Path(config.out, child)
-    if own.parent != Path(config.out) or str(own) != folder or own.is_symlink():
+    try:
+        own = own_folder(config, child)
+    except KinbaseError:
+        return
+    if str(own) != folder or not trust.made_here(config, child, own):
         return
     for pattern in ("*.safetensors", "*.safetensors.index.json"):
         for path in own.glob(pattern):

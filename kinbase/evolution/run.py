@@ -41,14 +41,14 @@ def evolve(
     """
     run = _read(store, name)
     if run.status == "finished":
-        if trusted or trust.is_known(run.config):
+        if trusted or trust.is_known(run.config, store.path):
             closing.sweep(run)  # which a kill after its end may have prevented
         tell(f"the run {name} is finished: {run.reason}")
         return
     if trusted:
-        trust.remember(run.config)
+        trust.remember(run.config, store.path)
     else:
-        trust.refuse_stranger(run.config)
+        trust.refuse_stranger(run.config, store.path)
     with _alone(run), closed_after(Caller(run.config.folder)) as caller:
         with store.writing() as con:
             journal.resume(con, name)

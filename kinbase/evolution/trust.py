@@ -1,41 +1,52 @@
-"""Which runs were begun here: what a run out of somebody else's database would run and delete is theirs.
+"""Which runs were begun here, and which folders they made: what a database says of either is not proof.
 
-A run is resumed from its row, and its row names programs. So what a person began here, or said yes to, is
-remembered beside the database and not in it, under a digest of what would be run and where it would write: a
-database, exported, copied or sent with its folders, does not bring it along.
+A run is resumed from its row, and its row names programs and folders. So what a person began here, or said yes to,
+is remembered beside the database and not in it, under a digest of the database's place, of what would be run and of
+where it would write. And each folder that a run makes holds a mark: a keyed digest (HMAC, RFC 2104) of the run and
+the child, with a key that never leaves this machine. A database that was exported, copied or sent, with or without
+its folders, brings neither along; what is not marked is not deleted, and not taken for a finished child.
 """
 
 import contextlib
 import hashlib
+import hmac
 import json
 import os
+import secrets
 import shlex
 from pathlib import Path
 
-from kinbase.errors import KinbaseError
+from kinbase.checkpoint.files import read_bounded
+from kinbase.errors import CheckpointError, KinbaseError
 from kinbase.evolution.config import Config
 
+MARK = ".kinbase-run"
+"""The file that says which run of this machine made a folder."""
 
-def remember(config: Config) -> None:
+_MARK_LIMIT = 4096
+
+
+def remember(config: Config, database: Path) -> None:
     """Take the run for one of this place from now on; where that cannot be written, `--trust` says it each time."""
     with contextlib.suppress(OSError, RuntimeError):  # no home, or one that cannot be written
-        place = _place(config)
+        place = _place(config, database)
         place.parent.mkdir(parents=True, exist_ok=True)
         place.write_text(f"{config.name} in {config.out}\n")
 
 
-def is_known(config: Config) -> bool:
-    """Whether the run was begun here, or somebody said yes to it; one that only looks up records runs nothing."""
-    if config.evaluate.by == "recorded":
-        return True
+def is_known(config: Config, database: Path) -> bool:
+    """Whether the run was begun here in this database, or somebody said yes to it."""
     with contextlib.suppress(OSError, RuntimeError):
-        return _place(config).exists()
+        return _place(config, database).exists()
     return False
 
 
-def refuse_stranger(config: Config) -> None:
-    """Raise KinbaseError, telling what the run would do, unless it was begun here."""
-    if is_known(config):
+def refuse_stranger(config: Config, database: Path) -> None:
+    """Raise KinbaseError, telling what the run would do, unless it was begun here.
+
+    One that only looks up records runs nothing, and writes nothing but its own database.
+    """
+    if config.evaluate.by == "recorded" or is_known(config, database):
         return
     evaluate = config.evaluate
     does = {
@@ -49,13 +60,64 @@ def refuse_stranger(config: Config) -> None:
     )
 
 
-def _place(config: Config) -> Path:
-    """Where a yes to this evaluator, in these folders, is remembered."""
+# Folders.
+
+
+def mark(config: Config, child: str) -> dict[str, str]:
+    """The file that a child's folder gets, by its name, with its text; none where no key can be kept."""
+    key = _key()
+    if key is None:
+        return {}
+    said = {"run": config.name, "child": child, "mark": _sign(key, config, child)}
+    return {MARK: json.dumps(said) + "\n"}
+
+
+def made_here(config: Config, child: str, folder: Path) -> bool:
+    """Whether this machine's own run made `folder` for this child; a folder that is a link never counts."""
+    key = _key()
+    if key is None or folder.is_symlink() or not folder.is_dir():
+        return False
+    try:
+        said = json.loads(read_bounded(folder / MARK, _MARK_LIMIT))
+        return hmac.compare_digest(str(said["mark"]), _sign(key, config, child))
+    except (CheckpointError, ValueError, KeyError, TypeError, RecursionError):
+        return False
+
+
+def _sign(key: bytes, config: Config, child: str) -> str:
+    told = json.dumps([config.name, os.path.realpath(config.out), child])
+    return hmac.new(key, told.encode("utf-8", "surrogatepass"), hashlib.sha256).hexdigest()
+
+
+def _key() -> bytes | None:
+    """The key of this machine's marks, made when first asked for; None where none can be kept."""
+    with contextlib.suppress(OSError, RuntimeError, ValueError):
+        place = _home() / "key"
+        if not place.exists():
+            place.parent.mkdir(parents=True, exist_ok=True)
+            part = place.with_name(f"key.{os.getpid()}")
+            with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+                file.write(secrets.token_hex(32))
+            with contextlib.suppress(FileExistsError):  # another process was first: its key counts
+                os.link(part, place)
+            part.unlink()
+        key = bytes.fromhex(place.read_text())
+        return key if len(key) == 32 else None
+    return None
+
+
+def _home() -> Path:
     state = os.environ.get("XDG_STATE_HOME", "")
     home = Path(state) if Path(state).is_absolute() else Path.home() / ".local" / "state"
+    return home / "kinbase"
+
+
+def _place(config: Config, database: Path) -> Path:
+    """Where a yes to this evaluator, in these folders, out of this database, is remembered."""
     evaluate = config.evaluate
     asked = [
-        evaluate.by, evaluate.command, evaluate.function, dict(evaluate.settings), config.folder, config.out,
+        os.path.realpath(database), config.name, evaluate.by, evaluate.command, evaluate.function,
+        dict(evaluate.settings), config.folder, config.out,
     ]  # fmt: skip
-    digest = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
-    return Path(home, "kinbase", "runs", digest)
+    digest = hashlib.sha256(json.dumps(asked, sort_keys=True).encode("utf-8", "surrogatepass")).hexdigest()
+    return _home() / "runs" / digest

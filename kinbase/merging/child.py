@@ -46,6 +46,7 @@ def merge(
     seed: int = 0,
     threads: int | None = None,
     shard_bytes: int = SHARD_BYTES,
+    marks: Mapping[str, str] | None = None,
     report: Report = lambda done, total: None,
 ) -> Merged:
     """Write the merge that `config` describes as a checkpoint folder at `out`.
@@ -53,6 +54,7 @@ def merge(
     `sources` maps what the configuration calls a model to where its checkpoint is (a folder, a file, a
     model of the local Hub cache); a model not in it is itself a source. `seed` is of the random masks,
     `threads` the workers (default: one a core, at most eight), `report(done, total)` is told bytes written.
+    `marks` are small files, text by name, that lie in the folder when it gets its name.
     All is written to `out`.part and renamed when it is whole; whatever happens before leaves nothing.
     Raises KinbaseError, in one line, for parents that do not fit, a full disk, results that are not
     finite; UsageError when `out` exists.
@@ -77,6 +79,7 @@ def merge(
             merge_tensors(planned, config.method, shards.write, seed=seed, threads=threads, report=report)
             beside.write_beside(part, config, parents, planned)
             beside.write_record(part, out.name, config, labels, written_as, licenses)
+            beside.write_marks(part, marks)
             shards.finish()
             shards.close()
             publish(part, out)

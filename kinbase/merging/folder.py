@@ -28,13 +28,17 @@ LAYERS_KEYS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
 TORCH_NAMES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 FILE_LIMIT = 256 << 20
 _PART = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?")
+MARKED = ".kinbase-"
+"""How the names of marks begin."""
+
 _OURS = (*COPIED, "config.json", "mergekit_config.yml", "README.md")
 
 
 def is_abandoned(folder: Path) -> bool:
     """Whether a folder holds nothing but what an interrupted merge leaves."""
     return folder.is_dir() and all(
-        entry.name in _OURS or _PART.fullmatch(entry.name) for entry in folder.iterdir()
+        entry.name in _OURS or entry.name.startswith(MARKED) or _PART.fullmatch(entry.name)
+        for entry in folder.iterdir()
     )
 
 
@@ -68,6 +72,12 @@ def write_record(
     """
     (folder / "mergekit_config.yml").write_text(_yaml(renamed(config.document, written_as)))
     (folder / "README.md").write_text(card(name, config, labels, licenses))
+
+
+def write_marks(folder: Path, marks: Mapping[str, str] | None) -> None:
+    """Write what the maker of a child wants to find in its folder again; raises OSError."""
+    for name, text in (marks or {}).items():
+        (folder / name).write_text(text)
 
 
 def child_config(config: MergeConfig, donor: Mapping[str, Any], targets: Sequence[Target]) -> dict[str, Any]:

@@ -24,6 +24,7 @@ def merge(
     *,
     sources: Mapping[str, str] | None = None,
     seed: int = 0,
+    marks: Mapping[str, str] | None = None,
 ) -> Merged:
     """As `kinbase.merging.merge`, by mergekit: any of its methods, in its own memory and time.
 
@@ -50,6 +51,7 @@ def merge(
         ]
         labels = {label: str(source.name or label) for label, source in found.items()}
         beside.write_record(part, out.name, config, labels, places, licenses)
+        beside.write_marks(part, marks)
         publish(part, out)
     finally:
         beside.remove(part)

@@ -198,10 +198,11 @@ def test_a_run_that_was_not_begun_here_is_not_resumed(place, sent, cli, tmp_path
 def test_a_yes_is_for_these_words_in_these_folders(place, monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     config = run_config.read(place / "run.yaml")
-    assert not trust.is_known(config)
-    trust.remember(config)
-    trust.refuse_stranger(config)
-    trust.refuse_stranger(dataclasses.replace(config, k=2))
+    file = place / "kin.duckdb"
+    assert not trust.is_known(config, file)
+    trust.remember(config, file)
+    trust.refuse_stranger(config, file)
+    trust.refuse_stranger(dataclasses.replace(config, k=2), file)
     command = dataclasses.replace(config.evaluate, by="command", command=("rm", "-r", "a b"))
     for other, said in (
         (dataclasses.replace(config, evaluate=command), "run `rm -r 'a b'` in "),
@@ -209,9 +210,11 @@ def test_a_yes_is_for_these_words_in_these_folders(place, monkeypatch, tmp_path)
         (dataclasses.replace(config, folder="/tmp/x"), "modules in /tmp/x"),
     ):
         with pytest.raises(KinbaseError, match=f"not begun here.*{said}"):
-            trust.refuse_stranger(other)
+            trust.refuse_stranger(other, file)
     recorded = dataclasses.replace(config.evaluate, by="recorded")
-    trust.refuse_stranger(dataclasses.replace(config, evaluate=recorded))
+    trust.refuse_stranger(dataclasses.replace(config, evaluate=recorded), file)
+    with pytest.raises(KinbaseError, match="not begun here"):
+        trust.refuse_stranger(config, place / "other.duckdb")
 
 
 def test_where_nothing_can_be_remembered_a_run_is_begun_all_the_same(place, monkeypatch):
