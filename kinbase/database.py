@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from kinbase.checkpoint.open import Source, Tell, elsewhere, is_whole
+from kinbase.checkpoint.open import Tell, elsewhere, is_whole
 from kinbase.errors import KinbaseError, UsageError
-from kinbase.ingest import pipeline as importing
-from kinbase.ingest import stored as families
-from kinbase.ingest.stored import Report
+from kinbase.ingest.missing import measure_missing
+from kinbase.ingest.pipeline import import_sources
+from kinbase.ingest.steps import ImportOptions, Outcome
+from kinbase.ingest.steps import OnProgress as Report
 from kinbase.query.frames import IMPORTED, INFERRED, PLANNED, RECIPE, REPLAYED, SUGGESTED, frame
 from kinbase.query.queries import ACCURACIES, AVERAGE_GAINS, SHOW
 from kinbase.store import Store
@@ -67,7 +68,7 @@ class Kinbase:
     ) -> pl.DataFrame:
         """Import checkpoints and records: one row a source with source, model, status, base and notes.
 
-        See `kinbase.ingest.pipeline.import_sources`; with `children` or `parents`, `kinbase.ingest.relatives.import_family`,
+        See `kinbase.ingest.steps.ImportOptions`; with `children` or `parents`, `kinbase.ingest.relatives.import_family`,
         which brings in metadata, after which `sample` or `stream` go on with all that was met. A source that
         fails has status "failed" and the reason in its notes.
         """
@@ -85,7 +86,12 @@ class Kinbase:
             ]
             return pl.DataFrame([(whole[0], None, "records", None, notes)], schema=IMPORTED, orient="row")
         labels = [str(s) for s in sources]
-        found: list[Source] = []
+        found: list[Outcome] = []
+        options = ImportOptions(
+            base=str(base) if base else None, name=name, device=device, is_metadata_only=metadata_only,
+            has_kinship=kinship, sample=sample, stderr=stderr, is_streamed=stream, is_sketched=sketch,
+            on_progress=report, log=tell,
+        )  # fmt: skip
         if children or parents or (metadata_only and not name and not base and all(map(elsewhere, labels))):
             from kinbase.ingest.relatives import import_family
 
@@ -93,16 +99,13 @@ class Kinbase:
                 raise UsageError("--name names one model, not a family: leave it out")
             found = import_family(
                 self.store, labels, children=children, parents=parents, depth=depth, limit=limit,
-                relations=relations, report=report, tell=tell,
+                relations=relations, on_progress=report, log=tell,
             )  # fmt: skip
-            labels = [s.source for s in found if s.status != "failed"]
+            labels = [s.source for s in found if not s.is_failed]
         if not found or ((sample is not None or stream) and labels):
-            found = [s for s in found if s.status == "failed"] + importing.import_sources(
-                self.store, labels, base=str(base) if base else None, name=name, device=device,
-                metadata_only=metadata_only, kinship=kinship, sample=sample, stderr=stderr, stream=stream,
-                sketch=sketch, report=report, tell=tell,
-            )  # fmt: skip
-        rows = [(s.source, s.name, s.status, s.base, s.notes) for s in found]
+            failed = [s for s in found if s.is_failed]
+            found = failed + import_sources(self.store, labels, options)
+        rows = [(s.source, s.name, s.status, s.base, list(s.notes)) for s in found]
         return pl.DataFrame(rows, schema=IMPORTED, orient="row")
 
     def link(
@@ -183,8 +186,9 @@ class Kinbase:
         merged = merges.merge(wanted, out, places, backend, seed, report)
         row: tuple[Any, ...] = (str(merged.folder), None, "merged", None, list(merged.notes))
         if import_:
-            child = merges.record(self.store, merged, places, name=name, device=device, report=report)
-            row = (str(merged.folder), child.name, child.status, child.base, child.notes)
+            options = ImportOptions(name=name, device=device, on_progress=report)
+            child = merges.record(self.store, merged, places, options)
+            row = (str(merged.folder), child.name, child.status, child.base, list(child.notes))
         return pl.DataFrame([row], schema=IMPORTED, orient="row")
 
     # Evolution.
@@ -462,7 +466,7 @@ class Kinbase:
         """Measure the pairs among `models` that have no kinship yet, of one model with all its family; lines on those
         that could not be. `exact` measures those too that are only estimated by sketches.
         """
-        return families.measure_missing(self.store, models, exact=exact, device=device, report=report)
+        return measure_missing(self.store, models, exact=exact, device=device, on_progress=report)
 
     def accuracies(self) -> pl.DataFrame:
         """Accuracies in percent, a row a model and a column a benchmark, with their plain mean, best first."""

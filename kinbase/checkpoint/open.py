@@ -1,7 +1,7 @@
 """What a source holds: the importer that recognises it opens it, and the records beside its weights."""
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -25,41 +25,45 @@ Known = Callable[[Commit], tuple[str, bool]]
 """What to call a version of a model that lies elsewhere, and whether nothing more need be read of it."""
 
 
-@dataclass(slots=True)
-class Source:
-    """One source: what it holds, and what became of it.
+def as_called(commit: Commit) -> tuple[str, bool]:
+    """A `Known` that knows nothing: every version is called as its site calls the model, and is to be read."""
+    return commit.model, False
 
-    `status` is imported, unchanged, alias, records, metadata, sampled or failed. `records` are pairs of the
-    file that said something and what it said. `notes` are lines for the person. `importer` is set for what lies
-    elsewhere, `commit` where it has versions.
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """One source as it was opened: the first of the steps that an import takes (kinbase.ingest.steps).
+
+    `records` are pairs of the file that said something beside the weights and what it said. `notes` are lines for the person, and
+    `problem` says in one why nothing can be had of the source, None where something can. `importer` is set for
+    what lies elsewhere, `commit` where it has versions; `is_unchanged` says that the version is stored already and
+    that no more was read of it; `is_renamed` that a person chose the name.
     """
 
     source: str
     name: str | None = None
-    renamed: bool = False  # whether a person chose the name
+    is_renamed: bool = False
     checkpoint: Checkpoint | None = None
-    records: list[tuple[str, Record]] = field(default_factory=list)
-    base: str | None = None
-    status: str = ""
-    notes: list[str] = field(default_factory=list)
+    records: tuple[tuple[str, Record], ...] = ()
+    notes: tuple[str, ...] = ()
+    problem: str | None = None
     importer: ModuleType | None = None
     commit: Commit | None = None
-    # Stored already, and read again for what earlier versions did not take from its weights.
-    again: bool = False
-
-    def fail(self, error: Exception) -> None:
-        """Take the source out, for a reason."""
-        self.status = "failed"
-        self.notes.append(str(error))
-
-    @property
-    def arriving(self) -> bool:
-        """Whether it has weights that are still to be measured."""
-        return self.checkpoint is not None and not self.status
+    is_unchanged: bool = False
 
     def said(self, kind: type[Kind]) -> list[tuple[str, Kind]]:
         """The records of one kind, with the file each comes from."""
         return [(file, record) for file, record in self.records if isinstance(record, kind)]
+
+    @property
+    def last_word(self) -> str | None:
+        """Why there is nothing in it, or else the last line there is on it."""
+        return self.problem or (self.notes[-1] if self.notes else None)
+
+    def close(self) -> None:
+        """Release the files of the weights."""
+        if self.checkpoint:
+            self.checkpoint.close()
 
 
 def is_whole(source: str) -> bool:
@@ -86,92 +90,116 @@ def read(
     name: str | None = None,
     *,
     depth: str = "whole",
-    known: Known = lambda commit: (commit.model, False),
+    known: Known = as_called,
     tell: Tell = lambda what, done, total: None,
-) -> Source:
+) -> Opened:
     """Open a source with the importer that recognises it, and the records that lie beside its weights.
 
     `depth` is how much is read of what lies elsewhere: metadata, sample, stream, whole, or kept (nothing but
-    what is on this machine already).
+    what is on this machine already). A source that cannot be read has its `problem`.
     """
     if importer := elsewhere(source):
         return _read_elsewhere(source, name, importer, depth, known, tell)
-    result = Source(source)
-    path = Path(source)
     try:
-        known_importers = importers()
-        result.records = _open(source, known_importers)
-        result.checkpoint = next((r for _, r in result.records if isinstance(r, Checkpoint)), None)
-        folder = Path(result.checkpoint.source) if result.checkpoint else path
-        if result.checkpoint and folder.exists():
-            # What is stored must be found again from any folder.
-            result.checkpoint.source = str(folder.absolute())
-        if folder.is_dir() and depth == "kept" and result.checkpoint:
-            pass  # a stored model is opened for its weights: what lies beside them is stored too
-        elif folder.is_dir():
-            result.records += _read_beside(folder, known_importers)
-        elif not result.records:
-            raise CheckpointError(
-                f"no importer knows what {source} is: `kinbase import --help` lists what can be read"
-                if path.exists()
-                else f"{source} does not exist: give a checkpoint folder or file, or a model in the local Hub cache"
-            )
-        if not result.records:
-            raise CheckpointError(
-                f"{source} holds neither weights (*.safetensors, pytorch_model.bin, adapter_model.safetensors) nor "
-                "records (card, config, results, tables): is it the right folder?"
-            )
-        if name and not result.checkpoint:
-            result.records = _renamed(result.records, name)
-        result.name = name or (result.checkpoint.name if result.checkpoint else _subject(path))
-        result.renamed = name is not None
-        if result.checkpoint and name:
-            result.checkpoint.name = name
-        result.notes = [record.message for _, record in result.records if isinstance(record, Problem)]
-        _refuse_unnamed(result)
+        return _read_here(source, name, depth)
     except KinbaseError as error:
-        result.fail(error)
+        return Opened(source, problem=str(error))
     except OSError as error:
-        result.fail(CheckpointError(f"{source} cannot be read: {error.strerror or error}"))
-    return result
+        return Opened(source, problem=f"{source} cannot be read: {error.strerror or error}")
+
+
+def _read_here(source: str, name: str | None, depth: str) -> Opened:
+    """`read` of what is on this machine; raises CheckpointError when there is nothing in it, and OSError."""
+    yielded = _open(source, importers())
+    checkpoint = next((r for _, r in yielded if isinstance(r, Checkpoint)), None)
+    try:
+        records = [said for said in yielded if not isinstance(said[1], Checkpoint)]
+        records += _beside(source, checkpoint, depth, is_recognised=bool(yielded))
+        if name and not checkpoint:
+            records = _renamed(records, name)
+        opened = Opened(
+            source,
+            name or (checkpoint.name if checkpoint else _subject(Path(source))),
+            is_renamed=name is not None,
+            checkpoint=checkpoint,
+            records=tuple(records),
+            notes=tuple(record.message for _, record in records if isinstance(record, Problem)),
+        )
+        if checkpoint and name:
+            checkpoint.name = name
+        _refuse_unnamed(opened)
+    except BaseException:
+        if checkpoint:
+            checkpoint.close()
+        raise
+    return opened
+
+
+def _beside(
+    source: str, checkpoint: Checkpoint | None, depth: str, *, is_recognised: bool
+) -> list[tuple[str, Record]]:
+    """The records in the folder of a source; raises CheckpointError for a source of which nothing can be had."""
+    path = Path(source)
+    folder = Path(checkpoint.source) if checkpoint else path
+    if checkpoint and folder.exists():
+        # What is stored must be found again from any folder.
+        checkpoint.source = str(folder.absolute())
+    beside: list[tuple[str, Record]] = []
+    if folder.is_dir() and depth == "kept" and checkpoint:
+        return []  # a stored model is opened for its weights: what lies beside them is stored too
+    if folder.is_dir():
+        beside = _read_beside(folder, importers())
+    elif not is_recognised:
+        raise CheckpointError(
+            f"no importer knows what {source} is: `kinbase import --help` lists what can be read"
+            if path.exists()
+            else f"{source} does not exist: give a checkpoint folder or file, or a model in the local Hub cache"
+        )
+    if not is_recognised and not beside:
+        raise CheckpointError(
+            f"{source} holds neither weights (*.safetensors, pytorch_model.bin, adapter_model.safetensors) nor "
+            "records (card, config, results, tables): is it the right folder?"
+        )
+    return beside
 
 
 def _read_elsewhere(
     source: str, name: str | None, importer: ModuleType, depth: str, known: Known, tell: Tell
-) -> Source:
+) -> Opened:
     """As `read`; stops at the version it is where that is known."""
     # An address may hold a signature or a password, which is neither shown nor stored.
     public = importer.public(source) if hasattr(importer, "public") else source
-    result = Source(public, name, renamed=name is not None, importer=importer)
+    opened = Opened(public, name, is_renamed=name is not None, importer=importer)
     said = public  # who says what is said: the model's page, whatever its version
+    records: list[tuple[str, Record]] = []
+    notes: list[str] = []
+    problem: str | None = None
     try:
         for record in importer.open(source, depth, tell):
             if isinstance(record, Commit):
-                result.commit = record
-                label, unchanged = known(record)
-                if unchanged:
-                    result.name, result.status = label, "unchanged"
-                    return result
-                result.name = name or label
-                if result.name != record.model and not name:
-                    result.notes.append(f"another version of {record.model} is here: this one is {label}")
-                said = f"{public.partition(':')[0]}:{result.name}"
+                label, is_unchanged = known(record)
+                if is_unchanged:
+                    return replace(opened, name=label, commit=record, is_unchanged=True)
+                opened = replace(opened, name=name or label, commit=record)
+                if opened.name != record.model and not name:
+                    notes.append(f"another version of {record.model} is here: this one is {label}")
+                said = f"{public.partition(':')[0]}:{opened.name}"
                 record = Alias(f"{record.model}@{record.commit}", kind="revision")
-            elif isinstance(record, Alias) and record.kind == "redirect" and result.notes:
+            elif isinstance(record, Alias) and record.kind == "redirect" and notes:
                 continue  # the other version keeps the old name
             elif isinstance(record, Problem):
-                result.notes.append(record.message)
+                notes.append(record.message)
             elif isinstance(record, Checkpoint):
-                result.checkpoint = record
-                result.name = record.name = result.name or record.name
-            result.records.append((said, record))
-        _refuse_unnamed(result)
+                record.name = opened.name or record.name
+                opened = replace(opened, name=record.name, checkpoint=record)
+                continue
+            records.append((said, record))
+        _refuse_unnamed(replace(opened, records=tuple(records)))
     except KinbaseError as error:
-        if result.checkpoint:
-            result.checkpoint.close()
-            result.checkpoint = None
-        result.fail(error)
-    return result
+        opened.close()
+        opened = replace(opened, checkpoint=None)
+        problem = str(error)
+    return replace(opened, records=tuple(records), notes=tuple(notes), problem=problem)
 
 
 def _open(source: str, known: Iterable[ModuleType]) -> list[tuple[str, Record]]:
@@ -187,25 +215,25 @@ def _read_beside(folder: Path, known: Sequence[ModuleType]) -> list[tuple[str, R
     real = folder.resolve()
     homes = [real, real.parents[1] / "blobs"] if real.parent.name == "snapshots" else [real]
     files = [*sorted(folder.iterdir()), *sorted(folder.glob(".eval_results/*"))]
-    found: list[tuple[str, Record]] = []
+    records: list[tuple[str, Record]] = []
     for path in files:
         inside = any(path.resolve().is_relative_to(home) for home in homes)
         if inside and path.is_file() and path.suffix.lower() not in WEIGHTS:
             try:
-                found += _open(str(path), known)
+                records += _open(str(path), known)
             except CheckpointError as error:  # a card that cannot be read does not keep the weights out
-                found.append((str(path), Problem(str(error))))
-    return found
+                records.append((str(path), Problem(str(error))))
+    return records
 
 
-def _renamed(found: list[tuple[str, Record]], name: str) -> list[tuple[str, Record]]:
+def _renamed(records: list[tuple[str, Record]], name: str) -> list[tuple[str, Record]]:
     """The records of a source that speaks of one model, under another name for it; others as they are."""
-    labels = {record.model for _, record in found if isinstance(record, Facts | Score) and record.model}
-    labels |= {record.child for _, record in found if isinstance(record, Edge) and record.child}
+    labels = {record.model for _, record in records if isinstance(record, Facts | Score) and record.model}
+    labels |= {record.child for _, record in records if isinstance(record, Edge) and record.child}
     if len(labels) != 1:
-        return found
+        return records
     changed: list[tuple[str, Record]] = []
-    for file, record in found:
+    for file, record in records:
         if isinstance(record, Edge):
             record = replace(record, child=name)
         elif isinstance(record, Facts | Score):
@@ -220,11 +248,11 @@ def _subject(path: Path) -> str | None:
     return path.stem if path.suffix.lower() in WEIGHTS else path.name if path.is_dir() else path.parent.name
 
 
-def _refuse_unnamed(source: Source) -> None:
+def _refuse_unnamed(opened: Opened) -> None:
     silent = (
         (isinstance(r, Edge) and r.child is None)
         or (isinstance(r, Score | Facts | Training) and r.model is None)
-        for _, r in source.records
+        for _, r in opened.records
     )
-    if source.name is None and any(silent):
-        raise CheckpointError(f"{source.source} does not say which model it speaks of: name it with --name")
+    if opened.name is None and any(silent):
+        raise CheckpointError(f"{opened.source} does not say which model it speaks of: name it with --name")

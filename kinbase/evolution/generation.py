@@ -25,14 +25,15 @@ from kinbase.evolution import (
     selection as closing,
 )
 from kinbase.ingest.pipeline import import_sources
+from kinbase.ingest.steps import ImportOptions
 
 if TYPE_CHECKING:
     from kinbase.checkpoint import Score as Result
-    from kinbase.checkpoint.open import Source
     from kinbase.evolution.journal import Child, Run
     from kinbase.evolution.planning import Open
     from kinbase.evolution.selection import Closed
     from kinbase.evolution.subprocesses import Caller
+    from kinbase.ingest.steps import Outcome
     from kinbase.store import Connection, Store
 
 Tell = Callable[[str], None]
@@ -152,11 +153,9 @@ def _bring_in(
     waiting = {c.folder: c for c in fresh if c.status == "merged" and c.folder and not c.known}
     after: list[tuple[Run, frozenset[str], Sequence[str]]] = []
 
-    def mark(con: "Connection", found: "Sequence[Source]") -> None:
+    def mark(con: "Connection", outcomes: "Sequence[Outcome]") -> None:
         _mark(con, run, unsaved)
-        made = [
-            (waiting[s.source], str(s.name)) for s in found if s.source in waiting and s.status != "failed"
-        ]
+        made = [(waiting[s.source], str(s.name)) for s in outcomes if s.source in waiting and not s.is_failed]
         for child, model in made:
             journal.mark(con, run, child, model=model)
         journal.put_edges(con, run, made)
@@ -167,11 +166,11 @@ def _bring_in(
         with store.writing() as con:
             mark(con, [])
         return after[0]
-    found = import_sources(
-        store, list(waiting), base=run.config.base, report=report, also=mark,
-        measured=lambda digests: evaluations.begin_new(_unscored(run)[0], digests),
+    outcomes = import_sources(
+        store, list(waiting), ImportOptions(base=run.config.base, on_progress=report), also=mark,
+        on_measured=lambda digests: evaluations.begin_new(_unscored(run)[0], digests),
     )  # fmt: skip
-    failed = [source for source in found if source.source in waiting and source.status == "failed"]
+    failed = [outcome for outcome in outcomes if outcome.source in waiting and outcome.is_failed]
     for source in failed:
         with _lenient(store, run, waiting[source.source], tell):
             raise KinbaseError(source.notes[-1])

@@ -20,7 +20,7 @@ from kinbase.evolution import journal, planning, recorded, trust
 from kinbase.evolution import selection as closing
 from kinbase.evolution.generation import Report, Tell
 from kinbase.evolution.subprocesses import Caller
-from kinbase.ingest.stored import measure_missing
+from kinbase.ingest.missing import measure_missing
 
 if TYPE_CHECKING:
     from kinbase.evolution.journal import Run
@@ -94,7 +94,7 @@ def _live(store: "Store", here: "Open", caller: Caller, tell: Tell, report: Repo
     if run.generation:
         closing.sweep(run)
     else:  # the models it starts from, which are planned from the beginning
-        for note in measure_missing(store, run.config.models, report=report):
+        for note in measure_missing(store, run.config.models, on_progress=report):
             tell(note)
     closed = making.make(store, here, caller, tell, report)
     if closed is None:

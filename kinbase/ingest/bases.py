@@ -1,15 +1,25 @@
 """The family of every source: which base it is measured against, and which sources are stored already."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from kinbase.checkpoint import Alias, Edge
-from kinbase.checkpoint.open import Known, Source, Tell, elsewhere, read
+from kinbase.checkpoint.open import Known, Opened, elsewhere, read
 from kinbase.errors import KinbaseError
-from kinbase.ingest.stored import Stored, stored_family
+from kinbase.ingest.steps import ImportOptions, Placed, Todo
+from kinbase.ingest.stored import StoredFamily, stored_family
 from kinbase.store import Connection, Store, sketches
 from kinbase.store import names as naming
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Every source with its place, and what is stored of the first family to be measured, if there is one."""
+
+    sources: tuple[Placed, ...]
+    first: StoredFamily | None = None
 
 
 @contextmanager
@@ -22,14 +32,31 @@ def reading(store: Store) -> Iterator[Connection | None]:
             yield con
 
 
-def known_base(
-    con: Connection | None, base: str | None, found: list[Source], depth: str
+def place_all(store: Store, opened: list[Opened], options: ImportOptions, known: Known) -> Placement:
+    """Place every source; a base that is neither stored nor among them is read first, and put before them.
+
+    Raises KinbaseError when the base cannot be had.
+    """
+    with reading(store) as con:
+        base, address = _known_base(con, options, opened)
+        if address is None:
+            return _place(con, opened, base, options)
+    extra = _read_base(address, base, options, known)
+    if extra.checkpoint:
+        opened.insert(0, extra)
+    with reading(store) as con:
+        return _place(con, opened, extra.name, options)
+
+
+def _known_base(
+    con: Connection | None, options: ImportOptions, opened: Sequence[Opened]
 ) -> tuple[str | None, str | None]:
     """The name of the base asked for, if it has one; and the source to read it from, if it is yet to be read."""
+    base = options.base
     if base is None:
         return None, None
     paths = {base, str(Path(base).resolve())}
-    for source in found:
+    for source in opened:
         if (
             source.checkpoint
             and source.name
@@ -40,96 +67,131 @@ def known_base(
         return None, base
     for label in sorted(paths):
         if (known := naming.find(con, label)) is not None:
-            address = None if depth == "metadata" else naming.address_without_weights(con, known)
+            address = None if options.is_metadata_only else naming.address_without_weights(con, known)
             return naming.name_of(con, known), address
     if not Path(base).exists() and not elsewhere(base):
         return naming.resolve(con, base), None
     return None, base
 
 
-def read_base(
-    base: str, name: str | None, found: list[Source], depth: str, versions: Known, tell: Tell
-) -> str | None:
-    """The name of a base that is neither imported nor on its way: it is read from `base`, and goes first."""
-    extra = read(base, name, depth=depth, known=versions, tell=tell)
-    if extra.status == "failed":
-        raise KinbaseError(f"the base cannot be read: {extra.notes[-1]}")
-    if extra.status == "unchanged":
-        return extra.name
-    if extra.checkpoint is None:
+def _read_base(address: str, name: str | None, options: ImportOptions, known: Known) -> Opened:
+    """The base that `address` holds, opened, or told to be stored as it is."""
+    base = read(address, name, depth=options.depth, known=known, tell=options.log)
+    if base.problem:
+        raise KinbaseError(f"the base cannot be read: {base.problem}")
+    if base.checkpoint is None and not base.is_unchanged:
         raise KinbaseError(
-            f"the base {base} has no weights: give the checkpoint that the others were tuned from"
+            f"the base {address} has no weights: give the checkpoint that the others were tuned from"
         )
-    found.insert(0, extra)
-    return extra.name
+    return base
 
 
-def place(con: Connection | None, found: list[Source], base: str | None, sketch: bool) -> Stored | None:
-    """Choose each checkpoint's base, and tell which are stored already, by their files.
-
-    Returns what is stored of the first family to be measured, if there is one.
-    """
-    refuse_namesakes(found)
-    if con is None:
-        for source in found:
-            if source.arriving:
-                source.base = base or _claimed_base(None, source, found)
-    else:
-        _tell_stored(con, found, base, sketch)
-    first = next(iter(groups(found)), None)
-    return stored_family(con, first) if first else None
-
-
-def refuse_namesakes(found: list[Source]) -> None:
-    """Fail every checkpoint of a name that an earlier one has."""
-    first: dict[str, Source] = {}
-    for source in found:
-        if source.checkpoint and source.name:
-            other = first.setdefault(source.name, source)
-            if other is not source:
-                source.fail(
-                    KinbaseError(
-                        f"{other.source} is called {source.name!r} too: import one of them with --name"
-                    )
-                )
+def _place(
+    con: Connection | None, opened: Sequence[Opened], base: str | None, options: ImportOptions
+) -> Placement:
+    """Choose each checkpoint's base, and tell which are stored already, by their files."""
+    unique = without_namesakes(opened)
+    stored = _StoredAlready(con, options) if con is not None else None
+    arriving = {s.name: s.opened for s in unique if s.opened.checkpoint and s.todo is not Todo.FAIL}
+    placed: list[Placed] = []
+    for source in unique:
+        if source.opened.checkpoint and source.todo is not Todo.FAIL:
+            name = source.name
+            source = _with_base(con, source, base, arriving)
+            source = stored.told(source) if stored else source
+            # What is stored already leads to its stored base, whatever its files claim.
+            del arriving[name]
+            if source.todo is not Todo.KEEP:
+                arriving[source.name] = source.opened
+        placed.append(source)
+    placed = [_with_todo(source, options) for source in placed]
+    first = next(iter(bases_of(placed)), None)
+    return Placement(tuple(placed), stored_family(con, first) if first else None)
 
 
-def _tell_stored(con: Connection, found: list[Source], base: str | None, sketch: bool) -> None:
-    known = naming.members(con)
-    names = {member.model_id: member.name for member in known}
-    by_files = {member.files: member for member in known if member.files}
-    lacking = sketches.lacking(con, [member.name for member in known])
-    sketched = sketches.sketched(con) if sketch else set()
-    for source in found:
-        if not source.arriving:
-            continue
-        assert source.checkpoint
-        source.base = base or _claimed_base(con, source, found)
-        same = by_files.get(frozenset(source.checkpoint.files))
+def _with_todo(source: Placed, options: ImportOptions) -> Placed:
+    """What is to be done with a checkpoint that is not stored, or not as it would be now."""
+    if source.todo is not Todo.MEASURE:
+        return source
+    if options.is_metadata_only:
+        return source.without_reading()
+    is_member = source.base not in (None, source.name)
+    return source if is_member and options.is_compared else replace(source, todo=Todo.READ)
+
+
+def bases_of(placed: Iterable[Placed]) -> list[str]:
+    """The bases that sources are to be measured against."""
+    return list(dict.fromkeys(str(s.base) for s in placed if s.todo is Todo.MEASURE))
+
+
+def without_namesakes(opened: Iterable[Opened]) -> list[Placed]:
+    """The sources, yet without a place; a checkpoint of a name that an earlier one has fails."""
+    first: dict[str, str] = {}
+    placed = []
+    for source in opened:
+        at = Placed(source, _first_todo(source), notes=source.notes)
+        if source.problem:
+            at = at.failed(source.problem)
+        elif source.checkpoint and source.name:
+            other = first.get(source.name)
+            first.setdefault(source.name, source.source)
+            if other is not None:
+                at = at.failed(f"{other} is called {source.name!r} too: import one of them with --name")
+        placed.append(at)
+    return placed
+
+
+def _first_todo(source: Opened) -> Todo:
+    if source.is_unchanged:
+        return Todo.NOTHING
+    return Todo.MEASURE if source.checkpoint else Todo.STORE
+
+
+class _StoredAlready:
+    """Which checkpoints are stored already, by the files they were read from."""
+
+    def __init__(self, con: Connection, options: ImportOptions) -> None:
+        members = naming.members(con)
+        self._names = {member.model_id: member.name for member in members}
+        self._by_files = {member.files: member for member in members if member.files}
+        self._lacking = sketches.lacking(con, [member.name for member in members])
+        self._sketched = sketches.sketched(con) if options.is_sketched else set()
+        self._is_read = options.depth in ("stream", "whole")
+
+    def told(self, source: Placed) -> Placed:
+        """A source under the name it is stored by, and what there is to do with it: it keeps a stored base."""
+        checkpoint = source.opened.checkpoint
+        assert checkpoint
+        same = self._by_files.get(frozenset(checkpoint.files))
         if same is None:
-            continue
-        stored_base = names.get(same.base_id) if same.base_id is not None else None
-        source.base = source.base or stored_base
-        if source.renamed and source.name != same.name:
-            source.records.append((source.source, Alias(str(source.name))))
-            source.notes.append(f"{source.name} is another name of {same.name} now")
-        source.name = source.checkpoint.name = same.name
-        met = same.measured or same.model_id in sketched
-        if source.base in (None, same.name) or (source.base == stored_base and met):
-            source.again = same.name in lacking
-            source.status = "" if source.again else "unchanged"
+            return source
+        stored_base = self._names.get(same.base_id) if same.base_id is not None else None
+        opened, notes = source.opened, source.notes
+        if opened.is_renamed and opened.name != same.name:
+            opened = replace(opened, records=(*opened.records, (opened.source, Alias(str(opened.name)))))
+            notes = (*notes, f"{opened.name} is another name of {same.name} now")
+        opened = replace(opened, name=same.name, checkpoint=replace(checkpoint, name=same.name))
+        todo, base = source.todo, source.base or stored_base
+        has_met = same.measured or same.model_id in self._sketched
+        if base in (None, same.name) or (base == stored_base and has_met):
+            todo = Todo.REREAD if same.name in self._lacking and self._is_read else Todo.KEEP
+        return Placed(opened, todo, base, notes)
 
 
-def groups(found: Sequence[Source]) -> list[str]:
-    """The bases that sources arrive to be measured against."""
-    return list(
-        dict.fromkeys(s.base for s in found if s.arriving and not s.again and s.base and s.base != s.name)
-    )
+def _with_base(
+    con: Connection | None, source: Placed, base: str | None, arriving: dict[str | None, Opened]
+) -> Placed:
+    """A source with the base asked for, or else the one that its claims lead to."""
+    if base is not None:
+        return replace(source, base=base)
+    bases = sorted(_claimed_bases(con, source.opened, arriving))
+    if len(bases) > 1:
+        return source.noted(f"its parents lead to several bases ({', '.join(bases)}): say which with --base")
+    return replace(source, base=bases[0] if bases else None)
 
 
-def _claimed_base(con: Connection | None, source: Source, found: list[Source]) -> str | None:
-    """The base that adapter, config or card lead to: from the claimed parents up to models without parents."""
-    arriving = {s.name: s for s in found if s.arriving}
+def _claimed_bases(con: Connection | None, source: Opened, arriving: dict[str | None, Opened]) -> set[str]:
+    """The bases that adapter, config or card lead to: from the claimed parents up to models without parents."""
     bases: set[str] = set()
     seen = {source.name}
     todo = _claimed_parents(source)
@@ -148,13 +210,8 @@ def _claimed_base(con: Connection | None, source: Source, found: list[Source]) -
             todo += above if stored_base is None else []
             if stored_base is not None:
                 bases.add(stored_base)
-    bases.discard(source.name or "")
-    if len(bases) > 1:
-        source.notes.append(
-            f"its parents lead to several bases ({', '.join(sorted(bases))}): say which with --base"
-        )
-    return bases.pop() if len(bases) == 1 else None
+    return bases - {source.name or ""}
 
 
-def _claimed_parents(source: Source) -> list[str]:
+def _claimed_parents(source: Opened) -> list[str]:
     return [r.parent for _, r in source.records if isinstance(r, Edge) and r.child in (None, source.name)]

@@ -8,7 +8,7 @@ when it is interrupted, so that the same import goes on from there.
 import io
 import json
 import time
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 from hashlib import blake2b
 
@@ -16,6 +16,7 @@ import numpy as np
 
 from kinbase.checkpoint import FLOAT_DTYPES, Checkpoint, FileStamp
 from kinbase.errors import CheckpointError
+from kinbase.ingest.steps import OnProgress
 from kinbase.kinship.sketch import BUCKETS
 from kinbase.kinship.stream import Plan, run
 from kinbase.kinship.sums import STATISTICS, FamilySums, FloatArray, TensorSums, Weights
@@ -38,13 +39,13 @@ def measure(
     hash_base: bool = False,
     begun: Collection[str] | None = None,
     device: str = "cpu",
-    report: Callable[[int, int], None] = lambda done, total: None,
+    on_progress: OnProgress = lambda done, total: None,
 ) -> FamilySums:
     """Run the pass over `base` and `members` (the first `new` of them new), going on from what was kept.
 
     `begun` are the keys of the passes of which something was kept, where the caller has just read them.
     Raises CheckpointError when a file changes, shrinks or cannot be read, KinbaseError when the device
-    cannot be used. `report(done, total)` is told bytes.
+    cannot be used. `on_progress` is told bytes.
     """
     # The floating-point tensors first and by name: the order of raw.tensor, whoever wrote the file.
     base.tensors.sort(key=lambda tensor: (tensor.dtype not in FLOAT_DTYPES, tensor.name))
@@ -60,7 +61,7 @@ def measure(
     def tell(more: int) -> None:
         nonlocal nbytes
         nbytes += more
-        report(nbytes, plan.nbytes)
+        on_progress(nbytes, plan.nbytes)
 
     try:
         for tensor in run(plan, device=device, done=done.keys(), on_bytes=tell):

@@ -1,21 +1,15 @@
 """The kinship passes of one import: one over each family, and one reading of whatever has no base."""
 
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from kinbase.checkpoint import Checkpoint, Tensor
-from kinbase.checkpoint.open import Source
-from kinbase.errors import CheckpointError, KinbaseError
-from kinbase.ingest.bases import groups, reading
-from kinbase.ingest.stored import (
-    Report,
-    Stored,
-    open_members,
-    open_stored,
-    stored_family,
-    whole,
-    without_unreadable,
-)
+from kinbase.errors import CheckpointError
+from kinbase.ingest.bases import Placement
+from kinbase.ingest.families import Family, attempt, families, settle
+from kinbase.ingest.steps import ImportOptions, Measured, Placed
+from kinbase.ingest.stored import open_members
 from kinbase.store import Store, sketches
 from kinbase.store import kinship as sums
 from kinbase.store import names as naming
@@ -24,78 +18,67 @@ if TYPE_CHECKING:  # the pass costs half a second of imports, which records alon
     from kinbase.kinship.sums import FamilySums
 
 
-def measure_families(
-    store: Store, found: list[Source], first: Stored | None,
-    *, kinship: bool, sketch: bool, device: str, depth: str, report: Report,
-) -> "list[FamilySums]":  # fmt: skip
-    """One pass a family; whatever has no base, or whose base cannot be read, is read by itself alone.
+def measure_sources(store: Store, placement: Placement, options: ImportOptions) -> Measured:
+    """One pass a family; whatever has no base, or whose base cannot be read, is read by itself alone."""
+    standing = list(placement.sources)
+    if not any(source.is_to_read for source in standing):
+        return Measured(placement.sources)
+    found: list[FamilySums] = []
+    read: set[str | None] = set()
+    away = "stream" if options.depth == "stream" else "kept"
+    for family in families(store, standing, first=placement.first, depth=away, base_depth=away):
+        measured, sources = _measure(store, family, options)
+        settle(standing, sources)
+        if measured is not None:
+            found.append(measured)
+            # What an adapter was read with is not part of it: its digest is taken of it alone.
+            read |= {measured.base.name, *_own(measured, sources)}
+    for i, source in enumerate(standing):
+        if source.is_to_read and source.name not in read:
+            alone, standing[i] = _read(store, source, standing, options)
+            found += alone
+    return Measured(tuple(standing), tuple(found))
 
-    `first` is what is stored of the first family; of the next ones it is read when their turn comes, which may be
-    hours later.
-    """
+
+def _measure(
+    store: Store, family: Family, options: ImportOptions
+) -> "tuple[FamilySums | None, tuple[Placed, ...]]":
+    """The pass over one family; its sources with what is to be said of them."""
     from kinbase.ingest.family_pass import measure
     from kinbase.kinship.gpu import resolve_device
 
-    families: list[FamilySums] = []
-    covered: set[str | None] = set()
-    for base_name in groups(found) if kinship and not sketch else ():
-        group = [
-            s for s in found if s.arriving and not s.again and s.base == base_name and s.name != base_name
-        ]
-        arriving = next((s for s in found if s.arriving and s.name == base_name), None)
-        away = "stream" if depth == "stream" else "kept"
-        if first is None:
-            with reading(store) as con:
-                stored = stored_family(con, base_name)
-        else:
-            stored, first = first, None
-        known, gone = open_stored(stored.members, without=[s.name for s in group], depth=away)
-        try:
-            base = arriving.checkpoint if arriving else known.get(base_name)
-            others = [checkpoint for name, checkpoint in known.items() if name != base_name]
-            unsketched = stored.unsketched
-            if base is None:
-                waits = "kinship waits" if base_name in unsketched else "kinship is estimated by sketches"
-                for source in group:
-                    source.notes.append(f"the files of its base {base_name} are gone or changed: {waits}")
-                continue
-            for source in group:
-                source.notes += gone_notes(gone, unsketched)
-            while group:
-                try:
-                    members = whole(store, [s.checkpoint for s in group if s.checkpoint] + others, base_name)
-                    family = measure(
-                        store, base, members, new=len(group), hash_base=arriving is not None or base_name in unsketched,
-                        begun=stored.begun, device=resolve_device(device, len(members)), report=report,
-                    )  # fmt: skip
-                except CheckpointError as error:
-                    group = without_unreadable(group, error)
-                    continue
-                for i, source in enumerate(group):
-                    if family.coverage(i) == 0:
-                        source.fail(KinbaseError(_stranger(family, i)))
-                families.append(family)
-                # What an adapter was read with is not part of it: its digest is taken of it alone.
-                own = {s.name for s, m in zip(group, members, strict=False) if s.checkpoint is m}
-                for source in group:
-                    if source.name not in own:
-                        family.forget(str(source.name))
-                covered |= {base.name} | own
-                break
-        finally:
-            for checkpoint in known.values():
-                checkpoint.close()
-    for source in found:
-        if source.arriving and source.name not in covered:
-            its_base = source.base if kinship and source.base != source.name else None
-            arriving = next((s for s in found if s.arriving and s.name == its_base), None)
-            try:
-                families += measure_alone(
-                    store, source, its_base, arriving.checkpoint if arriving else None, report=report
-                )
-            except CheckpointError as error:
-                source.fail(error)
-    return families
+    base, unsketched = family.base, family.stored.unsketched
+    if base is None:
+        waits = "kinship waits" if family.base_name in unsketched else "kinship is estimated by sketches"
+        line = f"the files of its base {family.base_name} are gone or changed: {waits}"
+        return None, tuple(source.noted(line) for source in family.sources)
+    lines = gone_notes(family.gone, unsketched)
+    family = replace(family, sources=tuple(source.noted(*lines) for source in family.sources))
+
+    def work(members: list[Checkpoint], new: tuple[Placed, ...]) -> "FamilySums":
+        return measure(
+            store, base, members, new=len(new), hash_base=family.is_base_new or family.base_name in unsketched,
+            begun=family.stored.begun, device=resolve_device(options.device, len(members)),
+            on_progress=options.on_progress,
+        )  # fmt: skip
+
+    measured, sources = attempt(store, family, work)
+    if measured is None:
+        return None, sources
+    by_name = {source.name: source for source in sources}
+    for i, member in enumerate(measured.members[: measured.new]):
+        source = by_name[member.name]
+        if source.opened.checkpoint is not member:
+            measured.forget(member.name)
+        if measured.coverage(i) == 0:
+            by_name[member.name] = source.failed(_stranger(measured, i))
+    return measured, tuple(by_name.values())
+
+
+def _own(measured: "FamilySums", sources: Sequence[Placed]) -> list[str | None]:
+    """The sources of which the pass read their own weights and nothing else."""
+    members = set(map(id, measured.members))
+    return [source.name for source in sources if id(source.opened.checkpoint) in members]
 
 
 def _stranger(family: "FamilySums", member: int) -> str:
@@ -106,14 +89,21 @@ def _stranger(family: "FamilySums", member: int) -> str:
     )
 
 
-def measure_alone(
-    store: Store,
-    source: Source,
-    base: str | None = None,
-    arriving: Checkpoint | None = None,
-    *,
-    report: Report = lambda done, total: None,
-) -> "list[FamilySums]":
+def _read(
+    store: Store, source: Placed, standing: Sequence[Placed], options: ImportOptions
+) -> "tuple[list[FamilySums], Placed]":
+    """A source read by itself; it fails when it cannot be read, or shares nothing with its base."""
+    base = source.base if options.has_kinship and source.base != source.name else None
+    arriving = next((s.opened.checkpoint for s in standing if s.is_to_read and s.name == base), None)
+    try:
+        return _measure_alone(store, source, base, arriving, options)
+    except CheckpointError as error:
+        return [], source.failed(error)
+
+
+def _measure_alone(
+    store: Store, source: Placed, base: str | None, arriving: Checkpoint | None, options: ImportOptions
+) -> "tuple[list[FamilySums], Placed]":
     """One reading of a source by itself, for its identity and its sketch, fitted to a stored or `arriving` base.
 
     A base stored without a sketch is read too. What does not fit one whose files are gone cannot be told: the
@@ -122,10 +112,11 @@ def measure_alone(
     """
     from kinbase.ingest.family_pass import measure
 
-    assert source.checkpoint
-    own = measure(store, source.checkpoint, hash_base=True, device="cpu", report=report)
-    if base is None or source.checkpoint.delta_of is not None:
-        return [own]
+    member = source.opened.checkpoint
+    assert member
+    own = measure(store, member, hash_base=True, device="cpu", on_progress=options.on_progress)
+    if base is None or member.delta_of is not None:
+        return [own], source
     opened: dict[str, Checkpoint] = {}
     found = [own]
     try:
@@ -133,27 +124,32 @@ def measure_alone(
             opened = open_members(store, base, only=[base])[0]
             with store.reading() as con:
                 base_id = naming.find(con, base)
-                sketched = base_id is not None and sketches.has(con, base_id)
+                is_sketched = base_id is not None and sketches.has(con, base_id)
                 listed = sums.weights(con, base_id) if base_id is not None else []
-            if base in opened and not sketched:
-                found.insert(0, measure(store, opened[base], hash_base=True, device="cpu", report=report))
-        against = arriving or opened.get(base) or _remembered(base, listed, source.checkpoint)
+            if base in opened and not is_sketched:
+                found.insert(
+                    0,
+                    measure(
+                        store, opened[base], hash_base=True, device="cpu", on_progress=options.on_progress
+                    ),
+                )
+        against = arriving or opened.get(base) or _remembered(base, listed, member)
         try:
-            own.fit(against, [source.checkpoint])
+            own.fit(against, [member])
         except CheckpointError:
-            own.changes[source.checkpoint.name] = None
-            source.notes.append(
+            own.changes[member.name] = None
+            source = source.noted(
                 f"not all its tensors fit {base}, whose files are gone or changed: no sketch of its change"
             )
     finally:
         for checkpoint in opened.values():
             checkpoint.close()
-    change = own.changes.get(source.checkpoint.name)
+    change = own.changes.get(member.name)
     if change is not None and change.numel == 0:
         raise CheckpointError(
             f"{source.name} shares no tensor with {base}: give the base it was tuned from with --base"
         )
-    return found
+    return found, source
 
 
 def _remembered(base: str, listed: Sequence[tuple[str, str, int]], member: Checkpoint) -> Checkpoint:
@@ -172,8 +168,8 @@ def _remembered(base: str, listed: Sequence[tuple[str, str, int]], member: Check
         row = 1
         for extent in match.shape[1:] if match else ():
             row *= extent
-        whole = match is not None and len(match.shape) > 0 and row > 0 and numel % row == 0
-        shape = (numel // row, *match.shape[1:]) if match and whole else (numel,)
+        is_whole = match is not None and len(match.shape) > 0 and row > 0 and numel % row == 0
+        shape = (numel // row, *match.shape[1:]) if match and is_whole else (numel,)
         tensors.append(Tensor(ours.get(label, label), dtype, shape, gone))
     return Checkpoint(base, base, tensors)
 

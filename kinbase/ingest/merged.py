@@ -5,13 +5,14 @@ The merging itself is `kinbase.merging`, which knows no database; the file is cl
 
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from kinbase import merging
-from kinbase.checkpoint.open import Source, importers
+from kinbase.checkpoint.open import importers
 from kinbase.errors import KinbaseError, UsageError
-from kinbase.ingest import pipeline as importing
-from kinbase.ingest.stored import Report
+from kinbase.ingest.pipeline import import_sources
+from kinbase.ingest.steps import ImportOptions, OnProgress, Outcome
 from kinbase.merging import MergeConfig, Merged
 from kinbase.store import Store
 from kinbase.store import names as naming
@@ -79,19 +80,17 @@ def merge(
     places: Mapping[str, str],
     backend: str,
     seed: int,
-    report: Report,
+    on_progress: OnProgress,
 ) -> Merged:
     """Run one merge by a backend."""
     if backend == "mergekit":
         from kinbase.merging import mergekit
 
         return mergekit.merge(config, out, sources=places, seed=seed)
-    return merging.merge(config, out, sources=places, seed=seed, report=report)
+    return merging.merge(config, out, sources=places, seed=seed, report=on_progress)
 
 
-def record(
-    store: Store, merged: Merged, places: Mapping[str, str], *, name: str | None, device: str, report: Report
-) -> Source:
+def record(store: Store, merged: Merged, places: Mapping[str, str], options: ImportOptions) -> Outcome:
     """Import a child; parents that the database does not have yet come in with it, without their weights.
 
     Raises KinbaseError when the child cannot be imported; its folder stays.
@@ -102,9 +101,8 @@ def record(
             known = {place for place in places.values() if naming.find(con, place) is not None}
     strangers = [place for place in dict.fromkeys(places.values()) if place not in known]
     for place in strangers:
-        importing.import_sources(store, [place], metadata_only=True)
-    (child,) = importing.import_sources(store, [str(merged.folder)], name=name, device=device, report=report)
-    if child.status == "failed":
+        import_sources(store, [place], ImportOptions(is_metadata_only=True))
+    (child,) = import_sources(store, [str(merged.folder)], options)
+    if child.is_failed:
         raise KinbaseError(f"{merged.folder} was made, but not imported: {child.notes[-1]}")
-    child.notes = [*merged.notes, *child.notes]
-    return child
+    return replace(child, notes=(*merged.notes, *child.notes))

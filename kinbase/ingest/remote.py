@@ -1,13 +1,14 @@
 """Sources elsewhere, many at a time: which versions are stored already, and reading the others side by side."""
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import TypeVar
 
 from kinbase.checkpoint import Commit
-from kinbase.checkpoint.open import Known, Source, Tell, elsewhere, read
+from kinbase.checkpoint.open import Known, Opened, Tell, as_called, elsewhere, read
 from kinbase.errors import KinbaseError
+from kinbase.ingest.steps import ImportOptions
 from kinbase.store import Store
 from kinbase.store import names as naming
 
@@ -18,12 +19,12 @@ AT_ONCE = 16
 
 
 def stored_versions(store: Store, depth: str, base: str | None = None) -> Known:
-    """What `sources.read` asks of each version it meets: what to call it, and whether it is stored as deep as `depth`.
+    """What `checkpoint.open.read` asks of each version it meets: what to call it, and whether it is stored as deep as `depth`.
 
     A version of a model of which another one is stored with its weights is called after its commit.
     """
     if not store.path.exists():
-        return lambda commit: (commit.model, False)
+        return as_called
     with store.reading() as con:
         versions = naming.versions(con)
 
@@ -51,45 +52,36 @@ def _kept(store: Store, name: str) -> bool:
     return bool(files) and not any(file.elsewhere for file in files) and all(file.as_it_was for file in files)
 
 
-def read_all(
-    sources: Sequence[str],
-    *,
-    name: str | None,
-    depth: str,
-    known: Known,
-    tell: Tell,
-    report: Callable[[int, int], None] = lambda done, total: None,
-) -> list[Source]:
+def read_all(sources: Sequence[str], options: ImportOptions, known: Known) -> list[Opened]:
     """Every source opened, in order; those elsewhere side by side where little is read of each."""
 
     stopped = threading.Event()
 
-    def one(source: str) -> Source:
-        return read(source, name, depth=depth, known=known, tell=until(stopped, tell))
+    def one(source: str) -> Opened:
+        return read(source, options.name, depth=options.depth, known=known, tell=until(stopped, options.log))
 
     away = [source for source in dict.fromkeys(sources) if elsewhere(source)]
-    if len(away) < 2 or depth not in ("metadata", "sample"):
+    if len(away) < 2 or options.depth not in ("metadata", "sample"):
         return [one(source) for source in sources]
     with ThreadPoolExecutor(AT_ONCE, thread_name_prefix="kinbase-ask") as pool:
-        found: dict[str, Source] = {}
+        opened: dict[str, Opened] = {}
         try:
             for source, reading in [(source, pool.submit(one, source)) for source in away]:
-                found[source] = result(reading)
-                report(len(found), len(away))
+                opened[source] = result(reading)
         except BaseException:
             stopped.set()
             pool.shutdown(cancel_futures=True)
             raise
-    return [found.pop(source) if source in found else one(source) for source in sources]
+    return [opened.pop(source) if source in opened else one(source) for source in sources]
 
 
-def until(stopped: threading.Event, tell: Tell) -> Tell:
-    """`tell`, by which a thread that waits (a rate limit may ask for minutes) also hears that nobody waits for it."""
+def until(stopped: threading.Event, log: Tell) -> Tell:
+    """`log`, by which a thread that waits (a rate limit may ask for minutes) also hears that nobody waits for it."""
 
     def told(what: str, done: int, total: int) -> None:
         if stopped.is_set():
             raise KinbaseError("interrupted")
-        tell(what, done, total)
+        log(what, done, total)
 
     return told
 

@@ -11,7 +11,7 @@ from typing import Any
 from kinbase.checkpoint import Facts
 from kinbase.checkpoint.files import absolute, is_file, read_json, shown
 from kinbase.checkpoint.merge_config import Reference
-from kinbase.checkpoint.open import Source, read
+from kinbase.checkpoint.open import Opened, read
 from kinbase.errors import CheckpointError, DiskError, KinbaseError, UsageError
 from kinbase.merging import folder as beside
 from kinbase.merging.config import MergeConfig
@@ -129,9 +129,7 @@ def _open_parents(
         source = read(where)
         checkpoint = source.checkpoint
         if checkpoint is None:
-            raise CheckpointError(
-                f"{label}: {source.notes[-1] if source.notes else 'it has no weights to merge'}"
-            )
+            raise CheckpointError(f"{label}: {source.last_word or 'it has no weights to merge'}")
         parents[model] = opened(_label(label, where, source), checkpoint, _config(Path(checkpoint.source)))
         if checkpoint.delta_of is not None:
             raise KinbaseError(f"{label} is an adapter: merge it into its model first")
@@ -143,7 +141,7 @@ def _open_parents(
     return licenses, written_as
 
 
-def _label(label: str, where: str, source: Source) -> str:
+def _label(label: str, where: str, source: Opened) -> str:
     """How messages and the card call a model: by its name if the configuration gives a path."""
     return str(source.name or label) if label == where and os.path.lexists(where) else label
 

@@ -39,9 +39,7 @@ def merge(
     for label in config.models:
         source = found[label] = read((sources or {}).get(label, label))
         if source.checkpoint is None:
-            raise KinbaseError(
-                f"{label}: {source.notes[-1] if source.notes else 'it has no weights to merge'}"
-            )
+            raise KinbaseError(f"{label}: {source.last_word or 'it has no weights to merge'}")
         source.checkpoint.close()  # mergekit reads it itself
     places = {label: source.checkpoint.source for label, source in found.items() if source.checkpoint}
     try:

@@ -77,6 +77,21 @@ def meant(con: Connection, label: str) -> str | None:
     return names[0] if names else None
 
 
+def ids(con: Connection, labels: Iterable[str]) -> dict[str, int]:
+    """The model_ids behind exact names and aliases, of those that stand for a model."""
+    rows = con.execute(
+        """
+        select label, coalesce(m.model_id, a.model_id)
+        from (select unnest($1::varchar[]) as label)
+        left join raw.model m on m.name = label
+        left join raw.alias a on a.alias = label
+        where coalesce(m.model_id, a.model_id) is not null
+        """,
+        [list(dict.fromkeys(labels))],
+    ).fetchall()
+    return dict(rows)
+
+
 def named(con: Connection, label: str) -> int:
     """The model_id behind a name or alias; a row without weights is made for a name not met before."""
     found = find(con, label)

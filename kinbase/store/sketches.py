@@ -30,7 +30,7 @@ class Delta:
     sum: float
 
 
-def put_own(con: Connection, family: "FamilySums", ids: Mapping[str | None, int | None]) -> None:
+def put_own(con: Connection, family: "FamilySums", ids: Mapping[str, int | None]) -> None:
     """Store what the pass over a family found in each checkpoint by itself: `ids` by name, else as stored.
 
     An adapter has no weights of its own: its sketch is that of its change. So is that of a model whose

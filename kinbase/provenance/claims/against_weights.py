@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from kinbase.ingest.stored import Report
+from kinbase.ingest.steps import OnProgress as Report
 from kinbase.provenance.claims.claims import EXPLAINED, Claim, Model, all_claims, with_recipe, worth_a_recipe
 from kinbase.provenance.recipes import stored_grams as grams
 from kinbase.provenance.recipes.intervals import LEAST

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import networkx as nx
 
-from kinbase.ingest.stored import Report
+from kinbase.ingest.steps import OnProgress as Report
 from kinbase.store import Connection
 
 Finding = tuple[str, str, str, str]

@@ -18,8 +18,8 @@ from kinbase.checkpoint import FLOAT_DTYPES, Checkpoint
 from kinbase.checkpoint.alignment import bare
 from kinbase.checkpoint.open import read
 from kinbase.errors import CheckpointError, KinbaseError
-from kinbase.ingest import stored as families
-from kinbase.ingest.stored import Report
+from kinbase.ingest.missing import measure_missing
+from kinbase.ingest.steps import OnProgress as Report
 from kinbase.provenance.phylogeny.distances import Points
 from kinbase.provenance.phylogeny.merges import Family, infer_family
 from kinbase.provenance.recipes.least_squares import FloatArray
@@ -124,7 +124,7 @@ def _measure(
     if base is not None:
         others = [m.name for m in group if m.model_id != base]
         if len(others) > 1:
-            notes += families.measure_missing(store, others, exact=not quick, device=device, report=report)
+            notes += measure_missing(store, others, exact=not quick, device=device, on_progress=report)
         with store.reading() as con:
             known = _stored(con, group, base)
         if known is not None:
@@ -327,7 +327,7 @@ def _pass(
     try:
         found = measure(
             store, reference, members, new=len(members), hash_base=True,
-            device=resolve_device(device, len(members)), report=report,
+            device=resolve_device(device, len(members)), on_progress=report,
         )  # fmt: skip
     except CheckpointError as error:
         notes.append(str(error))

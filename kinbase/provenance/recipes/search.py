@@ -15,8 +15,8 @@ import numpy as np
 
 from kinbase.checkpoint import Edge
 from kinbase.errors import KinbaseError
-from kinbase.ingest import stored as families
-from kinbase.ingest.stored import Report
+from kinbase.ingest.missing import measure_missing
+from kinbase.ingest.steps import OnProgress as Report
 from kinbase.provenance.recipes import stored_grams as grams
 from kinbase.provenance.recipes.least_squares import EXACT, find_parents, step_gains
 from kinbase.provenance.recipes.verdict import COPY, MERGE, SELECTED, TRAINED, Finding, judge
@@ -193,7 +193,7 @@ def recover(
         ids, notes = family.candidates(child_id, [naming.resolve(con, other) for other in among])
         wanted = _wanted(con, child_id, ids) if measure else []
     if wanted:
-        notes += families.measure_missing(store, [name, *wanted], device=device, report=report)
+        notes += measure_missing(store, [name, *wanted], device=device, on_progress=report)
     with store.reading() as con:
         family = load(con, base_id, base) if wanted else family
         found = from_stored(con, family, family.screened(child_id, ids))
@@ -211,7 +211,7 @@ def measure(
         except KinbaseError:
             return []
         wanted = _wanted(con, child_id, load(con, base_id, base).candidates(child_id)[0])
-    return families.measure_missing(store, [name, *wanted], device=device, report=report) if wanted else []
+    return measure_missing(store, [name, *wanted], device=device, on_progress=report) if wanted else []
 
 
 def placed(con: Connection, name: str) -> tuple[int, int, str]:
