@@ -23,7 +23,7 @@ from textual.events import Key
 from kinbase.store import Store
 from kinbase.tui.app import KinbaseApp
 from kinbase.tui.screens.families import FilterInput
-from kinbase.tui.widgets.details import PortraitPane
+from kinbase.tui.widgets.details import DetailsPane
 from kinbase.tui.widgets.heatmap import Heatmap
 from kinbase.tui.widgets.model_tree import ModelTree
 
@@ -109,7 +109,7 @@ def make(path: Path, models: int) -> None:
 
 
 async def first_screen(path: Path) -> None:
-    """Say when the tree and the first portrait stand."""
+    """Say when the tree and the first details stand."""
     app = KinbaseApp(path)
     async with app.run_test(size=(120, 36)):
         await until(
@@ -131,10 +131,10 @@ async def drive(path: Path, runs: int) -> dict[str, list[float]]:
         screen = app.screen
         tree, pane, typed = (
             screen.query_one(ModelTree),
-            screen.query_one(PortraitPane),
+            screen.query_one(DetailsPane),
             screen.query_one(FilterInput),
         )
-        await until(lambda: pane.portrait is not None)
+        await until(lambda: pane.details is not None)
 
         async def timed(what: str, key: str, reached: Callable[[], bool], rest: float = 0.3) -> None:
             await asyncio.sleep(rest)
@@ -154,7 +154,7 @@ async def drive(path: Path, runs: int) -> dict[str, list[float]]:
             await asyncio.sleep(0.3)
             tree.move_cursor(leaf)
             await timed(
-                "open a model", "enter", lambda leaf=leaf: pane.portrait.model.id == leaf.data.id, rest=0
+                "open a model", "enter", lambda leaf=leaf: pane.details.model.id == leaf.data.id, rest=0
             )
             tree.move_cursor(node)
             await pilot.press("enter")

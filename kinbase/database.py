@@ -12,7 +12,7 @@ KinbaseError for an unknown model.
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
 import polars as pl
 
@@ -22,9 +22,10 @@ from kinbase.ingest.missing import measure_missing
 from kinbase.ingest.pipeline import import_sources
 from kinbase.ingest.steps import ImportOptions, Outcome
 from kinbase.ingest.steps import OnProgress as Report
+from kinbase.query import details, kinship, models, runs, scores
 from kinbase.query.frames import IMPORTED, INFERRED, PLANNED, RECIPE, REPLAYED, SUGGESTED, frame
-from kinbase.query.queries import ACCURACIES, AVERAGE_GAINS, SHOW
-from kinbase.store import Store
+from kinbase.query.kinship import KinshipMatrix
+from kinbase.store import Connection, Store
 from kinbase.store import names as naming
 from kinbase.store.lineage import drop_links, put_link
 
@@ -33,8 +34,10 @@ if TYPE_CHECKING:  # a graph costs the import of networkx, which the other verbs
 
     from kinbase.plotting.figure import Plot
 
+Asked = ParamSpec("Asked")
+Answer = TypeVar("Answer")
+
 RELATIONS = ("finetune", "merge", "adapter", "quantized", "base")
-GROUPINGS = {"tensor": "kinship_by_tensor", "layer": "kinship_by_layer", "block": "kinship_by_block"}
 
 
 class Kinbase:
@@ -78,9 +81,9 @@ class Kinbase:
                 raise UsageError(
                     f"{whole[0]} is a whole database: import it by itself, without --base or --name"
                 )
-            from kinbase.query import export as exporting
+            from kinbase.store import archive
 
-            stored = exporting.read_all(self.store, whole[0])
+            stored = archive.read_all(self.store, whole[0])
             notes = [
                 f"a whole database: {stored['model']} models, {stored['claim']} claims, {stored['score']} scores"
             ]
@@ -134,7 +137,7 @@ class Kinbase:
         with self.store.writing() as con:
             for i, parent in enumerate(names):
                 put_link(con, child, parent, relation, method, weights[i] if weights else None)
-        return self.sql("from lineage where child = ? order by parent, evidence", [child])
+        return self._read(models.parents, child)
 
     def unlink(self, child: str, parents: Sequence[str] = ()) -> list[str]:
         """Take back what `link` said of a child and `parents` (none: all of them); the parents it was said of.
@@ -221,7 +224,7 @@ class Kinbase:
         assert resume is not None
         for _ in running.evolve(self.store, resume, trusted=trust, tell=tell, report=report):
             pass
-        return self.sql("from generations where run = ? order by generation", [resume])
+        return self._read(runs.generation_rows, resume)
 
     def first_generation(
         self, config: str | Path, *, name: str | None = None, tell: Callable[[str], None] = lambda line: None
@@ -248,29 +251,27 @@ class Kinbase:
 
     def models(self, pattern: str = "") -> pl.DataFrame:
         """The view `models`, those whose name contains `pattern`, by family."""
-        query = "from models where contains(lower(name), lower(?)) order by family nulls last, base nulls first, name"
-        return self.sql(query, [pattern])
+        return self._read(models.listed, pattern)
 
     def show(self, model: str) -> pl.DataFrame:
         """Everything about one model: its row of `models`, with aliases, parents, children, scores, kin, ... as lists."""
-        with self.store.reading() as con:
-            return frame(con, SHOW, [naming.resolve(con, model)])
+        return self._read(details.show, model)
 
     def ancestors(self, model: str) -> pl.DataFrame:
         """What a model was made from: model, generation (fewest steps up)."""
-        return self._of(model, "from ancestors(?)")
+        return self._read(models.ancestors, model)
 
     def descendants(self, model: str) -> pl.DataFrame:
         """What was made from a model: model, generation (fewest steps down)."""
-        return self._of(model, "from descendants(?)")
+        return self._read(models.descendants, model)
 
     def family(self, model: str) -> pl.DataFrame:
         """Rows of `models` measured against the same base, the base included."""
-        return self._of(model, "from family(?)")
+        return self._read(models.family, model)
 
     def nearest_kin(self, model: str, k: int = 10) -> pl.DataFrame:
         """The k models most akin to one: model, pcc, cs, ed, stderr, coverage, method."""
-        return self._of(model, "from nearest_kin(?, ?)", k)
+        return self._read(kinship.nearest_kin, model, k)
 
     def why_without_kin(self, model: str) -> str:
         """Why a model has no kinship, and what would give it some, in a line."""
@@ -282,26 +283,29 @@ class Kinbase:
 
     def kinship(self, models: Sequence[str] = (), *, by: str | None = None) -> pl.DataFrame:
         """Kinship among `models` (none: all), each pair once; `by` tensor, layer or block."""
-        if by is not None and by not in GROUPINGS:
-            raise UsageError(f"kinship goes by {', '.join(GROUPINGS)}, not by {by!r}")
-        with self.store.reading() as con:
-            names = [naming.resolve(con, model) for model in models]
-            chosen = "" if not names else "and list_contains($1, model_a) and list_contains($1, model_b)"
-            order = "order by all" if by else "order by model_a, model_b"
-            query = f"from {GROUPINGS[by] if by else 'kinship'} where model_a < model_b {chosen} {order}"
-            return frame(con, query, [names] if names else [])
+        if by is not None and by not in kinship.GROUPINGS:
+            raise UsageError(f"kinship goes by {', '.join(kinship.GROUPINGS)}, not by {by!r}")
+        return self._read(kinship.pairs, models, by)
+
+    def matrix(
+        self, models: Sequence[str] = (), *, block: str = "all", layer: int | None = None
+    ) -> KinshipMatrix:
+        """The square of kinship among `models` (none: all that have any), in the order of its clusters.
+
+        `block` and `layer` take the tensors of one kind and of one layer; see `kinbase.query.kinship.matrix`.
+        """
+        return self._read(kinship.matrix_of, models, block, layer)
 
     def group_kinship(self, models: Sequence[str]) -> pl.DataFrame:
         """Mean kinship over all pairs of `models`: pcc, cs, ed, pairs (known ones), models."""
-        with self.store.reading() as con:
-            return frame(con, "from group_kinship(?)", [[naming.resolve(con, model) for model in models]])
+        return self._read(kinship.group, models)
 
     def tree(self, model: str, *, up: bool = True, down: bool = True, depth: int = 1000) -> "nx.DiGraph":
-        """The lineage graph around a model; see `kinbase.query.graph.graph`."""
+        """The lineage graph around a model; see `kinbase.query.graph.around`."""
         from kinbase.query import graph as lineage
 
         with self.store.reading() as con:
-            return lineage.graph(con, model, up=up, down=down, depth=depth)
+            return lineage.around(con, model, up=up, down=down, depth=depth)
 
     def check(
         self,
@@ -424,26 +428,26 @@ class Kinbase:
         return pl.DataFrame(rows, schema=REPLAYED, orient="row")
 
     def graph(self, models: Sequence[str] = ()) -> "nx.DiGraph":
-        """The lineage of `models`, or of all; see `kinbase.query.export.graph`."""
-        from kinbase.query import export as exporting
+        """The lineage of `models`, or of all; see `kinbase.query.graph.whole`."""
+        from kinbase.query import graph as lineage
 
-        with self.store.reading() as con:
-            return exporting.graph(con, models)
+        return self._read(lineage.whole, models)
 
     def export(self, path: str | Path, models: Sequence[str] = ()) -> None:
         """Write the lineage of `models`, or of all, as the ending of `path` says; .kinbase: the whole database.
 
-        See `kinbase.query.export`.
+        See `kinbase.query.export` and `kinbase.store.archive`.
         """
-        from kinbase.query import export as exporting
+        from kinbase.query.export import write_graph
+        from kinbase.store import archive
 
         path = str(path)
-        if path.rstrip("/").endswith(exporting.FOLDER):
-            if models:
-                raise UsageError(f"{path} takes the whole database, not some models of it")
-            exporting.write_all(self.store, path.rstrip("/"))
+        if not path.rstrip("/").endswith(archive.FOLDER):
+            write_graph(self.graph(models), path)
+        elif models:
+            raise UsageError(f"{path} takes the whole database, not some models of it")
         else:
-            exporting.write_graph(self.graph(models), path)
+            archive.write_all(self.store, path.rstrip("/"))
 
     def plot(self, kind: str, *names: str, **options: Any) -> "Plot":
         """A figure of `kind`: heatmap, tree, layers, evolution or gains; its `save(path)` writes .svg, .png or .html.
@@ -453,7 +457,7 @@ class Kinbase:
         """
         from kinbase import plotting
 
-        return plotting.draw(self, kind, *names, **options)
+        return plotting.draw(self.store, kind, *names, **options)
 
     def measure(
         self,
@@ -470,21 +474,27 @@ class Kinbase:
 
     def accuracies(self) -> pl.DataFrame:
         """Accuracies in percent, a row a model and a column a benchmark, with their plain mean, best first."""
-        return self.sql(ACCURACIES)
+        return self._read(scores.accuracies)
 
     def average_gains(self) -> pl.DataFrame:
         """What each merge gained on average, in percent, with its parents' kinship."""
-        return self.sql(AVERAGE_GAINS)
+        return self._read(scores.average_gains)
 
     def names(self) -> list[str]:
         """All model names."""
-        return self.sql("select name from models order by name")["name"].to_list()
+        return self._read(models.all_names)
 
     def resolved(self, models: Sequence[str]) -> list[str]:
         """The names of models given by name, alias or prefix, each once."""
         with self.store.reading() as con:
             return list(dict.fromkeys(naming.resolve(con, model) for model in models))
 
-    def _of(self, model: str, query: str, *parameters: Any) -> pl.DataFrame:
+    def _read(
+        self,
+        question: Callable[Concatenate[Connection, Asked], Answer],
+        *given: Asked.args,
+        **more: Asked.kwargs,
+    ) -> Answer:
+        """What a function of `kinbase.query` answers."""
         with self.store.reading() as con:
-            return frame(con, query, [naming.resolve(con, model), *parameters])
+            return question(con, *given, **more)

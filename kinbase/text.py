@@ -177,7 +177,7 @@ def _short(value: float | None) -> str:
 
 
 def family_tree(graph: "nx.DiGraph", *, upwards: bool = False) -> Iterator[str]:
-    """Lines of a lineage graph (`kinbase.query.graph.graph`) as trees; `upwards` has the children for roots.
+    """Lines of a lineage graph (`kinbase.query.graph.around`) as trees; `upwards` has the children for roots.
 
     A model with several parents is drawn once, under the parent with the longest way down to it, and
     referred to under the others. Behind each name stands how it came from the model above it, and from
@@ -244,7 +244,7 @@ def _weight(graph: "nx.DiGraph", parent: str, child: str) -> str:
 
 
 def dot(graph: "nx.DiGraph") -> Iterator[str]:
-    """Lines of a lineage graph (`kinbase.query.export.graph`) for Graphviz."""
+    """Lines of a lineage graph (`kinbase.query.graph.whole`) for Graphviz."""
     number = {name: f"n{i}" for i, name in enumerate(graph)}
 
     def quoted(text: str) -> str:
@@ -262,7 +262,7 @@ def dot(graph: "nx.DiGraph") -> Iterator[str]:
 
 
 def mermaid(graph: "nx.DiGraph") -> Iterator[str]:
-    """Lines of a lineage graph (`kinbase.query.export.graph`) as a Mermaid flowchart."""
+    """Lines of a lineage graph (`kinbase.query.graph.whole`) as a Mermaid flowchart."""
     number = {name: f"n{i}" for i, name in enumerate(graph)}
 
     def quoted(text: str) -> str:

@@ -10,14 +10,12 @@ Every figure is drawn with an explicit layout in inches, so that five models and
 """
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from kinbase.errors import UsageError
 from kinbase.plotting import evolution, gains, heatmap, layers, tree
 from kinbase.plotting.figure import Plot
-
-if TYPE_CHECKING:
-    from kinbase.database import Kinbase
+from kinbase.store import Store
 
 KINDS: dict[str, Callable[..., Plot]] = {
     "heatmap": heatmap.draw,
@@ -28,8 +26,8 @@ KINDS: dict[str, Callable[..., Plot]] = {
 }
 
 
-def draw(db: "Kinbase", kind: str, *names: str, **options: Any) -> Plot:
+def draw(store: Store, kind: str, *names: str, **options: Any) -> Plot:
     """The figure of one of KINDS; `names` and `options` are those of its module's `draw`."""
     if kind not in KINDS:
         raise UsageError(f"there is no plot {kind!r}: choose of {', '.join(KINDS)}")
-    return KINDS[kind](db, *names, **options)
+    return KINDS[kind](store, *names, **options)

@@ -1,7 +1,5 @@
 """How runs of evolution went: score and kinship of the best, generation by generation."""
 
-from typing import TYPE_CHECKING, Any
-
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
@@ -20,55 +18,50 @@ from kinbase.plotting.figure import (
     plain_axes,
     text_width,
 )
+from kinbase.query.runs import FinishedGeneration, Offspring, generations, offspring, runs
+from kinbase.store import Store
 
-if TYPE_CHECKING:
-    from kinbase.database import Kinbase
-
-GENERATIONS = """
-select generation, best, best_score, mean_score, best_so_far, top, top_kinship, reason
-from generations where run = ? order by generation
-"""
-OFFSPRING = """
-select generation, child, parents, role, method, kinship, score, coalesce(kept, false) as kept, reason
-from offspring where run = ? and score is not null order by generation, position
-"""
 DOTS = 400
 """Children of one run that are drawn; of more, the lines tell."""
 
 
-def draw(db: "Kinbase", *runs: str) -> Plot:
+def draw(store: Store, *names: str) -> Plot:
     """Above, each run's best score so far, its generations' mean and its children; below, the kinship among its k best.
 
-    Of `runs`, or of all that have a finished generation. Raises KinbaseError for an unknown run, and when there is
-    no such generation.
+    Of the runs `names`, or of all that have a finished generation. Raises KinbaseError for an unknown run, and when
+    there is no such generation.
     """
-    known = [name for (name,) in db.sql("select run from runs order by started_at, run").iter_rows()]
-    if not known:
-        raise KinbaseError("there is no run of evolution in this database: `kinbase evolve` makes one")
-    for run in runs:
-        if run not in known:
-            raise KinbaseError(
-                f"there is no run {label(run, 60)}: there are {', '.join(label(name, 40) for name in known[:8])}"
-            )
-    begun = [name for (name,) in db.sql("select distinct run from generations").iter_rows()]
-    names = list(dict.fromkeys(runs)) or [name for name in known if name in begun] or known[: len(COLOURS)]
-    if len(names) > len(COLOURS):
-        raise KinbaseError(f"{len(names)} runs are too many for one figure: name up to {len(COLOURS)}")
-    rows = {name: db.sql(GENERATIONS, [name]).rows(named=True) for name in names}
-    if not any(rows.values()):
-        raise KinbaseError(f"no generation of {', '.join(label(n, 40) for n in names)} is finished yet")
-    children = {name: db.sql(OFFSPRING, [name]).rows(named=True) for name in names}
-    return _drawn(names, rows, children)
+    with store.reading() as con:
+        known = {run.name: run for run in runs(con)}
+        if not known:
+            raise KinbaseError("there is no run of evolution in this database: `kinbase evolve` makes one")
+        for name in names:
+            if name not in known:
+                raise KinbaseError(
+                    f"there is no run {label(name, 60)}: there are {', '.join(label(name, 40) for name in list(known)[:8])}"
+                )
+        begun = [name for name, run in known.items() if run.generations is not None]
+        chosen = list(dict.fromkeys(names)) or begun or list(known)[: len(COLOURS)]
+        if len(chosen) > len(COLOURS):
+            raise KinbaseError(f"{len(chosen)} runs are too many for one figure: name up to {len(COLOURS)}")
+        rows = {name: generations(con, name) for name in chosen}
+        if not any(rows.values()):
+            raise KinbaseError(f"no generation of {', '.join(label(n, 40) for n in chosen)} is finished yet")
+        children = {
+            name: [child for child in reversed(offspring(con, name)) if child.score is not None]
+            for name in chosen
+        }
+    return _drawn(chosen, rows, children)
 
 
 def _drawn(
-    names: list[str], rows: dict[str, list[dict[str, Any]]], children: dict[str, list[dict[str, Any]]]
+    names: list[str], rows: dict[str, list[FinishedGeneration]], children: dict[str, list[Offspring]]
 ) -> Plot:
     legend = (
         max(text_width(text, 9) for text in [*(label(name, 30) for name in names), "mean of the generation"])
         + 0.6
     )
-    last = max(row["generation"] for generations in rows.values() for row in generations)
+    last = max(row.generation for story in rows.values() for row in story)
     wide = min(max(4.6, 0.3 * last), 11.0)
     plot = Plot(0.8 + wide + 0.25 + legend, 5.9)
     words = [_told(label(name, 40), rows[name]) for name in names[:2]]
@@ -90,59 +83,54 @@ def _drawn(
     kinship.set_xlabel("generation", fontsize=10)
     kinship.set_xlim(-0.4, last + 0.4)
     kinship.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    known = [
-        row["top_kinship"]
-        for generations in rows.values()
-        for row in generations
-        if row["top_kinship"] is not None
-    ]
+    known = [row.top_kinship for story in rows.values() for row in story if row.top_kinship is not None]
     kinship.set_ylim(min([0.0, *known]) - 0.03, 1.03)
     _legend(plot, scores, names, any(children.values()))
     return plot
 
 
-def _told(name: str, rows: list[dict[str, Any]]) -> str:
+def _told(name: str, rows: list[FinishedGeneration]) -> str:
     """One line on a run: its best model and where it ended."""
     best = max(
-        (row for row in rows if row["best_score"] is not None),
-        key=lambda row: row["best_score"],
+        (row for row in rows if row.best_score is not None),
+        key=lambda row: row.best_score or 0.0,
         default=None,
     )
     if best is None:
         return f"{name}: nothing scored yet"
-    reached = f"in generation {best['generation']} of {rows[-1]['generation']}"
-    return f"{name}: best {label(best['best'] or '', 40)} with {figure_of(best['best_score'])} {reached}"
+    reached = f"in generation {best.generation} of {rows[-1].generation}"
+    return f"{name}: best {label(best.best or '', 40)} with {figure_of(best.best_score)} {reached}"
 
 
 def _run(
-    plot: Plot, scores: Axes, kinship: Axes, name: str, rows: list[dict[str, Any]], children: list[dict[str, Any]], number: int,
+    plot: Plot, scores: Axes, kinship: Axes, name: str, rows: list[FinishedGeneration], children: list[Offspring], number: int,
     aside: float,
 ) -> None:  # fmt: skip
     colour, marker = COLOURS[number], MARKERS[number]
     shown = label(name, 60)
     if len(children) <= DOTS:
         for kept in (False, True):
-            dots = [c for c in children if c["kept"] == kept]
+            dots = [c for c in children if c.kept == kept]
             scores.plot(
-                [c["generation"] + aside for c in dots], [c["score"] for c in dots], linestyle="none", marker=marker,
+                [c.generation + aside for c in dots], [c.score or 0.0 for c in dots], linestyle="none", marker=marker,
                 markersize=4.5, color=colour, markerfacecolor=colour if kept else "white", alpha=0.85,
                 markeredgewidth=0.9, zorder=3,
             )  # fmt: skip
         for child in children:
-            parents = " + ".join(label(parent, 60) for parent in child["parents"] or [])
+            parents = " + ".join(label(parent, 60) for parent in child.parents or [])
             lines = [
-                label(child["child"]),
+                label(child.child),
                 parents,
-                f"{shown}, generation {child['generation']}, {label(child['role'])}, score {figure_of(child['score'], 4)}",
+                f"{shown}, generation {child.generation}, {label(child.role)}, score {figure_of(child.score, 4)}",
             ]
-            if child["kinship"] is not None:
-                lines.append(f"kinship of the parents {figure_of(child['kinship'])}")
+            if child.kinship is not None:
+                lines.append(f"kinship of the parents {figure_of(child.kinship)}")
             plot.spots.append(
                 Spot(
                     scores,
-                    [child["generation"] + aside],
-                    [child["score"]],
-                    [*lines, label(child["reason"])],
+                    [child.generation + aside],
+                    [child.score or 0.0],
+                    [*lines, label(child.reason or "")],
                     radius=5,
                 )
             )
@@ -151,7 +139,7 @@ def _run(
         (scores, "mean_score", ":"),
         (kinship, "top_kinship", "-"),
     ):
-        points = [(row["generation"], row[key], row) for row in rows if row[key] is not None]
+        points = [(row.generation, getattr(row, key), row) for row in rows if getattr(row, key) is not None]
         axes.plot(
             [x for x, _, _ in points], [y for _, y, _ in points], linestyle=style, color=colour, linewidth=1.7,
             marker=marker if axes is kinship else None, markersize=4.5, zorder=2,
@@ -159,7 +147,7 @@ def _run(
         )  # fmt: skip
         for x, y, row in points:
             if key == "top_kinship":
-                top = ", ".join(label(model, 40) for model in (row["top"] or [])[:6])
+                top = ", ".join(label(model, 40) for model in (row.top or [])[:6])
                 plot.spots.append(
                     Spot(
                         kinship,
@@ -168,7 +156,7 @@ def _run(
                         [
                             f"{shown}, generation {x}",
                             f"kinship {figure_of(y, 4)} of {top}",
-                            label(row["reason"] or ""),
+                            label(row.reason or ""),
                         ],
                     )
                 )

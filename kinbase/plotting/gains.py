@@ -1,7 +1,7 @@
 """Kinship of the parents against what merging gained, with the straight line through it and how little it may mean."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -23,9 +23,8 @@ from kinbase.plotting.figure import (
     put,
     text_width,
 )
-
-if TYPE_CHECKING:
-    from kinbase.database import Kinbase
+from kinbase.query.scores import gains_and_kinship
+from kinbase.store import Store
 
 AXES = {
     "pcc": "mean PCC of the parents",
@@ -34,31 +33,6 @@ AXES = {
 }
 NAMED = 30
 """Merges whose names are written beside them, where they fit."""
-
-MERGES = """
-with chosen as (
-    select g.child, g.method, g.parents, g.gain, g.reported_gain, s.value as printed
-    from merge_gains g
-    left join (
-        select model, benchmark, any_value(value) as value from scores where metric = 'gain' and source = $3 group by all
-    ) s on s.model = g.child and s.benchmark = g.benchmark
-    where g.benchmark = $1
-        and ($2 is null or g.child in (select name from models where family = $2))
-        and ($3 is null or s.value is not null)
-),
-pair as (
-    select c.child, p.a, q.b from chosen c, unnest(c.parents) p(a), unnest(c.parents) q(b) where p.a < q.b
-),
-akin as (
-    select child, if(count(k.{metric}) = count(*), avg(k.{metric} order by a, b), null) as kinship
-    from pair left join kinship k on k.model_a = a and k.model_b = b group by child
-)
-select child, method, parents, kinship, coalesce(printed, if($3 is null, gain, null), reported_gain) as value,
-    printed is not null or gain is null as as_printed
-from chosen join akin using (child)
-where kinship is not null and value is not null
-order by child
-"""
 
 
 @dataclass(frozen=True)
@@ -91,7 +65,7 @@ def fit(x: np.ndarray, y: np.ndarray) -> Fit | None:
 
 
 def draw(
-    db: "Kinbase",
+    store: Store,
     family: str | None = None,
     *,
     metric: str = "pcc",
@@ -106,12 +80,8 @@ def draw(
     """
     if metric not in AXES:
         raise UsageError(f"there is no metric {metric!r}: choose of {', '.join(AXES)}")
-    base = None
-    if family is not None:
-        (base,) = db.family(family)["family"].unique().to_list() or (None,)
-        if base is None:
-            raise KinbaseError(f"{label(family, 60)} is of no family: no base of it is known")
-    rows = db.sql(MERGES.format(metric=metric), [benchmark, base, source]).rows(named=True)
+    with store.reading() as con:
+        base, rows = gains_and_kinship(con, family, metric, benchmark, source)
     if not rows:
         raise KinbaseError(
             f"no merge here has the kinship of its parents and a gain on {label(benchmark, 40)}: both need the parents named, "

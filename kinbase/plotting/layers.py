@@ -1,6 +1,6 @@
 """The kinship of two models layer by layer: where in the network they changed alike."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from matplotlib.axes import Axes
 
@@ -18,18 +18,15 @@ from kinbase.plotting.figure import (
     plain_axes,
 )
 from kinbase.plotting.heatmap import METRICS
-
-if TYPE_CHECKING:
-    from kinbase.database import Kinbase
+from kinbase.query.kinship import by_layer, of_pair
+from kinbase.store import Store
+from kinbase.store.names import resolve
 
 ORDER = ("attn", "mlp", "norm", "other", "embed", "head")
 WORDS = {"attn": "attention", "norm": "norms", "embed": "embedding"}
 
-PROFILE = "select layer, block, pcc, cs, ed, numel from kinship_by_layer where model_a = ? and model_b = ? order by block, layer"
-WHOLE = "select pcc, cs, ed, method, base from kinship where model_a = ? and model_b = ?"
 
-
-def draw(db: "Kinbase", model_a: str, model_b: str, *, metric: str = "pcc") -> Plot:
+def draw(store: Store, model_a: str, model_b: str, *, metric: str = "pcc") -> Plot:
     """A line a block (attention, mlp, norms) over the layers of `model_a` and `model_b`, beside the blocks outside of them.
 
     The value of each point is of the sums over its tensors; the dashed line is that of all tensors. Raises
@@ -37,27 +34,27 @@ def draw(db: "Kinbase", model_a: str, model_b: str, *, metric: str = "pcc") -> P
     """
     if metric not in METRICS:
         raise UsageError(f"there is no metric {metric!r}: choose of {', '.join(METRICS)}")
-    names = db.resolved([model_a, model_b])
-    if len(names) < 2:
-        raise UsageError(f"{label(names[0], 60)} is one model: a layer profile is of two")
-    rows = db.sql(PROFILE, names).rows(named=True)
+    with store.reading() as con:
+        names = [resolve(con, model) for model in (model_a, model_b)]
+        if names[0] == names[1]:
+            raise UsageError(f"{label(names[0], 60)} is one model: a layer profile is of two")
+        rows, whole = by_layer(con, *names), of_pair(con, *names)
     if not rows:
         raise KinbaseError(
             f"no kinship by layer is known of {label(names[0], 60)} and {label(names[1], 60)}: `kinbase kin` measures it "
             "where their files are still there"
         )
-    (whole,) = db.sql(WHOLE, names).rows(named=True)
     layers = sorted({row["layer"] for row in rows if row["layer"] is not None})
     plot = Plot(max(7.0, min(3.4 + 0.24 * len(layers), 16.0)), 4.4)
     width = plot.get_size_inches()[0]
     plot.head(
         f"{label(names[0], 36)} and {label(names[1], 36)}, layer by layer",
-        f"{METRICS[metric]} from {label(whole['base'], 60)}",
+        f"{METRICS[metric]} from {label(rows[0]['base'], 60)}",
     )
     axes = plot.area(0.75, 0.6, width - 2.5, 2.95)
     _lines(plot, axes, rows, layers, metric)
     _outside(plot, axes, rows, layers, metric)
-    value = whole[metric]
+    value = whole.value(metric) if whole else None
     if value is not None:
         axes.axhline(
             value,

@@ -1,6 +1,6 @@
 """A family as a graph from left to right: a column a generation, a merge with all of its parents."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import networkx as nx
 import numpy as np
@@ -11,9 +11,10 @@ from matplotlib.path import Path
 from kinbase.errors import KinbaseError
 from kinbase.plotting.figure import COLOURS, FAINT, INK, SOFT, Plot, Spot, figure_of, label, put, text_width
 from kinbase.plotting.layout import Layout, layered
-
-if TYPE_CHECKING:
-    from kinbase.database import Kinbase
+from kinbase.query import graph as lineage
+from kinbase.query.models import families
+from kinbase.query.scores import comparable
+from kinbase.store import Store
 
 MOST = 1500
 """Models one drawing takes."""
@@ -36,39 +37,18 @@ GROUND = {"facecolor": "white", "edgecolor": "none", "pad": 0.4, "alpha": 0.85}
 EDGES = {False: "#9dbbd3", True: "#e0a480"}
 """Of edges to a model of one parent, and to a merge."""
 
-# One score a model: the average its sources print where one of them does for most, else the mean over the
-# benchmarks that every scored model here has.
-SCORES = """
-with reading as (
-    select model, benchmark, source, avg(value) as value from scores
-    where list_contains($1, model) and metric <> 'gain'
-        and not regexp_matches(metric, 'perplexity|bits_per|loss|error|brier', 'i')
-    group by all
-),
-printed as (
-    select model, arg_max(value, n) as score
-    from reading join (select source, count(*) as n from reading where benchmark = 'average' group by source) using (source)
-    where benchmark = 'average' group by model
-),
-alone as (select model, benchmark, avg(value) as value from reading where benchmark <> 'average' group by all),
-shared as (
-    select benchmark from alone group by benchmark
-    having count(*) = (select count(distinct model) from alone)
-)
-select model, score, 'average as its source prints it' as how from printed
-union all
-select model, avg(value), 'mean over ' || string_agg(benchmark, ', ' order by benchmark) from alone
-where not exists (from printed) and benchmark in (from shared) group by model
-"""
 
-
-def draw(db: "Kinbase", model: str, *, depth: int = 1000) -> Plot:
+def draw(store: Store, model: str, *, depth: int = 1000) -> Plot:
     """The lineage around `model`, up to `depth` generations away; of a base, its family.
 
     Columns are generations: steps along the longest line from a model made from nothing known. The base
     that a merge's deltas were taken against is no parent. Claims that go in a circle are cut, and told.
     """
-    graph = _without_bases(db.tree(model, depth=depth))
+    with store.reading() as con:
+        around = lineage.around(con, model, depth=depth)
+        graph = lineage.without_bases(around)
+        bases, scores = families(con, list(graph)), comparable(con, list(graph))
+    focus = around.graph["focus"]
     if len(graph) > MOST:
         raise KinbaseError(
             f"{label(model, 60)} has {len(graph) - 1:,} relatives, and {MOST:,} fit on a drawing: take fewer with --depth"
@@ -77,29 +57,15 @@ def draw(db: "Kinbase", model: str, *, depth: int = 1000) -> Plot:
         raise KinbaseError(
             f"nothing is known of what {label(model, 60)} was made from, or of what was made from it"
         )
-    (bases,) = db.sql(
-        "select list(distinct family) from models where list_contains(?, name)", [list(graph)]
-    ).row(0)
-    scores = {name: (score, how) for name, score, how in db.sql(SCORES, [list(graph)]).iter_rows()}
-    kinds = {node: _relation(graph, node, set(bases)) for node in graph}
-    return _drawn(graph, layered(graph), db.resolved([model])[0], kinds, scores)
-
-
-def _without_bases(graph: nx.DiGraph) -> nx.DiGraph:
-    """The graph without edges that only say what a merge was measured against, where parents are told."""
-    result = graph.copy()
-    for node in graph:
-        measured = [p for p in graph.predecessors(node) if _claims(graph, p, node, "relation") <= {"base"}]
-        if len(measured) < graph.in_degree(node):
-            result.remove_edges_from((parent, node) for parent in measured)
-    return result
+    kinds = {node: _relation(graph, node, bases) for node in graph}
+    return _drawn(graph, layered(graph), focus, kinds, scores)
 
 
 def _claims(graph: nx.DiGraph, parent: str, child: str, key: str) -> set[Any]:
     return {claim.get(key) for claim in graph.edges[parent, child]["claims"]} - {None}
 
 
-def _relation(graph: nx.DiGraph, node: str, bases: set[str | None]) -> str:
+def _relation(graph: nx.DiGraph, node: str, bases: set[str]) -> str:
     found = {r for p in graph.predecessors(node) for r in _claims(graph, p, node, "relation")} - {"base"}
     if not graph.in_degree(node):
         return "base" if node in bases else "unknown"

@@ -1,48 +1,48 @@
-"""Everything the detail pane tells of one model, read in one go.
+"""Everything about one model, read in one go: what the terminal UI's pane tells, and the row that `kinbase show` prints.
 
 By model_id and over the tables, for the reason `models` gives.
 """
 
 from dataclasses import dataclass, field
 from datetime import datetime
+from typing import TYPE_CHECKING
 
 from kinbase.errors import KinbaseError
-from kinbase.query.models import Model
+from kinbase.query.kinship import Kinship, nearest
+from kinbase.query.models import Model, meant
 from kinbase.store import Connection
 
+if TYPE_CHECKING:  # Polars is slow to import, and the terminal UI does without
+    import polars as pl
+
 KIN = 12
-"""Nearest kin shown."""
+"""Nearest kin of the details."""
+SHOWN = 5
+"""Nearest kin that `show` lists."""
 
 # Scalar subqueries, no joins: to find no base that would read all models. One statement: on a file just opened each
 # costs milliseconds of its own.
 FACTS = """
 select model_id, name, digest, architecture, parameters, dtype, bytes, license, source, revision, relation, created_at,
     imported_at,
-    (select list(alias order by alias) from (select alias from raw.alias where model_id = $1 order by alias limit 4)),
+    (select list({'alias': alias, 'kind': kind} order by alias) from raw.alias where model_id = $1 and alias <> name),
     (select count(distinct child_id) from raw.claim where parent_id = $1 and relation <> 'base'),
     (select count(*) from raw.model where base_id = $1),
     base_id, (select name from raw.model where model_id = (select base_id from raw.model where model_id = $1))
 from raw.model where model_id = $1
 """
 
+# A model nobody names a parent of still descends from the base it is measured against: as the view lineage has it.
 PARENTS = """
 select p.model_id, p.name, c.relation, c.method, c.weight, c.evidence, c.source
 from raw.claim c join raw.model p on p.model_id = c.parent_id
-where c.child_id = ? order by p.name, c.evidence
-"""
-
-# The best of several estimates of a pair, as the view kinship has it.
-NEAREST = """
-with near as (
-    select b_id, pcc, cs, ed, stderr, coverage, method, source from (from raw.exact union all from raw.estimated) where a_id = $1
-)
-select b_id, name, pcc, cs, ed, stderr, coverage, method
-from near join raw.model on model_id = b_id
-qualify row_number() over (
-    partition by b_id
-    order by case method when 'exact' then 0 when 'reported' then 2 else 1 end, stderr nulls last, method, near.source nulls last
-) = 1
-order by pcc desc nulls last, name limit $2
+where c.child_id = $1
+union all
+select b.model_id, b.name, 'base', null, null, 'user', null
+from raw.model b
+where b.model_id = (select base_id from raw.model where model_id = $1)
+    and not exists (select 1 from raw.claim where child_id = $1)
+order by 2, 6
 """
 
 # Gain: how much better than its parents are on average; the base a merge was measured from is no parent.
@@ -74,9 +74,29 @@ where d.model_id = ? and d.sumsq is not null
 group by all order by block, layer
 """
 
+# What is not in the details, for the whole row. Lists of a model's own rows, so by id.
+SHOW = """
+select
+    m.*,
+    (select list({'alias': alias, 'kind': kind} order by alias) from raw.alias where model_id = $1 and alias <> $2) as aliases,
+    $3::struct(parent varchar, relation varchar, method varchar, weight double, evidence varchar)[] as parents,
+    (select list({'child': child, 'relation': relation, 'method': method, 'weight': weight, 'evidence': evidence}
+        order by child, evidence) from lineage where parent = $2) as children,
+    (select list({'benchmark': benchmark, 'metric': metric, 'value': value, 'stderr': stderr, 'n_shot': n_shot, 'source': source}
+        order by benchmark, metric) from scores where model = $2) as scores,
+    $4::struct(model varchar, pcc double, cs double, ed double, stderr double, method varchar)[] as kin,
+    (select list({'tensor': tensor, 'reason': reason} order by tensor) from raw.skipped where model_id = $1) as skipped,
+    (select sum(numel) / nullif((select sum(t.numel) from raw.tensor t where t.base_id = any_value(d.base_id)), 0)
+        from raw.delta d where model_id = $1 and d.nonfinite = 0) as coverage,
+    (select list({'tensor': t.name, 'nonfinite': nonfinite} order by t.name) from raw.delta d
+        join raw.tensor t on t.base_id = d.base_id and t.position = d.position
+        where d.model_id = $1 and nonfinite > 0) as nonfinite
+from models m where m.name = $2
+"""
+
 
 @dataclass(frozen=True)
-class Claim:
+class ParentClaim:
     """Someone's word, or the weights', on one parent."""
 
     parent: Model
@@ -88,20 +108,7 @@ class Claim:
 
 
 @dataclass(frozen=True)
-class Kin:
-    """A model akin to another, and how that is known."""
-
-    model: Model
-    pcc: float | None
-    cs: float | None
-    ed: float | None
-    stderr: float | None
-    coverage: float | None
-    method: str
-
-
-@dataclass(frozen=True)
-class Score:
+class ComparedScore:
     """A benchmark's result beside those of the parents."""
 
     benchmark: str
@@ -114,7 +121,7 @@ class Score:
 
 
 @dataclass
-class Portrait:
+class Details:
     """One model with what belongs to it."""
 
     model: Model
@@ -131,24 +138,45 @@ class Portrait:
     created_at: datetime | None
     imported_at: datetime
     aliases: list[str] = field(default_factory=list)
-    parents: list[Claim] = field(default_factory=list)
-    scores: list[Score] = field(default_factory=list)
-    kin: list[Kin] = field(default_factory=list)
+    parents: list[ParentClaim] = field(default_factory=list)
+    scores: list[ComparedScore] = field(default_factory=list)
+    kin: list[tuple[Model, Kinship]] = field(default_factory=list)
     layers: list[tuple[int | None, str, float]] = field(default_factory=list)
     children: int = 0
     members: int = 0
 
 
-def portrait(con: Connection, model: int) -> Portrait:
+def details(con: Connection, model: int) -> Details:
     """Raises KinbaseError when the model is gone."""
     rows = con.execute(FACTS, [model]).fetchall()
     if not rows:
         raise KinbaseError("this model is no longer in the database: press r to read it again")
     (id_, name, digest, *facts, aliases, children, members, base_id, base) = rows[0]
-    found = Portrait(Model(id_, name), digest, None if base_id is None else Model(base_id, base), *facts)
-    found.aliases, found.children, found.members = aliases or [], children, members
-    found.parents = [Claim(Model(*row[:2]), *row[2:]) for row in con.execute(PARENTS, [model]).fetchall()]
-    found.scores = [Score(*row) for row in con.execute(SCORES, [model]).fetchall()]
-    found.kin = [Kin(Model(*row[:2]), *row[2:]) for row in con.execute(NEAREST, [model, KIN]).fetchall()]
+    found = Details(Model(id_, name), digest, None if base_id is None else Model(base_id, base), *facts)
+    found.aliases, found.children, found.members = [a["alias"] for a in aliases or []], children, members
+    found.parents = parents(con, model)
+    found.scores = [ComparedScore(*row) for row in con.execute(SCORES, [model]).fetchall()]
+    found.kin = nearest(con, model, KIN)
     found.layers = con.execute(LAYERS, [model]).fetchall()
     return found
+
+
+def parents(con: Connection, model: int) -> list[ParentClaim]:
+    """What is said of a model's parents, by name and evidence."""
+    return [ParentClaim(Model(*row[:2]), *row[2:]) for row in con.execute(PARENTS, [model]).fetchall()]
+
+
+def show(con: Connection, label: str) -> "pl.DataFrame":
+    """A model's row of `models`, with aliases, parents, children, scores, kin, skipped, coverage, nonfinite."""
+    from kinbase.query.frames import frame
+
+    model = meant(con, label)
+    said = [
+        {"parent": p.parent.name, "relation": p.relation, "method": p.method, "weight": p.weight, "evidence": p.evidence}
+        for p in parents(con, model.id)
+    ]  # fmt: skip
+    kin = [
+        {"model": m.name, "pcc": k.pcc, "cs": k.cs, "ed": k.ed, "stderr": k.stderr, "method": k.method}
+        for m, k in nearest(con, model.id, SHOWN)
+    ]
+    return frame(con, SHOW, [model.id, model.name, said or None, kin or None])

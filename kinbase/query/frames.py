@@ -12,6 +12,10 @@ Columns = dict[str, pl.DataType | type[pl.DataType]]
 IMPORTED: Columns = {
     "source": pl.String, "model": pl.String, "status": pl.String, "base": pl.String, "notes": pl.List(pl.String()),
 }  # fmt: skip
+KIN: Columns = {
+    "model": pl.String, "pcc": pl.Float64, "cs": pl.Float64, "ed": pl.Float64, "stderr": pl.Float64, "coverage": pl.Float64,
+    "method": pl.String,
+}  # fmt: skip
 PLANNED: Columns = {
     "child": pl.String, "parents": pl.List(pl.String()), "role": pl.String, "method": pl.String, "seed": pl.Int64,
     "kinship": pl.Float64, "reason": pl.String, "problem": pl.String,

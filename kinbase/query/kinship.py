@@ -1,28 +1,32 @@
-"""Kinship among chosen models, for the heatmap: what is measured, by block or layer, and in which order to show it."""
+"""Kinship among models: of pairs, of a square of them in the order of their clusters, by block and layer.
 
-from dataclasses import dataclass
+By model_id where that is known: a view would join the names of all pairs first.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kinbase.query.models import Model
-from kinbase.store import Connection
+from kinbase.errors import UsageError
+from kinbase.query.clustering import cluster
+from kinbase.query.models import Model, meant
+from kinbase.store import Connection, names
 
-MOST = 200
-"""Models one heatmap takes."""
-FEW = 40
-"""Models shown when nobody chose any."""
+if TYPE_CHECKING:  # Polars is slow to import, and the terminal UI does without
+    import polars as pl
+
 METRICS = ("pcc", "cs", "ed")
 BLOCKS = ("all", "attn", "mlp", "norm", "embed", "head", "other")
+GROUPINGS = {"tensor": "kinship_by_tensor", "layer": "kinship_by_layer", "block": "kinship_by_block"}
 
-# The best of a pair comes last, by the order of the view kinship, and stays.
-# The pairs are found by id, so that the view below joins only the asked-for names.
 WHOLE = """
-select a_id, b_id, pcc, cs, ed, stderr, coverage, method from (from raw.exact union all from raw.estimated)
+select a_id, b_id, pcc, cs, ed, stderr, coverage, method from raw.best_kinship
 where a_id < b_id and list_contains($1, a_id) and list_contains($1, b_id)
-order by case method when 'exact' then 2 when 'reported' then 0 else 1 end, stderr desc nulls first, method desc,
-    source desc nulls first
 """
 
+# The values of a part of the tensors, from the sums over them: a mean of ratios would be something else.
 PARTS = """
 select model_a, model_b,
     pearson(sum(numel), sum(sum_a), sum(sum_b), sum(sumsq_a), sum(sumsq_b), sum(dot)),
@@ -35,10 +39,54 @@ where model_a < model_b and list_contains($1, model_a) and list_contains($1, mod
 group by model_a, model_b
 """
 
+NEAREST = """
+with near as (from raw.best_kinship where a_id = $1)
+select b_id, name, pcc, cs, ed, stderr, coverage, method
+from near join raw.model on model_id = b_id
+order by pcc desc nulls last, name limit $2
+"""
+
+LAYERS_OF = """
+select coalesce(max(tensor_layer(name)) + 1, 0) from raw.tensor
+where base_id in (select base_id from raw.model where list_contains(?, model_id))
+"""
+
+BY_LAYER = """
+select base, layer, block, pcc, cs, ed, numel from kinship_by_layer
+where model_a = ? and model_b = ? order by block, layer
+"""
+
+MEMBERS = """
+select model_id, name from raw.model
+where base_id = $1 and (
+    model_id in (select a_id from raw.pair union select b_id from raw.pair)
+    or model_id in (select a_id from raw.estimate union select b_id from raw.estimate)
+)
+order by name limit $2
+"""
+
+WITH_KINSHIP = """
+with known as (
+    select a_id as id from raw.pair union select b_id from raw.pair
+    union select a_id from raw.estimate union select b_id from raw.estimate
+)
+select model_id, name from raw.model where model_id in (from known) order by name limit $1
+"""
+
+LARGEST = """
+select base_id from raw.pair group by base_id order by count(*) desc, base_id limit 1
+"""
+
+# Where nothing is measured: the models with the most estimates.
+MOST_ESTIMATED = """
+with best as (select a_id as id from raw.estimated group by a_id order by count(distinct b_id) desc, a_id limit ?)
+select model_id, name from raw.model where model_id in (from best) order by name
+"""
+
 
 @dataclass(frozen=True)
-class Pair:
-    """Kinship of two models; `coverage` is of the base's parameters."""
+class Kinship:
+    """Kinship of two models; `stderr` is of pcc and cs, `coverage` of the base's parameters."""
 
     pcc: float | None
     cs: float | None
@@ -48,23 +96,40 @@ class Pair:
     method: str
 
     def value(self, metric: str) -> float | None:
-        found: float | None = getattr(self, metric)
-        return found
+        known: float | None = getattr(self, metric)
+        return known
 
 
 @dataclass
-class Table:
-    """A square of kinship; `pairs` has each known pair once, by positions in `models`, the lower first."""
+class KinshipMatrix:
+    """A square of kinship in the order of its clusters; `pairs` has each known pair once, by positions, the lower first.
+
+    `links` is how the models were joined (see `clustering`), `layers` how many there are to choose from.
+    """
 
     models: list[Model]
-    pairs: dict[tuple[int, int], Pair]
+    pairs: dict[tuple[int, int], Kinship]
+    links: np.ndarray = field(default_factory=lambda: np.zeros((0, 4)))
     layers: int = 0
 
-    def pair(self, i: int, j: int) -> Pair | None:
+    @property
+    def names(self) -> list[str]:
+        return [model.name for model in self.models]
+
+    @property
+    def possible(self) -> int:
+        """How many pairs there would be, were all known."""
+        return len(self.models) * (len(self.models) - 1) // 2
+
+    def pair(self, i: int, j: int) -> Kinship | None:
         return self.pairs.get((min(i, j), max(i, j)))
 
+    def known(self, metric: str) -> dict[tuple[int, int], Kinship]:
+        """The pairs that have a value."""
+        return {place: pair for place, pair in self.pairs.items() if pair.value(metric) is not None}
+
     def values(self, metric: str) -> np.ndarray:
-        """The square as numbers, NaN where nothing is known."""
+        """float64[n, n], NaN where nothing is known and on the diagonal."""
         square = np.full((len(self.models), len(self.models)), np.nan)
         for (i, j), pair in self.pairs.items():
             value = pair.value(metric)
@@ -72,110 +137,120 @@ class Table:
         return square
 
 
-def table(con: Connection, models: list[Model], block: str = "all", layer: int | None = None) -> Table:
-    """Kinship among `models`, clustered by the kinship of the whole, so that blocks do not reorder them."""
-    models = list({model.id: Model(model.id, model.name) for model in models}.values())[:MOST]
-    known: dict[tuple[int, int], Pair] = {}
-    for a, b, *pair in con.execute(WHOLE, [[model.id for model in models]]).fetchall():
-        known[a, b] = Pair(*pair)
-    names = {model.id: model for model in models}
-    place = {model.id: i for i, model in enumerate(models)}
-    rough = Table(models, {_sorted(place[a], place[b]): pair for (a, b), pair in known.items()})
-    models = [models[i] for i in order(rough.values("pcc"))]
-    if block != "all" or layer is not None:
-        by_name = {model.name: model.id for model in names.values()}
-        rows = con.execute(PARTS, [[model.name for model in models], block, layer]).fetchall()
-        known = {(by_name[a], by_name[b]): Pair(*pair) for a, b, *pair in rows}
-    place = {model.id: i for i, model in enumerate(models)}
-    pairs = {_sorted(place[a], place[b]): pair for (a, b), pair in known.items()}
-    ((layers,),) = con.execute(
-        "select coalesce(max(tensor_layer(name)) + 1, 0) from raw.tensor "
-        "where base_id in (select base_id from raw.model where list_contains(?, model_id))",
-        [[model.id for model in models]],
-    ).fetchall()
-    return Table(models, pairs, layers)
+def matrix(
+    con: Connection, models: Sequence[Model], block: str = "all", layer: int | None = None
+) -> KinshipMatrix:
+    """Kinship among `models`, of all tensors or of a block and a layer of them.
 
-
-def suggested(con: Connection, model: int | None) -> list[Model]:
-    """What to show when nobody chose: a model with its nearest measured kin, or the best measured family."""
-    if (
-        model is not None
-        and not con.execute("select 1 from raw.pair where base_id = ? limit 1", [model]).fetchall()
-    ):
-        return _with_nearest(con, model)
-    # A base has no kinship itself: what is measured against it is shown.
-    rows = con.execute(
-        """
-        with best as (
-            select base_id from raw.pair where $1 is null or base_id = $1 group by base_id order by count(*) desc, base_id limit 1
-        ),
-        member as (
-            select a_id as id from raw.pair where base_id = (from best)
-            union select b_id from raw.pair where base_id = (from best)
-        )
-        select model_id, name from raw.model where model_id in (from member) order by model_id limit $2
-        """,
-        [model, FEW],
-    ).fetchall()
-    if not rows:
-        rows = con.execute(
-            """
-            with best as (
-                select a_id as id from raw.estimated group by a_id order by count(distinct b_id) desc, a_id limit ?
-            )
-            select model_id, name from raw.model where model_id in (from best) order by model_id
-            """,
-            [FEW],
-        ).fetchall()
-    return [Model(*row) for row in rows]
-
-
-def _with_nearest(con: Connection, model: int) -> list[Model]:
-    rows = con.execute(
-        """
-        with near as (
-            select b_id, pcc from raw.exact where a_id = $1 union all select b_id, pcc from raw.estimated where a_id = $1
-        ),
-        best as (select b_id, max(pcc) as pcc from near group by b_id order by pcc desc nulls last limit $2)
-        select model_id, name, pcc from best join raw.model on model_id = b_id
-        union all select model_id, name, 2 from raw.model where model_id = $1
-        order by 3 desc nulls last
-        """,
-        [model, FEW - 1],
-    ).fetchall()
-    found = [Model(*row[:2]) for row in rows]
-    return found if len(found) > 1 else []
-
-
-def order(similar: np.ndarray) -> list[int]:
-    """An order that puts the alike side by side: average linkage, each cluster turned to meet the other.
-
-    Unknown pairs count as unrelated.
+    The order is that of the clusters of the whole models' PCC (of their cosine where that is undefined), whatever
+    metric, block or layer is looked at, and whoever looks: the command line, the terminal UI, a plot.
     """
-    number = len(similar)
-    if number < 3:
-        return list(range(number))
-    near = np.nan_to_num(similar, nan=0.0)
-    between = near.copy()
-    np.fill_diagonal(between, -np.inf)
-    leaves: dict[int, list[int]] = {i: [i] for i in range(number)}
-    while len(leaves) > 1:
-        i, j = divmod(int(np.argmax(between)), number)
-        i, j = min(i, j), max(i, j)
-        left, right = leaves[i], leaves.pop(j)
-        m, n = len(left), len(right)
-        # Of the four ways to join them, the one whose ends are most alike.
-        ways = [(a, b) for a in (left, left[::-1]) for b in (right, right[::-1])]
-        best = max(range(4), key=lambda way: near[ways[way][0][-1], ways[way][1][0]])
-        leaves[i] = ways[best][0] + ways[best][1]
-        merged = (m * between[i] + n * between[j]) / (m + n)
-        between[i, :] = between[:, i] = merged
-        between[j, :] = between[:, j] = -np.inf
-        between[i, i] = -np.inf
-        gone = [k for k in range(number) if k not in leaves]
-        between[i, gone] = between[gone, i] = -np.inf
-    return next(iter(leaves.values()))
+    models = sorted(
+        {model.id: Model(model.id, model.name) for model in models}.values(), key=lambda m: m.name
+    )
+    ids = [model.id for model in models]
+    place = {id_: i for i, id_ in enumerate(ids)}
+    whole = {(place[a], place[b]): Kinship(*pair) for a, b, *pair in con.execute(WHOLE, [ids]).fetchall()}
+    similar = np.full((len(ids), len(ids)), np.nan)
+    for (i, j), pair in whole.items():
+        known = pair.pcc if pair.pcc is not None else pair.cs
+        similar[i, j] = similar[j, i] = np.nan if known is None else known
+    clustering = cluster(similar)
+    if block != "all" or layer is not None:
+        by_name = {model.name: i for i, model in enumerate(models)}
+        rows = con.execute(PARTS, [list(by_name), block, layer]).fetchall()
+        whole = {(by_name[a], by_name[b]): Kinship(*pair) for a, b, *pair in rows}
+    at = {old: new for new, old in enumerate(clustering.order)}
+    pairs = {(min(at[i], at[j]), max(at[i], at[j])): pair for (i, j), pair in whole.items()}
+    ((layers,),) = con.execute(LAYERS_OF, [ids]).fetchall()
+    return KinshipMatrix([models[i] for i in clustering.order], pairs, clustering.links, layers)
 
 
-def _sorted(i: int, j: int) -> tuple[int, int]:
-    return (i, j) if i < j else (j, i)
+def matrix_of(con: Connection, models: Sequence[str], block: str, layer: int | None) -> KinshipMatrix:
+    """`matrix` of models that are named; of none, of all that have kinship. Raises KinbaseError for an unknown one."""
+    if block not in BLOCKS:
+        raise UsageError(f"there is no block {block!r}: choose of {', '.join(BLOCKS)}")
+    return matrix(con, [meant(con, model) for model in models] or with_kinship(con, None), block, layer)
+
+
+def relatives(con: Connection, model: int, limit: int) -> list[Model]:
+    """What to compare when one model is named: its family if it is a base, else it and its nearest kin; `limit` at most.
+
+    Nobody when there is no kinship of it.
+    """
+    members = [Model(*row) for row in con.execute(MEMBERS, [model, limit]).fetchall()]
+    if members:
+        return members
+    kin = [Model(*row[:2]) for row in con.execute(NEAREST, [model, limit - 1]).fetchall()]
+    rows = (
+        con.execute("select model_id, name from raw.model where model_id = ?", [model]).fetchall()
+        if kin
+        else []
+    )
+    return [*(Model(*row) for row in rows), *kin]
+
+
+def with_kinship(con: Connection, limit: int | None) -> list[Model]:
+    """Models of which some kinship is known; `limit` at most, None: all."""
+    return [Model(*row) for row in con.execute(WITH_KINSHIP, [limit]).fetchall()]
+
+
+def best_measured(con: Connection, limit: int) -> list[Model]:
+    """The family of which most pairs are measured; without any, the models of most estimates. `limit` at most."""
+    for (base,) in con.execute(LARGEST).fetchall():
+        return relatives(con, base, limit)
+    return [Model(*row) for row in con.execute(MOST_ESTIMATED, [limit]).fetchall()]
+
+
+def nearest(con: Connection, model: int, k: int) -> list[tuple[Model, Kinship]]:
+    """The k models most akin to one by PCC."""
+    rows = con.execute(NEAREST, [model, k]).fetchall()
+    return [(Model(*row[:2]), Kinship(*row[2:])) for row in rows]
+
+
+def by_layer(con: Connection, model_a: str, model_b: str) -> list[dict[str, Any]]:
+    """The kinship of two models by layer and block: base, layer, block, pcc, cs, ed, numel."""
+    found = con.execute(BY_LAYER, [model_a, model_b])
+    columns = [column[0] for column in found.description or []]
+    return [dict(zip(columns, row, strict=True)) for row in found.fetchall()]
+
+
+def of_pair(con: Connection, model_a: str, model_b: str) -> Kinship | None:
+    """The kinship of two models by the best method."""
+    found = con.execute(
+        "select pcc, cs, ed, stderr, coverage, method from kinship where model_a = ? and model_b = ?",
+        [model_a, model_b],
+    ).fetchall()
+    return Kinship(*found[0]) if found else None
+
+
+# As frames.
+
+
+def pairs(con: Connection, models: Sequence[str], by: str | None) -> "pl.DataFrame":
+    """Rows of the view `kinship` among `models` (none: all), each pair once; `by` one of GROUPINGS."""
+    from kinbase.query.frames import frame
+
+    resolved = [names.resolve(con, model) for model in models]
+    chosen = "" if not resolved else "and list_contains($1, model_a) and list_contains($1, model_b)"
+    order = "order by all" if by else "order by model_a, model_b"
+    query = f"from {GROUPINGS[by] if by else 'kinship'} where model_a < model_b {chosen} {order}"
+    return frame(con, query, [resolved] if resolved else [])
+
+
+def nearest_kin(con: Connection, model: str, k: int) -> "pl.DataFrame":
+    """The k models most akin to one: model, pcc, cs, ed, stderr, coverage, method."""
+    from polars import DataFrame
+
+    from kinbase.query.frames import KIN
+
+    found = nearest(con, meant(con, model).id, k)
+    rows = [(m.name, kin.pcc, kin.cs, kin.ed, kin.stderr, kin.coverage, kin.method) for m, kin in found]
+    return DataFrame(rows, schema=KIN, orient="row")
+
+
+def group(con: Connection, models: Sequence[str]) -> "pl.DataFrame":
+    """Mean kinship over all pairs of `models`: pcc, cs, ed, pairs (known ones), models."""
+    from kinbase.query.frames import frame
+
+    return frame(con, "from group_kinship(?)", [[names.resolve(con, model) for model in models]])

@@ -1,17 +1,22 @@
-"""Models as the tree, the search and the detail pane show them.
+"""Models: which there are, in a tree, under a filter, by a part of a name.
 
 By model_id and over the tables, not the public views: each of these answers within a tenth of a second
 among a million models, which a view that joins names and ranks methods for all of them does not.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from kinbase.query import orders
 from kinbase.query.filters import Filter
-from kinbase.query.standing import Standing, standing
-from kinbase.store import Connection
+from kinbase.query.orders import Orders
+from kinbase.store import Connection, names
+
+if TYPE_CHECKING:  # Polars is slow to import, and the terminal UI does without
+    import polars as pl
 
 PAGE = 200
 """Children shown at a time."""
@@ -105,14 +110,14 @@ join raw.model m on m.model_id = id order by place
 """
 
 
-def roots(con: Connection, sort: str, offset: int = 0, known: Standing | None = None) -> Page:
+def roots(con: Connection, sort: str, offset: int = 0, known: Orders | None = None) -> Page:
     """Models made from nothing known: the bases, and those whose past nobody tells."""
     if known is not None and sort in known.places:
         return _known(con, known.roots, sort, offset, known)
     return _asked(con, ROOTS, [], sort, offset)
 
 
-def children(con: Connection, parent: int, sort: str, offset: int = 0, known: Standing | None = None) -> Page:
+def children(con: Connection, parent: int, sort: str, offset: int = 0, known: Orders | None = None) -> Page:
     """A page of what was made from `parent`."""
     if known is not None and sort in known.places:
         return _known(con, known.children(parent), sort, offset, known)
@@ -120,7 +125,7 @@ def children(con: Connection, parent: int, sort: str, offset: int = 0, known: St
 
 
 def matching(
-    con: Connection, wanted: Filter, sort: str, offset: int = 0, known: Standing | None = None
+    con: Connection, wanted: Filter, sort: str, offset: int = 0, known: Orders | None = None
 ) -> Page:
     """A page of the models a filter lets through."""
     query = f"select model_id as id from raw.model m where {wanted.where}"
@@ -130,9 +135,9 @@ def matching(
     return _asked(con, query, values, sort, offset)
 
 
-def learn(con: Connection, sort: str, known: Standing | None) -> Standing:
+def ordered(con: Connection, sort: str, known: Orders | None) -> Orders:
     """Where all models stand, and their order by `sort`: with both, a page of any list comes soonest."""
-    found = standing(con) if known is None else known
+    found = orders.read(con) if known is None else known
     if sort not in found.places:
         # How many are beneath is known by now: by name, and then by that.
         _, joined = JOINED["score"] if sort == "score" else ("", "")
@@ -182,7 +187,7 @@ def _count(con: Connection, query: str, parameters: list[Any]) -> int:
     return int(number)
 
 
-def _known(con: Connection, ids: np.ndarray, sort: str, offset: int, known: Standing) -> Page:
+def _known(con: Connection, ids: np.ndarray, sort: str, offset: int, known: Orders) -> Page:
     """A page of the models `ids`, in an order that is known."""
     page = known.page(ids, sort, offset, PAGE).tolist()
     scores = _scores(con, page) if sort == "score" else {}
@@ -236,3 +241,72 @@ def _beneath(con: Connection, ids: list[int]) -> dict[int, int]:
         """
     ).fetchall()
     return dict(rows)
+
+
+# By name.
+
+
+def meant(con: Connection, label: str) -> Model:
+    """The model behind a name, an alias or a prefix. Raises KinbaseError for an unknown one."""
+    name = names.resolve(con, label)
+    id_ = names.find(con, name)
+    assert id_ is not None
+    return Model(id_, name)
+
+
+def is_base(con: Connection, model: int) -> bool:
+    """Whether others are measured against it."""
+    return bool(con.execute("select 1 from raw.model where base_id = ? limit 1", [model]).fetchall())
+
+
+def families(con: Connection, models: Sequence[str]) -> set[str]:
+    """The bases of the families that `models` are of."""
+    rows = con.execute(
+        "select distinct family from models where list_contains(?, name) and family is not null",
+        [list(models)],
+    )
+    return {family for (family,) in rows.fetchall()}
+
+
+def all_names(con: Connection) -> list[str]:
+    """The names of all models."""
+    return [name for (name,) in con.execute("select name from raw.model order by name").fetchall()]
+
+
+# As frames.
+
+
+def listed(con: Connection, pattern: str) -> "pl.DataFrame":
+    """The view `models`, those whose name contains `pattern`, by family."""
+    from kinbase.query.frames import frame
+
+    query = (
+        "from models where contains(lower(name), lower(?)) order by family nulls last, base nulls first, name"
+    )
+    return frame(con, query, [pattern])
+
+
+def ancestors(con: Connection, model: str) -> "pl.DataFrame":
+    """What a model was made from: model, generation (fewest steps up)."""
+    return _about(con, model, "from ancestors(?)")
+
+
+def descendants(con: Connection, model: str) -> "pl.DataFrame":
+    """What was made from a model: model, generation (fewest steps down)."""
+    return _about(con, model, "from descendants(?)")
+
+
+def family(con: Connection, model: str) -> "pl.DataFrame":
+    """Rows of `models` measured against the same base, the base included."""
+    return _about(con, model, "from family(?)")
+
+
+def parents(con: Connection, model: str) -> "pl.DataFrame":
+    """The rows of `lineage` that say what a model was made from."""
+    return _about(con, model, "from lineage where child = ? order by parent, evidence")
+
+
+def _about(con: Connection, model: str, query: str) -> "pl.DataFrame":
+    from kinbase.query.frames import frame
+
+    return frame(con, query, [names.resolve(con, model)])

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from kinbase.errors import KinbaseError
-from kinbase.query.details import Claim
+from kinbase.query.details import ParentClaim
 from kinbase.query.models import Model
 from kinbase.store import Connection
 
@@ -51,13 +51,13 @@ order by model_id limit $2
 
 
 @dataclass
-class Line:
+class Pedigree:
     """Models with their generation (below 0: ancestors of the focus) and the claims on the edges among them."""
 
     focus: list[int]
     names: dict[int, str]
     generation: dict[int, int]
-    claims: dict[int, list[Claim]]
+    claims: dict[int, list[ParentClaim]]
     common: dict[int, tuple[int, ...]] = field(default_factory=dict)
     """Of two models: their common ancestors with the steps from each; the nearest ones are in `nearest`."""
     nearest: set[int] = field(default_factory=set)
@@ -74,7 +74,7 @@ class Line:
         return list(dict.fromkeys(c.parent.id for c in real if c.parent.id in self.generation))
 
 
-def around(con: Connection, model: int, depth: int = 3) -> Line:
+def around(con: Connection, model: int, depth: int = 3) -> Pedigree:
     """Ancestors of `model`, all of them within bounds, and its descendants `depth` generations down."""
     above, more_up = _ancestors(con, model)
     below: dict[int, int] = {}
@@ -92,20 +92,20 @@ def around(con: Connection, model: int, depth: int = 3) -> Line:
     else:
         more_down = more_down or bool(con.execute(CHILDREN_OF, [front, 1]).fetchall())
     generations = {id_: -steps for id_, steps in above.items()} | below
-    return _line(con, [model], generations, more_up=more_up, more_down=more_down)
+    return _pedigree(con, [model], generations, more_up=more_up, more_down=more_down)
 
 
-def common(con: Connection, one: int, other: int) -> Line:
+def common(con: Connection, one: int, other: int) -> Pedigree:
     """The ancestors of two models, with those they share."""
     first, more_first = _ancestors(con, one)
     second, more_second = _ancestors(con, other)
     shared: dict[int, tuple[int, ...]] = {id_: (first[id_], second[id_]) for id_ in first if id_ in second}
     generation = {id_: -min(first.get(id_, 1000), second.get(id_, 1000)) for id_ in first | second}
-    line = _line(con, [one, other], generation, more_up=more_first or more_second)
-    line.common = shared
-    above = {parent for id_ in shared for parent in line.parents(id_)}
-    line.nearest = set(shared) - above or set(shared)
-    return line
+    pedigree = _pedigree(con, [one, other], generation, more_up=more_first or more_second)
+    pedigree.common = shared
+    above = {parent for id_ in shared for parent in pedigree.parents(id_)}
+    pedigree.nearest = set(shared) - above or set(shared)
+    return pedigree
 
 
 def _ancestors(con: Connection, model: int) -> tuple[dict[int, int], bool]:
@@ -119,14 +119,14 @@ def _ancestors(con: Connection, model: int) -> tuple[dict[int, int], bool]:
     return steps, bool(front)
 
 
-def _line(
+def _pedigree(
     con: Connection,
     focus: list[int],
     generation: dict[int, int],
     *,
     more_up: bool = False,
     more_down: bool = False,
-) -> Line:
+) -> Pedigree:
     ids = list(generation)
     names = dict(
         con.execute(
@@ -135,14 +135,14 @@ def _line(
     )
     if not names.keys() >= set(focus):
         raise KinbaseError("this model is no longer in the database")
-    claims: dict[int, list[Claim]] = defaultdict(list)
+    claims: dict[int, list[ParentClaim]] = defaultdict(list)
     for child, parent, name, *claim in con.execute(CLAIMS_OF, [ids]).fetchall():
-        claims[child].append(Claim(Model(parent, name), *claim))
+        claims[child].append(ParentClaim(Model(parent, name), *claim))
     for child, base, name in con.execute(BASES_OF, [ids]).fetchall():
         if child not in claims:
-            claims[child].append(Claim(Model(base, name), "base", None, None, "user", None))
+            claims[child].append(ParentClaim(Model(base, name), "base", None, None, "user", None))
     known = {id_: steps for id_, steps in generation.items() if id_ in names}
-    return Line(focus, names, known, dict(claims), more_up=more_up, more_down=more_down)
+    return Pedigree(focus, names, known, dict(claims), more_up=more_up, more_down=more_down)
 
 
 @dataclass(frozen=True)
@@ -153,19 +153,19 @@ class Row:
     rails: str
 
 
-def draw(line: Line) -> list[Row]:
+def draw(pedigree: Pedigree) -> list[Row]:
     """The models from the oldest down, each with the lanes of the parents whose children still come.
 
     A circle of claims, which only wrong cards make, is cut where it closes.
     """
     rows: list[Row] = []
     lanes: list[int | None] = []
-    ordered = list(_ordered(line))
+    ordered = list(_ordered(pedigree))
     place = {id_: i for i, id_ in enumerate(ordered)}
     waiting: dict[int, int] = defaultdict(int)
     parents: dict[int, list[int]] = {}
     for id_ in ordered:
-        parents[id_] = [p for p in line.parents(id_) if place[p] < place[id_]]
+        parents[id_] = [p for p in pedigree.parents(id_) if place[p] < place[id_]]
         for parent in parents[id_]:
             waiting[parent] += 1
     for id_ in ordered:
@@ -211,20 +211,20 @@ def _rails(lanes: list[int | None], from_: list[int], ending: set[int], own: int
     return "".join(drawn)
 
 
-def _ordered(line: Line) -> Iterable[int]:
+def _ordered(pedigree: Pedigree) -> Iterable[int]:
     """Parents before children; among those that may come, the oldest generation and then the name."""
     children: dict[int, list[int]] = defaultdict(list)
     left: dict[int, int] = {}
-    for id_ in line.generation:
-        found = line.parents(id_)
+    for id_ in pedigree.generation:
+        found = pedigree.parents(id_)
         left[id_] = len(found)
         for parent in found:
             children[parent].append(id_)
     while left:
         ready = [id_ for id_, number in left.items() if number <= 0] or [
-            min(left, key=lambda i: (line.generation[i], i))
+            min(left, key=lambda i: (pedigree.generation[i], i))
         ]
-        for id_ in sorted(ready, key=lambda i: (line.generation[i], line.names[i])):
+        for id_ in sorted(ready, key=lambda i: (pedigree.generation[i], pedigree.names[i])):
             del left[id_]
             yield id_
             for child in children[id_]:

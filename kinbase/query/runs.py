@@ -1,20 +1,25 @@
-"""Runs of evolution, their generations and their offspring, as the screen shows them."""
+"""Runs of evolution, their generations and their offspring."""
 
 from dataclasses import dataclass
-from typing import Any
+from datetime import datetime
+from typing import TYPE_CHECKING
 
 from kinbase.errors import KinbaseError
 from kinbase.query.models import Model
 from kinbase.store import Connection
 
-COLUMNS = ("gen", "child", "score", "kept", "role", "kinship", "parents", "status", "reason")
+if TYPE_CHECKING:  # Polars is slow to import, and the terminal UI does without
+    import polars as pl
 
 RUNS = """
-select run, strategy, status, generations, merges, best, best_score, reason, started_at
+select run, strategy, status, generations, merges, best, best_score, reason, started_at, ended_at
 from runs order by status = 'running' desc, started_at desc, run
 """
 
-GENERATIONS = "select generation, best_so_far, mean_score, top_kinship from generations where run = ? order by generation"
+GENERATIONS = """
+select generation, best, best_score, mean_score, best_so_far, top, top_kinship, reason, ended_at
+from generations where run = ? order by generation
+"""
 
 TOP = """
 select model_id, name from raw.model
@@ -24,16 +29,16 @@ order by name
 
 # The newest first: what a run that goes on does now is on top.
 OFFSPRING = """
-select m.model_id, o.generation, o.child, o.role, o.parents, o.kinship, o.score, o.kept, o.status,
-    concat_ws('; ', o.reason, o.problem)
+select m.model_id, o.generation, o.child, o.parents, o.role, o.method, o.kinship, o.score, coalesce(o.kept, false), o.status,
+    o.reason, o.problem
 from offspring o left join raw.model m on m.name = o.child
 where o.run = $1 order by o.generation desc, o.position limit $2 offset $3
 """
 
 
 @dataclass(frozen=True)
-class Run:
-    """One run; `generations` counts the finished ones."""
+class RunSummary:
+    """One run; `generations` counts the finished ones, `merges` the children that were really merged."""
 
     name: str
     strategy: str
@@ -43,65 +48,78 @@ class Run:
     best: str | None
     best_score: float | None
     reason: str | None
+    started_at: datetime
+    ended_at: datetime | None
 
 
 @dataclass(frozen=True)
-class Generation:
-    """What the chart draws of one."""
+class FinishedGeneration:
+    """A row of the view `generations`."""
 
-    number: int
-    best: float | None
-    mean: float | None
+    generation: int
+    best: str | None
+    best_score: float | None
+    mean_score: float | None
+    best_so_far: float | None
+    top: list[str] | None
+    top_kinship: float | None
+    reason: str | None
+    ended_at: datetime | None
+
+
+@dataclass(frozen=True)
+class Offspring:
+    """A row of the view `offspring`; `model_id` is None while the child is no model yet."""
+
+    model_id: int | None
+    generation: int
+    child: str
+    parents: list[str] | None
+    role: str
+    method: str | None
     kinship: float | None
+    score: float | None
+    kept: bool
+    status: str
+    reason: str | None
+    problem: str | None
+
+    @property
+    def model(self) -> Model | None:
+        """What it became."""
+        return None if self.model_id is None else Model(self.model_id, self.child)
 
 
-@dataclass
-class Story:
-    """All that is shown of one run: its generations, how many children it has, and a page of them with their models."""
-
-    generations: list[Generation]
-    number: int
-    rows: list[tuple[Any, ...]]
-    models: list[Model | None]
-
-
-def runs(con: Connection) -> list[Run]:
+def runs(con: Connection) -> list[RunSummary]:
     """All runs, those that go on first, then the newest."""
-    return [Run(*row[:-1]) for row in con.execute(RUNS).fetchall()]
+    return [RunSummary(*row) for row in con.execute(RUNS).fetchall()]
 
 
-def story(con: Connection, run: str, page: int) -> Story:
-    """A run's generations and the first `page` of its children; raises KinbaseError when it is gone."""
+def generations(con: Connection, run: str) -> list[FinishedGeneration]:
+    """The finished generations of a run. Raises KinbaseError when it is gone."""
     if not con.execute("select 1 from runs where run = ?", [run]).fetchall():
-        raise KinbaseError("this run is no longer in the database: press r to read it again")
-    generations = [Generation(*row) for row in con.execute(GENERATIONS, [run]).fetchall()]
+        raise KinbaseError("this run is no longer in the database")
+    return [FinishedGeneration(*row) for row in con.execute(GENERATIONS, [run]).fetchall()]
+
+
+def count_offspring(con: Connection, run: str) -> int:
+    """How many children a run planned."""
     ((number,),) = con.execute("select count(*) from offspring where run = ?", [run]).fetchall()
-    rows, models = offspring(con, run, page, 0)
-    return Story(generations, number, rows, models)
+    return int(number)
 
 
-def offspring(
-    con: Connection, run: str, limit: int, offset: int
-) -> tuple[list[tuple[Any, ...]], list[Model | None]]:
-    """Children of a run from `offset` on, in COLUMNS, and the models they became."""
-    found = con.execute(OFFSPRING, [run, limit, offset]).fetchall()
-    rows = [
-        (
-            generation,
-            child,
-            score,
-            "kept" if kept else "",
-            role,
-            kinship,
-            " + ".join(parents or []),
-            status,
-            reason,
-        )
-        for _, generation, child, role, parents, kinship, score, kept, status, reason in found
-    ]
-    return rows, [Model(row[0], row[2]) if row[0] is not None else None for row in found]
+def offspring(con: Connection, run: str, limit: int | None = None, offset: int = 0) -> list[Offspring]:
+    """Children of a run from `offset` on, of the newest generation first."""
+    return [Offspring(*row) for row in con.execute(OFFSPRING, [run, limit, offset]).fetchall()]
 
 
 def best(con: Connection, run: str) -> list[Model]:
     """The k best models of a run so far."""
     return [Model(*row) for row in con.execute(TOP, [run]).fetchall()]
+
+
+def generation_rows(con: Connection, run: str) -> "pl.DataFrame":
+    """The rows of the view `generations` of a run."""
+    from kinbase.query.frames import frame
+
+    return frame(con, "from generations where run = ? order by generation", [run])

@@ -53,23 +53,25 @@ join raw.model a on a.model_id = k.a_id
 join raw.model b on b.model_id = k.b_id
 left join raw.model base on base.model_id = k.base_id;
 
--- Ranked among the estimates alone: a rank over all pairs would be computed for all of them, whoever is asked for.
+-- The best that is known of each ordered pair, by id. Ranked among the estimates alone: a rank over all pairs would
+-- be computed for all of them, whoever is asked for.
+create or replace view raw.best_kinship as
+from raw.exact
+union all
+(
+    from raw.estimated e
+    where not exists (
+        from raw.pair p where p.a_id = least(e.a_id, e.b_id) and p.b_id = greatest(e.a_id, e.b_id)
+    )
+    qualify row_number() over (
+        partition by a_id, b_id order by method = 'reported', stderr nulls last, method, source
+    ) = 1
+);
+
 create or replace view kinship as
 select
     a.name as model_a, b.name as model_b, base.name as base, pcc, cs, ed, stderr, coverage, method
-from (
-    from raw.exact
-    union all
-    (
-        from raw.estimated e
-        where not exists (
-            from raw.pair p where p.a_id = least(e.a_id, e.b_id) and p.b_id = greatest(e.a_id, e.b_id)
-        )
-        qualify row_number() over (
-            partition by a_id, b_id order by method = 'reported', stderr nulls last, method, source
-        ) = 1
-    )
-) k
+from raw.best_kinship k
 join raw.model a on a.model_id = k.a_id
 join raw.model b on b.model_id = k.b_id
 left join raw.model base on base.model_id = k.base_id;

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from plotted import texts
 
-from kinbase.plotting import heatmap
+from kinbase.query.clustering import cluster
 
 
 def square(plot):
@@ -28,7 +28,7 @@ def test_heatmap_draws_the_values_of_the_view_in_the_order_of_its_rows(db):
     drawn = texts(plot)
     for number, name in enumerate(names, 1):
         assert f"{number}  {name}" in drawn
-    assert "6 of 6 pairs known (exact); ordered by average linkage" in drawn
+    assert "6 of 6 pairs known (exact); ordered by average linkage of PCC" in drawn
 
 
 @pytest.mark.parametrize("metric", ["pcc", "cs", "ed"])
@@ -68,7 +68,8 @@ def test_clusters_stand_together_and_the_unknown_apart():
         for i in group:
             for j in group:
                 similar[i, j] = 0.9
-    order, links = heatmap.clustered(similar, "pcc")
+    found = cluster(similar)
+    order, links = found.order, found.links
     places = [order.index(i) for i in range(7)]
     for group in ((0, 2, 4), (1, 3, 5)):
         assert max(places[i] for i in group) - min(places[i] for i in group) == 2

@@ -9,7 +9,7 @@ from kinbase.tui.widgets import model_tree
 
 @pytest.fixture(autouse=True)
 def no_rest(monkeypatch):
-    """The cursor need not rest before a portrait is read."""
+    """The cursor need not rest before a details is read."""
     monkeypatch.setattr(model_tree, "REST", 0.01)
 
 

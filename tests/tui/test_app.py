@@ -18,7 +18,7 @@ from kinbase.store import Store
 from kinbase.tui.screens.families import FilterInput
 from kinbase.tui.screens.lineage import LineView
 from kinbase.tui.widgets.choice import Choice
-from kinbase.tui.widgets.details import PortraitPane
+from kinbase.tui.widgets.details import DetailsPane
 from kinbase.tui.widgets.editor import Editor
 from kinbase.tui.widgets.heatmap import Heatmap
 from kinbase.tui.widgets.model_list import ModelList
@@ -48,7 +48,7 @@ def test_find_palette_help_and_themes(path):
         for widget in (
             ModelTree,
             FilterInput,
-            PortraitPane,
+            DetailsPane,
             Heatmap,
             LineView,
             Editor,

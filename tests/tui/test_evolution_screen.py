@@ -11,10 +11,10 @@ from terminal import press, run, screen_text, settled
 
 from kinbase.store import Store
 from kinbase.tui.screens import evolution
-from kinbase.tui.screens.evolution import Offspring, RunList
+from kinbase.tui.screens.evolution import OffspringTable, RunList
 from kinbase.tui.screens.families import FilterInput
 from kinbase.tui.widgets import curve
-from kinbase.tui.widgets.curve import Curve, Line
+from kinbase.tui.widgets.curve import Curve, Series
 from kinbase.tui.widgets.heatmap import Heatmap
 from kinbase.tui.widgets.notice import Notice
 from kinbase.tui.widgets.paged_table import WINDOW
@@ -70,7 +70,7 @@ def path(empty, monkeypatch):
 
 
 def rows(app):
-    return app.screen.query_one(Offspring).windows[0]
+    return app.screen.query_one(OffspringTable).windows[0]
 
 
 def lines(app):
@@ -96,7 +96,7 @@ def test_runs_curve_and_offspring(path):
         await press(app, pilot, "down")
         assert app.screen.run.name == "gone" and lines(app)["best so far"] == []
         assert "no better" in str(app.screen.query_one(Curve).border_subtitle)
-        assert app.screen.query_one(Offspring).number == 0
+        assert app.screen.query_one(OffspringTable).number == 0
 
     run(path, steps)
 
@@ -105,7 +105,7 @@ def test_a_child_is_opened_and_the_best_become_a_heatmap(path):
     async def steps(app, pilot):
         await press(app, pilot, "5")
         await press(app, pilot, "enter")
-        assert app.screen.focused is app.screen.query_one(Offspring)
+        assert app.screen.focused is app.screen.query_one(OffspringTable)
         await press(app, pilot, "down", "enter")  # a child that is no model
         assert app.current_mode == "evolution"
         await press(app, pilot, "up", "enter")
@@ -122,7 +122,7 @@ def test_a_run_in_another_process_is_followed_and_its_writer_waited_for(path):
     async def steps(app, pilot):
         await press(app, pilot, "5")
         await press(app, pilot, "tab", "down")
-        table = app.screen.query_one(Offspring)
+        table = app.screen.query_one(OffspringTable)
         assert table.cursor == 1
         writer = subprocess.Popen(
             [sys.executable, "-c", ONE_MORE, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE
@@ -202,7 +202,7 @@ def test_a_long_run_is_paged(path):
     async def steps(app, pilot):
         await press(app, pilot, "5")
         await press(app, pilot, "tab", "end")
-        table = app.screen.query_one(Offspring)
+        table = app.screen.query_one(OffspringTable)
         assert table.number == 1202 and table.cursor == 1201
         assert table.windows[1202 // WINDOW * WINDOW][-1][1] == "a-b twice"
         await press(app, pilot, "up", "enter")
@@ -237,7 +237,7 @@ def drawn(*lines, least=None, width=21, height=5, first=0, last=10):
 
 
 def test_the_chart_puts_values_where_they_belong():
-    rising = Line("x", "●", "", [(0, 0.0), (5, 0.5), (10, 1.0)])
+    rising = Series("x", "●", "", [(0, 0.0), (5, 0.5), (10, 1.0)])
     shown = drawn(rising)
     assert shown[0].startswith("1.0000 ┤") or shown[0].strip().startswith("1.0000")
     cells = [row[curve.LABELS - 1 :] for row in shown]
@@ -251,14 +251,14 @@ def test_the_chart_puts_values_where_they_belong():
 
 
 def test_the_chart_reads_without_colour_and_of_one_value():
-    best = Line("best", "●", "", [(0, 1.0), (10, 1.0)])
-    mean = Line("mean", "○", "", [(0, 0.0), (10, 1.0)], gaps=True)
+    best = Series("best", "●", "", [(0, 1.0), (10, 1.0)])
+    mean = Series("mean", "○", "", [(0, 0.0), (10, 1.0)], gaps=True)
     shown = "\n".join(drawn(best, mean))
     assert "○" in shown and "◉" in shown  # both at the end
-    assert "●" in "\n".join(drawn(Line("x", "●", "", [(3, 2.0)]), first=3, last=3))
-    assert "●" in "\n".join(drawn(Line("x", "●", "", [(3, 2.0)]), least=(0.0, 1.0), first=3, last=3))
+    assert "●" in "\n".join(drawn(Series("x", "●", "", [(3, 2.0)]), first=3, last=3))
+    assert "●" in "\n".join(drawn(Series("x", "●", "", [(3, 2.0)]), least=(0.0, 1.0), first=3, last=3))
     assert "●" not in "\n".join(
-        drawn(Line("x", "●", "", [(i, i) for i in range(100)]), last=99)
+        drawn(Series("x", "●", "", [(i, i) for i in range(100)]), last=99)
     )  # dots alone tell
 
 

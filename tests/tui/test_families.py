@@ -7,19 +7,19 @@ from terminal import press, run, screen_text, settled, type_in
 from kinbase.query import filters
 from kinbase.store import Store
 from kinbase.tui.screens.families import FilterInput
-from kinbase.tui.widgets.details import PortraitPane
+from kinbase.tui.widgets.details import DetailsPane
 from kinbase.tui.widgets.model_list import ModelList
 from kinbase.tui.widgets.model_tree import ModelTree
 from kinbase.tui.widgets.notice import Notice
 
 
-def test_first_screen_shows_bases_and_the_portrait_of_the_first(path):
+def test_first_screen_shows_bases_and_the_details_of_the_first(path):
     async def steps(app, pilot):
         tree = app.screen.query_one(ModelTree)
         assert names(tree) == ["base"]
         assert tree.root.children[0].data.beneath == 4
         assert app.current.name == "base"
-        assert app.screen.query_one(PortraitPane).portrait.members == 4
+        assert app.screen.query_one(DetailsPane).details.members == 4
 
     run(path, steps)
 
@@ -40,17 +40,18 @@ def test_a_merge_stands_under_both_parents_and_not_under_its_base(path):
     run(path, steps)
 
 
-def test_portrait_tells_claims_measured_parents_gains_kin_and_layers(path):
+def test_details_tells_claims_measured_parents_gains_kin_and_layers(path):
     async def steps(app, pilot):
         await type_in(app, pilot, app.screen.query_one(FilterInput), "merge")
-        pane = app.screen.query_one(PortraitPane)
-        found = pane.portrait
+        pane = app.screen.query_one(DetailsPane)
+        found = pane.details
         assert found.model.name == "merge_ab"
         assert {(c.parent.name, c.evidence) for c in found.parents if c.relation == "merge"} == {
             ("ft_a", "config"), ("ft_b", "config"), ("ft_a", "weights")}  # fmt: skip
         (score,) = found.scores
         assert score.gain == pytest.approx(0.65 - (0.5 + 0.6) / 2)
-        assert found.kin[0].model.name == "ft_a" and found.kin[0].method == "exact"
+        nearest, kinship = found.kin[0]
+        assert nearest.name == "ft_a" and kinship.method == "exact"
         assert {block for _, block, _ in found.layers} >= {"attn", "mlp"}
         text = screen_text(app)
         assert "measured" in text and "claimed: config" in text and "+0.1000" in text
@@ -59,9 +60,9 @@ def test_portrait_tells_claims_measured_parents_gains_kin_and_layers(path):
         parents.focus()
         parents.highlighted = [m.name for m in parents.models].index("ft_b")
         await press(app, pilot, "enter")
-        assert app.current.name == "ft_b" and pane.portrait.model.name == "ft_b"
+        assert app.current.name == "ft_b" and pane.details.model.name == "ft_b"
         await press(app, pilot, "backspace")
-        assert pane.portrait.model.name == "merge_ab"
+        assert pane.details.model.name == "merge_ab"
 
     run(path, steps)
 

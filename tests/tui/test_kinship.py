@@ -5,7 +5,7 @@ import pytest
 from terminal import press, run, settled, type_in
 from textual.widgets import Input, Static
 
-from kinbase.query import kinship
+from kinbase.query.clustering import cluster
 from kinbase.query.models import Model
 from kinbase.store import Store
 from kinbase.tui.widgets.choice import Choice
@@ -80,6 +80,6 @@ def test_clusters_stand_together():
             for j in group:
                 similar[i, j] = 0.9
     similar[0, 1] = similar[1, 0] = np.nan
-    ordered = kinship.order(similar)
+    ordered = cluster(similar).order
     assert sorted(ordered) == list(range(6))
     assert {frozenset(ordered[:3]), frozenset(ordered[3:])} == {frozenset((0, 2, 4)), frozenset((1, 3, 5))}

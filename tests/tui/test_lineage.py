@@ -4,6 +4,7 @@ from terminal import press, run, settled, type_in
 from textual.widgets import Input, Static
 
 from kinbase.query import pedigree
+from kinbase.query.details import ParentClaim
 from kinbase.query.models import Model
 from kinbase.store import Store
 from kinbase.tui.screens.families import FilterInput
@@ -60,10 +61,10 @@ def claims_of(edges):
     """A Line of {child: [parents]}."""
     ids = sorted({i for child, parents in edges.items() for i in (child, *parents)})
     claims = {
-        child: [pedigree.Claim(Model(p, str(p)), "merge", None, None, "card", None) for p in parents]
+        child: [ParentClaim(Model(p, str(p)), "merge", None, None, "card", None) for p in parents]
         for child, parents in edges.items()
     }
-    return pedigree.Line([ids[0]], {i: str(i) for i in ids}, dict.fromkeys(ids, 0), claims)
+    return pedigree.Pedigree([ids[0]], {i: str(i) for i in ids}, dict.fromkeys(ids, 0), claims)
 
 
 def test_lines_of_descent_are_drawn_with_every_edge():

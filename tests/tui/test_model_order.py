@@ -26,7 +26,7 @@ def test_lists_are_the_same_when_it_is_known_where_all_models_stand(path):
         )
     with Store(path).reading() as con:
         for sort in models.SORTS:
-            known = models.learn(con, sort, None)
+            known = models.ordered(con, sort, None)
             for offset in (0, 200, 400):
                 for typed in ("many", "many-1", "a", "license:mit", "gen=2", "gen>0", "nobody"):
                     wanted = filters.parse(typed)
@@ -47,21 +47,21 @@ def test_lists_are_the_same_when_it_is_known_where_all_models_stand(path):
 
 def test_an_order_that_is_known_of_one_state_is_added_to(path):
     with Store(path).reading() as con:
-        known = models.learn(con, "name", None)
-        assert models.learn(con, "largest", known) is known and set(known.places) == {"name", "largest"}
+        known = models.ordered(con, "name", None)
+        assert models.ordered(con, "largest", known) is known and set(known.places) == {"name", "largest"}
 
 
 def test_where_all_models_stand_is_forgotten_when_the_file_changes(path, monkeypatch):
     monkeypatch.setattr(model_tree, "MANY", 1)
 
     async def steps(app, pilot):
-        assert app.standing is not None
+        assert app.orders is not None
         with Store(path).writing() as con:
             con.execute("insert into raw.model (name) values ('fresh')")
-        assert app.standing is None
+        assert app.orders is None
         await type_in(app, pilot, app.screen.query_one(FilterInput), "fresh")
         assert names(app.screen.query_one(ModelTree)) == ["fresh"]
         await type_in(app, pilot, app.screen.query_one(FilterInput), "")
-        assert app.standing is not None and len(app.standing.steps) == 7
+        assert app.orders is not None and len(app.orders.steps) == 7
 
     run(path, steps)

@@ -4,8 +4,9 @@ A run that goes on in another process is followed: the file is read again when i
 while it is asked.
 """
 
+from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, ClassVar, cast
+from typing import ClassVar
 
 from textual import on, work
 from textual.app import ComposeResult
@@ -18,19 +19,39 @@ from textual.widgets.option_list import Option
 
 from kinbase.errors import KinbaseError
 from kinbase.query.models import Model
-from kinbase.query.runs import COLUMNS, Run, Story, best, offspring, runs, story
+from kinbase.query.runs import (
+    FinishedGeneration,
+    Offspring,
+    RunSummary,
+    best,
+    count_offspring,
+    generations,
+    offspring,
+    runs,
+)
+from kinbase.store import Connection
+from kinbase.tui.context import Context, context
 from kinbase.tui.showing import content, plain, plural
-from kinbase.tui.widgets.curve import Curve, Line
+from kinbase.tui.widgets.curve import Curve, Series
 from kinbase.tui.widgets.notice import Notice
 from kinbase.tui.widgets.paged_table import WINDOW, PagedTable
 from kinbase.tui.widgets.top_bar import TopBar
 
-if TYPE_CHECKING:
-    from kinbase.tui.app import KinbaseApp
-
 POLL = 1.0
 """Seconds between two looks at whether the file changed."""
 MARKS = {"running": "▶", "finished": "■", "interrupted": "‖", "failed": "✗"}
+
+
+COLUMNS = ("gen", "child", "score", "kept", "role", "kinship", "parents", "status", "reason")
+
+
+@dataclass
+class Story:
+    """What is shown of one run: its generations, how many children it has, and the first of them."""
+
+    generations: list[FinishedGeneration]
+    number: int
+    page: list[Offspring]
 
 
 class RunList(OptionList):
@@ -44,7 +65,7 @@ Runs of evolution, those that go on first. **Up** and **down** choose one; a run
 """
 
 
-class Offspring(PagedTable):
+class OffspringTable(PagedTable):
     """The children of a run, the newest generation first."""
 
     HELP = """\
@@ -57,6 +78,8 @@ kept, and why it was made. **Enter** opens it in Families.
 class EvolutionScreen(Screen[None]):
     """Runs, their curves and their children."""
 
+    FOLLOWS = True
+    """It reads again by itself when the file changes."""
     AUTO_FOCUS = "RunList, Notice"
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("enter", "open", "Open", tooltip="The child under the cursor, in Families"),
@@ -66,8 +89,7 @@ class EvolutionScreen(Screen[None]):
 
     def __init__(self) -> None:
         super().__init__()
-        self.runs: list[Run] = []
-        self.story: Story | None = None
+        self.runs: list[RunSummary] = []
         self.models: dict[int, Model | None] = {}
         """What the children became, by row of the table."""
         self._stamp: tuple[int, int] | None = None
@@ -75,8 +97,8 @@ class EvolutionScreen(Screen[None]):
         self._shown: str | None = None
 
     @property
-    def _app(self) -> "KinbaseApp":
-        return cast("KinbaseApp", self.app)
+    def _app(self) -> Context:
+        return context(self)
 
     def compose(self) -> ComposeResult:
         yield TopBar("evolution")
@@ -84,14 +106,14 @@ class EvolutionScreen(Screen[None]):
             with Horizontal(id="course"):
                 yield RunList(markup=False, compact=True)
                 yield Curve()
-            yield Offspring()
+            yield OffspringTable()
         yield Notice()
         yield Footer()
 
     def on_mount(self) -> None:
         self.query_one(RunList).border_title = "Runs"
         self.query_one(Curve).border_title = "Score and kinship by generation"
-        self.query_one(Offspring).border_title = "Offspring"
+        self.query_one(OffspringTable).border_title = "Offspring"
         self.set_interval(POLL, self._follow)
 
     def on_screen_resume(self) -> None:
@@ -108,7 +130,7 @@ class EvolutionScreen(Screen[None]):
         self._read()
 
     @property
-    def run(self) -> Run | None:
+    def run(self) -> RunSummary | None:
         """The highlighted one."""
         at = self.query_one(RunList).highlighted
         return self.runs[at] if at is not None and at < len(self.runs) else None
@@ -156,53 +178,39 @@ class EvolutionScreen(Screen[None]):
             self._read_story(run)
 
     @work(exclusive=True, group="story")
-    async def _read_story(self, run: Run) -> None:
+    async def _read_story(self, run: RunSummary) -> None:
         try:
-            found = await self._app.ask(partial(story, run=run.name, page=WINDOW))
+            story = await self._app.ask(partial(_story, run.name))
         except KinbaseError as error:
             self._app.complain(error)
             return
-        self.story = found
-        self._draw(run, found)
+        self._draw(run, story)
 
-    def _draw(self, run: Run, found: Story) -> None:
-        generations = found.generations
+    def _draw(self, run: RunSummary, story: "Story") -> None:
+        done = story.generations
+        best_so_far = [(g.generation, g.best_so_far) for g in done if g.best_so_far is not None]
+        mean = [(g.generation, g.mean_score) for g in done if g.mean_score is not None]
+        akin = [(g.generation, g.top_kinship) for g in done if g.top_kinship is not None]
         lines = [
-            Line(
-                "best so far",
-                "●",
-                "$primary",
-                [(g.number, g.best) for g in generations if g.best is not None],
-            ),
-            Line(
-                "mean",
-                "○",
-                "$foreground 75%",
-                [(g.number, g.mean) for g in generations if g.mean is not None],
-                gaps=True,
-            ),
+            Series("best so far", "●", "$primary", best_so_far),
+            Series("mean", "○", "$foreground 75%", mean, gaps=True),
         ]
-        kinship = Line(
-            "kinship of the best",
-            "◆",
-            "$accent",
-            [(g.number, g.kinship) for g in generations if g.kinship is not None],
-        )
+        kinship = Series("kinship of the best", "◆", "$accent", akin)
         curve = self.query_one(Curve)
         curve.show([(lines, None), ([kinship], (0.0, 1.0))], "No generation is finished yet.")
         curve.border_subtitle = _outcome(run)
-        table = self.query_one(Offspring)
+        table = self.query_one(OffspringTable)
         same = self._shown == run.name
         at = table.cursor if same else 0
-        if same and table.number and found.number > table.number:
+        if same and table.number and story.number > table.number:
             at += (
-                found.number - table.number if at else 0
+                story.number - table.number if at else 0
             )  # the cursor stays on its child; at the top, on the newest
         self._shown = run.name
-        table.show(COLUMNS, found.rows, found.number)
-        table.border_subtitle = plural(found.number, "child").replace("childs", "children")
-        self.models = dict(enumerate(found.models))
-        if found.number:
+        table.show(COLUMNS, [_row(child) for child in story.page], story.number)
+        table.border_subtitle = plural(story.number, "child").replace("childs", "children")
+        self.models = {i: child.model for i, child in enumerate(story.page)}
+        if story.number:
             table.go(at)
 
     @on(PagedTable.Wanted)
@@ -212,15 +220,15 @@ class EvolutionScreen(Screen[None]):
             self._page(run, event.offset)
 
     @work(exclusive=True, group="page")
-    async def _page(self, run: Run, offset: int) -> None:
-        table = self.query_one(Offspring)
+    async def _page(self, run: RunSummary, offset: int) -> None:
+        table = self.query_one(OffspringTable)
         try:
-            rows, models = await self._app.ask(partial(offspring, run=run.name, limit=WINDOW, offset=offset))
+            page = await self._app.ask(partial(offspring, run=run.name, limit=WINDOW, offset=offset))
         except KinbaseError as error:
             self._app.complain(error)
         else:
-            table.give(offset, rows)
-            self.models |= {offset + i: model for i, model in enumerate(models)}
+            table.give(offset, [_row(child) for child in page])
+            self.models |= {offset + i: child.model for i, child in enumerate(page)}
         finally:
             table.forget(offset)
 
@@ -228,10 +236,10 @@ class EvolutionScreen(Screen[None]):
 
     def on_option_list_option_selected(self, event: OptionList.OptionSelected) -> None:
         event.stop()
-        self.query_one(Offspring).focus()
+        self.query_one(OffspringTable).focus()
 
     def action_open(self) -> None:
-        table = self.query_one(Offspring)
+        table = self.query_one(OffspringTable)
         if not table.number:
             return
         model = self.models.get(table.cursor)
@@ -246,7 +254,7 @@ class EvolutionScreen(Screen[None]):
             self._choose_best(run)
 
     @work(exclusive=True, group="best")
-    async def _choose_best(self, run: Run) -> None:
+    async def _choose_best(self, run: RunSummary) -> None:
         try:
             models = await self._app.ask(partial(best, run=run.name))
         except KinbaseError as error:
@@ -259,7 +267,7 @@ class EvolutionScreen(Screen[None]):
             self._app.complain("no generation of this run is finished yet")
 
 
-def _label(run: Run) -> Content:
+def _label(run: RunSummary) -> Content:
     """Name, how it stands, how far it came."""
     done = f"{run.generations} gen" if run.generations is not None else "begun"
     score = f" · {run.best_score:.4g}" if run.best_score is not None else ""
@@ -271,8 +279,20 @@ def _label(run: Run) -> Content:
     )
 
 
-def _outcome(run: Run) -> Content:
+def _outcome(run: RunSummary) -> Content:
     """Strategy, and why it ended or what is best."""
     known = f"best {plain(run.best, 40)}" if run.best else ""
     why = plain(run.reason, 80) if run.reason and run.status != "running" else ""
     return content(" · ".join(filter(None, (run.strategy, why, known))))
+
+
+def _story(run: str, con: Connection) -> Story:
+    return Story(generations(con, run), count_offspring(con, run), offspring(con, run, WINDOW))
+
+
+def _row(child: Offspring) -> tuple[object, ...]:
+    """One child in COLUMNS."""
+    return (
+        child.generation, child.child, child.score, "kept" if child.kept else "", child.role, child.kinship,
+        " + ".join(child.parents or []), child.status, "; ".join(filter(None, (child.reason, child.problem))),
+    )  # fmt: skip

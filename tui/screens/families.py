@@ -1,6 +1,6 @@
 """The first screen: bases, what was made from them, and everything about one of them."""
 
-from typing import TYPE_CHECKING, ClassVar, cast
+from typing import ClassVar
 
 from textual import on
 from textual.app import ComposeResult
@@ -11,13 +11,11 @@ from textual.widgets import Footer, Input
 
 from kinbase.query import filters as filtering
 from kinbase.query.models import SORTS
-from kinbase.tui.widgets.details import PortraitPane
+from kinbase.tui.context import Context, context
+from kinbase.tui.widgets.details import DetailsPane
 from kinbase.tui.widgets.model_tree import ModelTree
 from kinbase.tui.widgets.notice import Notice
 from kinbase.tui.widgets.top_bar import TopBar
-
-if TYPE_CHECKING:
-    from kinbase.tui.app import KinbaseApp
 
 
 class FilterInput(Input):
@@ -38,7 +36,7 @@ class FilterInput(Input):
 
 
 class FamiliesScreen(Screen[None]):
-    """A lazily loaded tree with a filter, and the portrait of the model under the cursor."""
+    """A lazily loaded tree with a filter, and the details of the model under the cursor."""
 
     AUTO_FOCUS = "ModelTree, Notice"
     BINDINGS: ClassVar[list[BindingType]] = [
@@ -55,8 +53,8 @@ class FamiliesScreen(Screen[None]):
         self.trail: list[int] = []
 
     @property
-    def _app(self) -> "KinbaseApp":
-        return cast("KinbaseApp", self.app)
+    def _app(self) -> Context:
+        return context(self)
 
     def compose(self) -> ComposeResult:
         yield TopBar("families")
@@ -65,7 +63,7 @@ class FamiliesScreen(Screen[None]):
                 yield FilterInput(placeholder="filter: name, license:mit, mmlu>0.6, gen=2", compact=True)
                 yield ModelTree()
                 yield Notice()
-            yield PortraitPane()
+            yield DetailsPane()
         yield Footer()
 
     def on_mount(self) -> None:
@@ -105,7 +103,7 @@ class FamiliesScreen(Screen[None]):
             if not self.trail or self.trail[-1] != model.id:
                 self.trail.append(model.id)
                 del self.trail[:-50]
-            self.query_one(PortraitPane).show(model)
+            self.query_one(DetailsPane).show(model)
 
     # Keys.
 
@@ -134,12 +132,12 @@ class FamiliesScreen(Screen[None]):
             self._app.open_model(entry, "lineage")
 
     def action_back(self) -> None:
-        """To the portrait before this one."""
-        pane = self.query_one(PortraitPane)
+        """To the details before this one."""
+        pane = self.query_one(DetailsPane)
         if len(self.trail) > 1:
             self.trail.pop()
             pane.show_id(self.trail[-1])
 
     def action_reload(self) -> None:
         self.query_one(ModelTree).reload()
-        self.query_one(PortraitPane).reload()
+        self.query_one(DetailsPane).reload()

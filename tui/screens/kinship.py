@@ -1,7 +1,7 @@
 """The second screen: kinship of any selection of models, ordered by clustering."""
 
 from functools import partial
-from typing import TYPE_CHECKING, ClassVar, cast
+from typing import ClassVar
 
 from textual import on, work
 from textual.app import ComposeResult
@@ -12,9 +12,10 @@ from textual.screen import Screen
 from textual.widgets import Footer, Static
 
 from kinbase.errors import KinbaseError
-from kinbase.query import kinship as pairs
+from kinbase.query import kinship
 from kinbase.query.models import Model
 from kinbase.store import Connection
+from kinbase.tui.context import Context, context
 from kinbase.tui.screens.model_picker import ModelPicker
 from kinbase.tui.showing import content, figure, plural
 from kinbase.tui.widgets.choice import Choice
@@ -22,8 +23,10 @@ from kinbase.tui.widgets.heatmap import Heatmap
 from kinbase.tui.widgets.notice import Notice
 from kinbase.tui.widgets.top_bar import TopBar
 
-if TYPE_CHECKING:
-    from kinbase.tui.app import KinbaseApp
+MOST = 200
+"""Models one heatmap takes."""
+FEW = 40
+"""Models shown when nobody chose any."""
 
 
 class KinshipScreen(Screen[None]):
@@ -49,14 +52,14 @@ class KinshipScreen(Screen[None]):
         self._shown_for: tuple[object, ...] = ()
 
     @property
-    def _app(self) -> "KinbaseApp":
-        return cast("KinbaseApp", self.app)
+    def _app(self) -> Context:
+        return context(self)
 
     def compose(self) -> ComposeResult:
         yield TopBar("kinship")
         with Horizontal(id="choices"):
-            yield Choice("metric", pairs.METRICS, id="metric")
-            yield Choice("block", pairs.BLOCKS, id="block")
+            yield Choice("metric", kinship.METRICS, id="metric")
+            yield Choice("block", kinship.BLOCKS, id="block")
             yield Choice("layer", ["all"], id="layer")
         yield Heatmap()
         yield Notice()
@@ -85,7 +88,7 @@ class KinshipScreen(Screen[None]):
         told.update(Content.styled("reading…", "$foreground 65%"))
         try:
             table = await self._app.ask(
-                partial(_table, self.models, current, block, int(layer) if layer != "all" else None)
+                partial(_matrix, self.models, current, block, int(layer) if layer != "all" else None)
             )
         except KinbaseError as error:
             told.update("")
@@ -145,7 +148,7 @@ class KinshipScreen(Screen[None]):
             told = Content.assemble(
                 *(
                     (f"{m} {figure(pair.value(m))}   ", "bold $primary" if m == heatmap.metric else "")
-                    for m in pairs.METRICS
+                    for m in kinship.METRICS
                 ),
                 (content(f"{pair.method}{error}{part}").plain, "$foreground 70%"),
             )
@@ -186,11 +189,12 @@ class KinshipScreen(Screen[None]):
         self.action_reload()
 
 
-def _table(
+def _matrix(
     models: list[Model], current: Model | None, block: str, layer: int | None, con: Connection
-) -> pairs.Table:
+) -> kinship.KinshipMatrix:
     """Of several chosen models; of one, or of the current one, with its nearest kin; of nobody, the best measured family."""
     if len(models) < 2:
         one = models[0] if models else current
-        models = pairs.suggested(con, one.id if one else None) or models or pairs.suggested(con, None)
-    return pairs.table(con, models, block, layer)
+        models = kinship.relatives(con, one.id, FEW) if one else []
+        models = models or kinship.best_measured(con, FEW)
+    return kinship.matrix(con, models[:MOST], block, layer)

@@ -1,7 +1,7 @@
 """The third screen: where a model comes from and what came of it, drawn as lines of descent."""
 
 from functools import partial
-from typing import TYPE_CHECKING, ClassVar, cast
+from typing import ClassVar
 
 from textual import on, work
 from textual.app import ComposeResult
@@ -14,16 +14,14 @@ from textual.widgets.option_list import Option
 
 from kinbase.errors import KinbaseError
 from kinbase.query.models import Model, roots
-from kinbase.query.pedigree import Line, around, common, draw
+from kinbase.query.pedigree import Pedigree, around, common, draw
 from kinbase.store import Connection
+from kinbase.tui.context import Context, context
 from kinbase.tui.screens.model_picker import ModelPicker
 from kinbase.tui.showing import content, plain, plural
 from kinbase.tui.widgets.choice import Choice
 from kinbase.tui.widgets.notice import Notice
 from kinbase.tui.widgets.top_bar import TopBar
-
-if TYPE_CHECKING:
-    from kinbase.tui.app import KinbaseApp
 
 
 class LineView(OptionList):
@@ -57,13 +55,13 @@ class LineageScreen(Screen[None]):
         super().__init__()
         self.focus_id: int | None = None
         self.other: Model | None = None
-        self.line: Line | None = None
+        self.line: Pedigree | None = None
         self.rows: list[int] = []
         self.trail: list[Model] = []
 
     @property
-    def _app(self) -> "KinbaseApp":
-        return cast("KinbaseApp", self.app)
+    def _app(self) -> Context:
+        return context(self)
 
     def compose(self) -> ComposeResult:
         yield TopBar("lineage")
@@ -118,7 +116,7 @@ class LineageScreen(Screen[None]):
         if self.line is not None:
             self._draw(self.line, self.under_cursor)
 
-    def _draw(self, line: Line, at: int | None) -> None:
+    def _draw(self, line: Pedigree, at: int | None) -> None:
         view = self.query_one(LineView)
         drawn = draw(line)
         self.rows = [row.id for row in drawn]
@@ -153,7 +151,7 @@ class LineageScreen(Screen[None]):
                 f"{plural(above, 'ancestor')}{'+' if line.more_up else ''}, {below}{more} below"
             )
 
-    def _label(self, line: Line, id_: int, rails: str, width: int) -> Content:
+    def _label(self, line: Pedigree, id_: int, rails: str, width: int) -> Content:
         generation = line.generation[id_]
         style = "bold $accent" if id_ in line.focus else "bold $primary" if id_ in line.nearest else ""
         if id_ in line.common:
@@ -266,7 +264,7 @@ class LineageScreen(Screen[None]):
             self._app.current = self.trail.pop()
 
 
-def _line(focus: int | None, other: Model | None, depth: int, con: Connection) -> Line | None:
+def _line(focus: int | None, other: Model | None, depth: int, con: Connection) -> Pedigree | None:
     if focus is None:
         first = roots(con, "largest").entries[:1]
         if not first:

@@ -1,7 +1,7 @@
 """Finding a model by name: in a window of its own, and in the command palette."""
 
 from functools import partial
-from typing import TYPE_CHECKING, ClassVar, cast
+from typing import ClassVar
 
 from textual import on, work
 from textual.app import ComposeResult
@@ -15,10 +15,8 @@ from textual.widgets.option_list import Option
 
 from kinbase.errors import KinbaseError
 from kinbase.query.models import Model, search
+from kinbase.tui.context import Context, context
 from kinbase.tui.showing import content, title
-
-if TYPE_CHECKING:
-    from kinbase.tui.app import KinbaseApp
 
 
 class ModelPicker(ModalScreen[Model | None]):
@@ -56,7 +54,7 @@ class ModelPicker(ModalScreen[Model | None]):
     async def _fill(self, typed: str) -> None:
         complaint = self.query_one("#complaint", Static)
         try:
-            self.found = await cast("KinbaseApp", self.app).ask(partial(search, typed=typed.strip()))
+            self.found = await context(self).ask(partial(search, typed=typed.strip()))
         except KinbaseError as error:
             self.found = []
             complaint.update(content(error))
@@ -88,8 +86,8 @@ class ModelCommands(Provider):
     """Models and screens in the command palette."""
 
     @property
-    def _app(self) -> "KinbaseApp":
-        return cast("KinbaseApp", self.app)
+    def _app(self) -> Context:
+        return context(self.screen)
 
     async def discover(self) -> Hits:
         for mode in self._app.MODES:
@@ -98,7 +96,9 @@ class ModelCommands(Provider):
                 partial(self._app.action_show, mode),
                 help=f"Go to the screen {title(mode)}",
             )
-        yield DiscoveryHit("Find a model", self._app.action_find, help="By a part of its name")
+        yield DiscoveryHit(
+            "Find a model", partial(self._app.run_action, "find"), help="By a part of its name"
+        )
 
     async def search(self, query: str) -> Hits:
         matcher = self.matcher(query)

@@ -5,7 +5,7 @@ import time
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, cast
+from typing import Any, ClassVar
 
 from textual import on, work
 from textual.app import ComposeResult
@@ -16,15 +16,13 @@ from textual.worker import Worker
 
 from kinbase.errors import KinbaseError
 from kinbase.store import Connection
+from kinbase.tui.context import Context, context
 from kinbase.tui.screens.save import SaveWindow, saver
 from kinbase.tui.showing import content, plural
 from kinbase.tui.widgets.completion import words
 from kinbase.tui.widgets.editor import Completions, Editor
 from kinbase.tui.widgets.paged_table import WINDOW, PagedTable
 from kinbase.tui.widgets.top_bar import TopBar
-
-if TYPE_CHECKING:
-    from kinbase.tui.app import KinbaseApp
 
 
 @dataclass
@@ -78,8 +76,8 @@ class SqlScreen(Screen[None]):
         self._query: Worker[None] | None = None
 
     @property
-    def _app(self) -> "KinbaseApp":
-        return cast("KinbaseApp", self.app)
+    def _app(self) -> Context:
+        return context(self)
 
     def compose(self) -> ComposeResult:
         yield TopBar("sql")

@@ -17,7 +17,7 @@ LABELS = 9
 
 
 @dataclass(frozen=True)
-class Line:
+class Series:
     """Values by generation; `mark` stands for each, `gaps` makes the way between them dotted."""
 
     name: str
@@ -32,10 +32,10 @@ class Curve(Widget):
 
     def __init__(self) -> None:
         super().__init__()
-        self.panels: list[tuple[list[Line], tuple[float, float] | None]] = []
+        self.panels: list[tuple[list[Series], tuple[float, float] | None]] = []
         self.told = ""
 
-    def show(self, panels: list[tuple[list[Line], tuple[float, float] | None]], told: str = "") -> None:
+    def show(self, panels: list[tuple[list[Series], tuple[float, float] | None]], told: str = "") -> None:
         """Draw `panels`: lines, and the range that is shown whatever they hold; `told` stands there when there are none."""
         self.panels, self.told = panels, told
         self.refresh()
@@ -61,7 +61,7 @@ class Curve(Widget):
 
 
 def panel(
-    lines: Sequence[Line], least: tuple[float, float] | None, width: int, height: int, first: int, last: int
+    lines: Sequence[Series], least: tuple[float, float] | None, width: int, height: int, first: int, last: int
 ) -> list[Content]:
     """`height` rows: numbers at the left of the highest and the lowest, the lines at their right."""
     values = [value for line in lines for _, value in line.points]

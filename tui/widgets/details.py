@@ -1,7 +1,6 @@
 """Everything about one model, beside the tree."""
 
 from functools import partial
-from typing import TYPE_CHECKING, cast
 
 from textual import work
 from textual.app import ComposeResult
@@ -10,18 +9,17 @@ from textual.content import Content
 from textual.widgets import Static
 
 from kinbase.errors import KinbaseError
-from kinbase.query.details import Claim, Kin, Portrait, Score, portrait
+from kinbase.query.details import ComparedScore, Details, ParentClaim, details
+from kinbase.query.kinship import Kinship
 from kinbase.query.models import Model
 from kinbase.text import count
+from kinbase.tui.context import Context, context
 from kinbase.tui.showing import content, figure, gain, plain, plural
 from kinbase.tui.widgets.divergence import strips
 from kinbase.tui.widgets.model_list import ModelList
 
-if TYPE_CHECKING:
-    from kinbase.tui.app import KinbaseApp
 
-
-class PortraitPane(VerticalScroll):
+class DetailsPane(VerticalScroll):
     """Facts, parents, scores, kin and divergence of the current model."""
 
     HELP = """\
@@ -33,13 +31,13 @@ and how far each layer moved from the base.
 
     def __init__(self) -> None:
         super().__init__()
-        self.portrait: Portrait | None = None
+        self.details: Details | None = None
         self.border_title = "Model"
         self._asked: int | None = None
 
     @property
-    def _app(self) -> "KinbaseApp":
-        return cast("KinbaseApp", self.app)
+    def _app(self) -> Context:
+        return context(self)
 
     def compose(self) -> ComposeResult:
         yield Static(id="facts", markup=False)
@@ -70,24 +68,24 @@ and how far each layer moved from the base.
         if self._asked is not None:
             self.show_id(self._asked)
 
-    @work(exclusive=True, group="portrait")
+    @work(exclusive=True, group="details")
     async def _read(self, model: int) -> None:
         try:
             async with self._app.turn:
-                found = await self._app.ask(partial(portrait, model=model))
+                found = await self._app.ask(partial(details, model=model))
         except KinbaseError as error:
             self._clear(str(error))
             return
-        self.portrait = found
+        self.details = found
         self._draw(found)
         self.scroll_home(animate=False)
 
     def on_resize(self) -> None:
-        if self.portrait is not None:
-            self._draw(self.portrait)
+        if self.details is not None:
+            self._draw(self.details)
 
     def _clear(self, message: str) -> None:
-        self.portrait = None
+        self.details = None
         self.query_one("#facts", Static).update(content(message, "$foreground 70%"))
         for part in ("parents", "scores", "kin", "layers"):
             self._part(part, False)
@@ -96,19 +94,19 @@ and how far each layer moved from the base.
         self.query_one(f".heading.{part}").display = shown
         self.query_one(f"#{part}").display = shown
 
-    def _draw(self, found: Portrait) -> None:
+    def _draw(self, found: Details) -> None:
         width = max(self.scrollable_content_region.width - 1, 30)
         self.query_one("#facts", Static).update(_facts(found, width))
-        kin = {one.model.id: one for one in found.kin}
+        kin = {model.id: one for model, one in found.kin}
         self.query_one("#parents", ModelList).fill([(c.parent, _claim(c, kin, width)) for c in found.parents])
-        self.query_one("#kin", ModelList).fill([(one.model, _kin(one, width)) for one in found.kin])
+        self.query_one("#kin", ModelList).fill([(model, _kin(model, one, width)) for model, one in found.kin])
         self.query_one("#scores", Static).update(_scores(found.scores, width))
         self.query_one("#layers", Static).update(strips(found.layers, width))
         for part in ("parents", "scores", "kin", "layers"):
             self._part(part, bool(getattr(found, part)))
 
 
-def _facts(found: Portrait, width: int) -> Content:
+def _facts(found: Details, width: int) -> Content:
     lines = [content(found.model.name, "bold $primary"), Content("")]
     known = [
         ("base", found.base.name if found.base else None),
@@ -139,7 +137,7 @@ def _facts(found: Portrait, width: int) -> Content:
     return Content("\n").join(lines)
 
 
-def _claim(claim: Claim, kin: dict[int, Kin], width: int) -> Content:
+def _claim(claim: ParentClaim, kin: dict[int, Kinship], width: int) -> Content:
     """A parent, how it came in, and whose word that is: the weights' own is `measured`."""
     how = " ".join(plain(word, 16) for word in (claim.relation, claim.method) if word)
     weight = f" {claim.weight:g}" if claim.weight is not None else ""
@@ -153,15 +151,15 @@ def _claim(claim: Claim, kin: dict[int, Kin], width: int) -> Content:
     return Content.assemble(name, "" if name.cell_length + len(right) <= width else "\n", (right, style))
 
 
-def _kin(kin: Kin, width: int) -> Content:
+def _kin(model: Model, kin: Kinship, width: int) -> Content:
     error = f" ±{kin.stderr:.3f}" if kin.stderr else ""
     right = f" {figure(kin.pcc):>7}{error} {plain(kin.method, 8)}"
     room = max(width - len(right), 14)
-    name = content(kin.model.name, width=room)
+    name = content(model.name, width=room)
     return Content.assemble(name, " " * (room - name.cell_length), (right, "$foreground 65%"))
 
 
-def _scores(scores: list[Score], width: int) -> Content:
+def _scores(scores: list[ComparedScore], width: int) -> Content:
     room = max(min(width - 24, 34), 12)
     compared = any(score.parents for score in scores)
     head = f"{'':<{room}}{'value':>9}{'gain' if compared else '':>10}"

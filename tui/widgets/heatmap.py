@@ -14,7 +14,7 @@ from textual.reactive import reactive
 from textual.scroll_view import ScrollView
 from textual.strip import Strip
 
-from kinbase.query.kinship import Table
+from kinbase.query.kinship import KinshipMatrix
 from kinbase.query.models import Model
 from kinbase.tui.showing import plain
 from kinbase.tui.widgets.scale import colour, ink, shade
@@ -57,7 +57,7 @@ For ed, the distance, cells show hundredths of the largest, and near is light.
 
     def __init__(self) -> None:
         super().__init__()
-        self.table = Table([], {})
+        self.table = KinshipMatrix([], {})
         self.metric = "pcc"
         self.row = self.column = 0
         self._parts = np.zeros((0, 0))
@@ -74,7 +74,7 @@ For ed, the distance, cells show hundredths of the largest, and near is light.
         digits = len(str(len(self.table.models)))
         return digits + 2 + max(min(longest, max(self.size.width // 3, 12)), 4)
 
-    def show(self, table: Table, metric: str) -> None:
+    def show(self, table: KinshipMatrix, metric: str) -> None:
         """Draw `table`; the cursor stays on its pair of models if they are still in it."""
         at = {m.id: i for i, m in enumerate(table.models)}
         old = self.table.models

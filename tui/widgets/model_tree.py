@@ -6,7 +6,7 @@ list, each with its own tree beneath.
 
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, ClassVar, cast
+from typing import ClassVar
 
 from rich.style import Style
 from rich.text import Text, TextType
@@ -23,17 +23,15 @@ from kinbase.query.filters import Filter
 from kinbase.query.models import Entry
 from kinbase.store import Connection
 from kinbase.text import count
+from kinbase.tui.context import Context, context
 from kinbase.tui.showing import plain, plural, text
-
-if TYPE_CHECKING:
-    from kinbase.tui.app import KinbaseApp
 
 MANY = 50_000
 """Models from which on it pays to know where all of them stand."""
 WIDTH = 60
-"""Characters of a name before it is cut; the portrait has it whole."""
+"""Characters of a name before it is cut; the details has it whole."""
 REST = 0.08
-"""Seconds the cursor rests on a model before its portrait is read."""
+"""Seconds the cursor rests on a model before its details is read."""
 
 
 @dataclass(frozen=True)
@@ -87,8 +85,8 @@ The models: foundation models first, then what was made from each. A merge stand
         self.border_title = "Families"
 
     @property
-    def _app(self) -> "KinbaseApp":
-        return cast("KinbaseApp", self.app)
+    def _app(self) -> Context:
+        return context(self)
 
     @property
     def under_cursor(self) -> Entry | None:
@@ -123,7 +121,7 @@ The models: foundation models first, then what was made from each. A merge stand
         self.reload()
 
     def _page(self, parent: Entry | None, offset: int, con: Connection) -> models.Page:
-        known = self._app.standing
+        known = self._app.orders
         if parent is not None:
             return models.children(con, parent.id, self.sort, offset, known)
         if self.wanted is not None:
@@ -170,10 +168,10 @@ The models: foundation models first, then what was made from each. A merge stand
         if self._many:
             self._learn()
 
-    @work(exclusive=True, group="standing")
+    @work(exclusive=True, group="orders")
     async def _learn(self) -> None:
         """In the background, and not of those that take turns: nobody waits for it."""
-        await self._app.learn_standing(self.sort)
+        await self._app.learn_orders(self.sort)
 
     @work(group="branch")
     async def _fill(self, node: TreeNode[Line], offset: int) -> None:
@@ -298,7 +296,7 @@ The models: foundation models first, then what was made from each. A merge stand
         elif isinstance(node.data, Entry):
             self._tell(node.data)
             if node.allow_expand:
-                node.toggle()  # its portrait is asked for already
+                node.toggle()  # its details is asked for already
 
     def _tell(self, entry: Entry) -> None:
         if self._rest is not None:

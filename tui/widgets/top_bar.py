@@ -1,7 +1,6 @@
 """The first line of each screen: where one is, where one can go, the file, and what takes long."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
 
 from textual.app import RenderResult
 from textual.content import Content
@@ -10,10 +9,8 @@ from textual.message import Message
 from textual.reactive import reactive
 from textual.widget import Widget
 
+from kinbase.tui.context import Context, context
 from kinbase.tui.showing import content, title
-
-if TYPE_CHECKING:
-    from kinbase.tui.app import KinbaseApp
 
 NAME = " kinbase "
 
@@ -34,11 +31,14 @@ class TopBar(Widget):
         self.mode = mode
 
     @property
-    def _app(self) -> "KinbaseApp":
-        return cast("KinbaseApp", self.app)
+    def _app(self) -> Context:
+        return context(self)
 
     def on_mount(self) -> None:
-        self.status = self._app.status
+        self.watch(self._app, "status", self._show_status)
+
+    def _show_status(self, status: str) -> None:
+        self.status = status
 
     def _tabs(self) -> list[tuple[str, str]]:
         every = sum(len(title(mode)) + 4 for mode in self._app.MODES) + len(NAME)

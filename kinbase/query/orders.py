@@ -1,5 +1,4 @@
-"""Where every model stands, in arrays: how many are beneath it, how far it is from where its line begins, and in
-which order models are listed.
+"""In which order models are listed, how many are beneath each and in which generation it is: of all models, in arrays.
 
 A filter lists hundreds of thousands of matches while a person types. Counting what lies beneath them, and sorting
 them, anew at each key takes most of its time; read once, a state of the file answers until it changes.
@@ -14,7 +13,7 @@ from kinbase.store import Connection
 
 
 @dataclass(frozen=True)
-class Standing:
+class Orders:
     """By model_id, int32: `beneath` counts what was made from it or is measured against it, `steps` as in `generations`.
 
     `child[i]` was made from `parent[i]`. `places` has each model's place among all, from 0, by the name of the order.
@@ -50,7 +49,7 @@ class Standing:
         return ids[np.argsort(places)[offset:end]]
 
 
-def standing(con: Connection) -> Standing:
+def read(con: Connection) -> Orders:
     """Read it of all models, without an order yet."""
     found = edges(con)
     # A child that several claims name is one. Sorted by hand: np.unique takes ten times as long.
@@ -63,4 +62,4 @@ def standing(con: Connection) -> Standing:
     ):
         np.maximum(beneath, counted, out=beneath, casting="unsafe")
     beneath[0] = 0  # the base of those that have none
-    return Standing(beneath, generations(found), found.child, found.parent)
+    return Orders(beneath, generations(found), found.child, found.parent)

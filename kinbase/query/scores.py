@@ -1,0 +1,115 @@
+"""What models scored, and what merging gained."""
+
+from typing import TYPE_CHECKING, Any
+
+from kinbase.errors import KinbaseError
+from kinbase.store import Connection, names
+
+if TYPE_CHECKING:  # Polars is slow to import, and the terminal UI does without
+    import polars as pl
+
+# One score a model: the average its sources print where one of them does for most, else the mean over the
+# benchmarks that every scored model here has.
+COMPARABLE = """
+with reading as (
+    select model, benchmark, source, avg(value) as value from scores
+    where list_contains($1, model) and metric <> 'gain'
+        and not regexp_matches(metric, 'perplexity|bits_per|loss|error|brier', 'i')
+    group by all
+),
+printed as (
+    select model, arg_max(value, n) as score
+    from reading join (select source, count(*) as n from reading where benchmark = 'average' group by source) using (source)
+    where benchmark = 'average' group by model
+),
+alone as (select model, benchmark, avg(value) as value from reading where benchmark <> 'average' group by all),
+shared as (
+    select benchmark from alone group by benchmark
+    having count(*) = (select count(distinct model) from alone)
+)
+select model, score, 'average as its source prints it' as how from printed
+union all
+select model, avg(value), 'mean over ' || string_agg(benchmark, ', ' order by benchmark) from alone
+where not exists (from printed) and benchmark in (from shared) group by model
+"""
+
+ACCURACIES = """
+pivot (
+    select model, benchmark, 100 * value as value from scores where metric like 'acc%'
+    union all
+    select model, 'average', 100 * avg(value) from scores where metric like 'acc%' group by model
+)
+on benchmark using round(any_value(value), 1) order by average desc
+"""
+
+AVERAGE_GAINS = """
+select
+    child, method, array_to_string(parents, ' + ') as parents, round(kinship, 3) as kinship,
+    round(100 * score, 1) as average, round(100 * gain, 1) as gain, round(100 * over_best, 1) as over_best
+from merge_gains where benchmark = 'average' order by gain desc
+"""
+
+# {metric} is one of kinship.METRICS.
+GAINS_AND_KINSHIP = """
+with chosen as (
+    select g.child, g.method, g.parents, g.gain, g.reported_gain, s.value as printed
+    from merge_gains g
+    left join (
+        select model, benchmark, any_value(value) as value from scores where metric = 'gain' and source = $3 group by all
+    ) s on s.model = g.child and s.benchmark = g.benchmark
+    where g.benchmark = $1
+        and ($2 is null or g.child in (select name from models where family = $2))
+        and ($3 is null or s.value is not null)
+),
+pair as (
+    select c.child, p.a, q.b from chosen c, unnest(c.parents) p(a), unnest(c.parents) q(b) where p.a < q.b
+),
+akin as (
+    select child, if(count(k.{metric}) = count(*), avg(k.{metric} order by a, b), null) as kinship
+    from pair left join kinship k on k.model_a = a and k.model_b = b group by child
+)
+select child, method, parents, kinship, coalesce(printed, if($3 is null, gain, null), reported_gain) as value,
+    printed is not null or gain is null as as_printed
+from chosen join akin using (child)
+where kinship is not null and value is not null
+order by child
+"""
+
+
+def comparable(con: Connection, models: list[str]) -> dict[str, tuple[float, str]]:
+    """One score for each of `models` that has any, such that they can be compared, and what it is of."""
+    return {model: (score, how) for model, score, how in con.execute(COMPARABLE, [models]).fetchall()}
+
+
+def gains_and_kinship(
+    con: Connection, family: str | None, metric: str, benchmark: str, source: str | None
+) -> tuple[str | None, list[dict[str, Any]]]:
+    """The merges whose gain on `benchmark` and whose parents' mean kinship by `metric` are both known, and their family.
+
+    Of the family that `family` is a member of, or of all; `source` takes those whose gain that source printed, and
+    its figures. Rows of child, method, parents, kinship, value, as_printed. Raises KinbaseError for a model without
+    a family.
+    """
+    base = None
+    if family is not None:
+        name = names.resolve(con, family)
+        ((base,),) = con.execute("select family from models where name = ?", [name]).fetchall()
+        if base is None:
+            raise KinbaseError(f"{name} is of no family: no base of it is known")
+    found = con.execute(GAINS_AND_KINSHIP.format(metric=metric), [benchmark, base, source])
+    columns = [column[0] for column in found.description or []]
+    return base, [dict(zip(columns, row, strict=True)) for row in found.fetchall()]
+
+
+def accuracies(con: Connection) -> "pl.DataFrame":
+    """Accuracies in percent, a row a model and a column a benchmark, with their plain mean, best first."""
+    from kinbase.query.frames import frame
+
+    return frame(con, ACCURACIES)
+
+
+def average_gains(con: Connection) -> "pl.DataFrame":
+    """What each merge gained on average, in percent, with its parents' kinship."""
+    from kinbase.query.frames import frame
+
+    return frame(con, AVERAGE_GAINS)
