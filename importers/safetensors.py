@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from kinbase.checkpoint import DTYPE_BYTES, Checkpoint, FileStamp, Record, Tensor
+from kinbase.checkpoint import DTYPE_BYTES, Checkpoint, Extent, FileStamp, Record, Tensor
 from kinbase.checkpoint.files import WeightsFile, is_file, parse_object, shown
 from kinbase.checkpoint.tensors import records
 from kinbase.errors import CheckpointError
@@ -80,7 +80,8 @@ def of_file(file: Readable, name: str, source: str) -> Checkpoint:
     for entry in entries:
         if entry.dtype in DTYPE_BYTES:
             read = reader(file, entry.offset, entry.nbytes)
-            tensors.append(Tensor(entry.name, entry.dtype, entry.shape, read))
+            place = Extent(file.borrow, entry.offset) if isinstance(file, WeightsFile) else None
+            tensors.append(Tensor(entry.name, entry.dtype, entry.shape, read, place))
         else:
             skipped[entry.name] = f"dtype {shown(entry.dtype)} is not read"
     return Checkpoint(name, source, tensors, files=[file.stamp], skipped=skipped, close=file.close)

@@ -20,6 +20,7 @@ beside" and is filled in by the loader.
 import os
 import re
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -55,18 +56,31 @@ ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+:")
 
 
 @dataclass(frozen=True, slots=True)
+class Extent:
+    """Where a tensor's bytes lie in a local file: what a reader needs that does not go through `Tensor.read`.
+
+    `borrow()` is a context that gives an open descriptor; it raises CheckpointError when the file is not as it was.
+    """
+
+    borrow: Callable[[], AbstractContextManager[int]]
+    offset: int
+
+
+@dataclass(frozen=True, slots=True)
 class Tensor:
     """One tensor of a checkpoint, read by position.
 
     `read(start, out)` fills the writable byte buffer `out` with the tensor's little-endian
     row-major bytes from byte `start` on; it is called from several threads at once, reads no more than it
-    was asked for, and raises CheckpointError when the file is shorter than it said.
+    was asked for, and raises CheckpointError when the file is shorter than it said. `extent` is given by those
+    whose bytes lie in a local file as they are, one after the other; it only makes reading faster.
     """
 
     name: str
     dtype: str
     shape: tuple[int, ...]
     read: Callable[[int, memoryview], None]
+    extent: Extent | None = None
 
     @property
     def numel(self) -> int:

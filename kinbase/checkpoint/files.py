@@ -6,6 +6,8 @@ import os
 import re
 import stat
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -193,10 +195,16 @@ class WeightsFile:
         Raises CheckpointError when the file ends before, was changed since it was opened, or
         cannot be read.
         """
+        with self.borrow() as fd:
+            self._fill(fd, offset, out)
+
+    @contextmanager
+    def borrow(self) -> Iterator[int]:
+        """A descriptor of the file while the context lasts; raises CheckpointError when it was changed."""
         if not self._kept:
             fd = self._open()
             try:
-                self._fill(fd, offset, out)
+                yield fd
             finally:
                 os.close(fd)
             return
@@ -204,7 +212,7 @@ class WeightsFile:
             if self._fd is None:
                 self._fd = self._open()
             fd = self._fd
-        self._fill(fd, offset, out)
+        yield fd
 
     def close(self) -> None:
         """Release the descriptor; a later read opens the file again."""

@@ -18,26 +18,14 @@ from typing import Any
 
 import numpy as np
 from numba import njit
-from numpy.typing import NDArray
 
-from kinbase.checkpoint import FLOAT_DTYPES
+from kinbase.kinship.cpu import BF16, PADDING
 
 compiled: Any = njit(
-    nogil=True, cache=True, error_model="numpy", boundscheck=False, fastmath={"reassoc", "contract", "nsz"}
+    nogil=True, error_model="numpy", boundscheck=False, fastmath={"reassoc", "contract", "nsz"}
 )
 
-SCRATCH_BYTES = 1 << 19
-"""Room for the float32 deltas of one block of all members: half a second-level cache."""
-
 _INF32 = np.int32(0x7F800000)
-
-BF16 = FLOAT_DTYPES.index("BF16")
-
-NARROW = FLOAT_DTYPES.index("F16")
-"""The dtype codes from here on are those of 16 and 8 bits."""
-
-PADDING = 16
-"""Elements between rows: rows a multiple of 4 KiB apart would share one set of the first-level cache."""
 
 
 @compiled
@@ -345,50 +333,23 @@ def _add_wide(
         at += n
 
 
-class CpuTiles:
-    """One worker's buffers: a row of raw bytes a checkpoint, and the kernel's scratch blocks."""
-
-    def __init__(self, rows: int, row_bytes: int) -> None:
-        raw = np.empty((rows, row_bytes + 4 * PADDING), np.uint8)
-        self._raw = (raw, raw.view(np.uint16), raw.view(np.float32), raw.view(np.float64))
-        # Long blocks hide the horizontal sums at their end, short ones keep the deltas in cache. They lie
-        # on a grid that tiles are whole cells of, so that the size of a tile changes no sum.
-        block = 1 << min(11, max(9, (SCRATCH_BYTES // 4 // rows).bit_length() - 1))
-        self._length = block
-        self._found = np.empty((2, rows), np.int32)
-        self._narrow = np.empty((rows + 1, block + PADDING), np.float32)
-        self._wide = np.zeros((rows + 1, block + PADDING), np.float64)
-        self.rows = [memoryview(row)[:row_bytes] for row in raw]  # type: ignore[arg-type]
-
-    def add(
-        self,
-        start: int,
-        stop: int,
-        codes: NDArray[np.int64],
-        direct: NDArray[np.bool_],
-        members: NDArray[np.int64],
-        fresh: int,
-        stats: NDArray[np.float64],
-        sums: NDArray[np.float64],
-        sumsq: NDArray[np.float64],
-        dot: NDArray[np.float64],
-    ) -> None:
-        """Add elements start..stop of the rows to the sums of a family of N members.
-
-        Row 0 holds the base and row i + 1 member i; `codes` [N + 1] are their dtypes as positions in
-        FLOAT_DTYPES, and `direct` [N] says whose row is a delta already. `members` are the indices
-        taking part, ascending, `fresh` of them below K. Added to: `stats` [3, N] (largest magnitude,
-        zeros, non-finite deltas), `sums` [N], `sumsq` [N], and `dot` [K, N] right of the diagonal.
-        """
-        raw, where, to = self._raw, (codes, direct, members, fresh), (stats, sums, sumsq, dot)
-        narrow = (codes[members + 1] >= NARROW).all() and codes[0] >= NARROW and not direct[members].any()
-        end = stop
-        while start < stop:
-            if narrow:
-                start = _add_narrow(
-                    *raw[:2], start, stop, codes, members, fresh, self._narrow, self._found, *to
-                )
-                end = min(start + self._length - start % self._length, stop)
-            if start < end:
-                _add_wide(*raw, start, end, *where, self._narrow[1], self._wide, *to)
-            start = end
+@compiled
+def add_tile(
+    raw8, raw16, raw32, raw64, start, stop, codes, direct, members, fresh, narrow, block32, found, block64,
+    stats, sums, sumsq, dot,
+):  # fmt: skip
+    """Add elements start..stop of the rows; see `cpu.CpuTiles.add`. `narrow`: all are of 16 or 8 bits, none a delta."""
+    length = block32.shape[1] - PADDING
+    end = stop
+    while start < stop:
+        if narrow:
+            start = _add_narrow(
+                raw8, raw16, start, stop, codes, members, fresh, block32, found, stats, sums, sumsq, dot
+            )
+            end = min(start + length - start % length, stop)
+        if start < end:
+            _add_wide(
+                raw8, raw16, raw32, raw64, start, end, codes, direct, members, fresh, block32[1], block64,
+                stats, sums, sumsq, dot,
+            )  # fmt: skip
+        start = end

@@ -9,10 +9,11 @@ power sums and the sketch of their weights (`kinbase.kinship.sketch`)::
     plan = Plan(base, members, new=2)
     for sums in run(plan): ...          # one TensorSums a tensor, in the order of the base
 
-A tensor is cut into leaves of 2**18 elements and a leaf is read in tiles, through `Tensor.read` into
-reusable buffers: a worker holds one tile of every checkpoint, however large the models are. Partial
-sums are combined in the order of the leaves, so the result has the same bits whatever the number of
-threads.
+A tensor is cut into leaves of 2**18 elements and a leaf is read in tiles into reusable buffers: a worker holds one
+tile of every checkpoint, however large the models are. On the CPU one call reads, hashes, sketches and multiplies a
+span of four leaves (`kinbase.kinship.spans`); elsewhere, and where the system lacks what that needs, each tile goes
+through `Tensor.read` and `Tiles.add`. Partial sums are combined in the order of the leaves, so the result has
+the same bits either way and whatever the number of threads.
 """
 
 import os
@@ -33,6 +34,7 @@ from kinbase.kinship.sums import FloatArray, TensorSums
 
 if TYPE_CHECKING:  # the kernels take half a second to load
     from kinbase.kinship.sketch import Buffers, TensorSketch
+    from kinbase.kinship.spans import Spans
 
 __all__ = ["FloatArray", "Plan", "TensorSums", "run"]
 
@@ -109,26 +111,26 @@ class Tiles(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Worker:
-    """What one thread reads into and computes in."""
+    """What one thread reads into and computes in; `spans` where one call does both."""
 
     tiles: Tiles
     buffers: "Buffers"
+    spans: "Spans | None" = None
 
 
 def _worker(device: str, rows: int, row_bytes: int) -> Worker:
     from kinbase.kinship.sketch import Buffers
 
-    return Worker(_tiles(device, rows, row_bytes), Buffers())
-
-
-def _tiles(device: str, rows: int, row_bytes: int) -> Tiles:
+    buffers = Buffers(rows)
     if device == "cpu":
-        from kinbase.kinship.kernels import CpuTiles
+        from kinbase.kinship.cpu import CpuTiles
+        from kinbase.kinship.spans import Spans
 
-        return CpuTiles(rows, row_bytes)
+        tiles = CpuTiles(rows, row_bytes)
+        return Worker(tiles, buffers, Spans(tiles, buffers) if Spans.can_run() else None)
     from kinbase.kinship.gpu import TorchTiles
 
-    return TorchTiles(device, rows, row_bytes)
+    return Worker(TorchTiles(device, rows, row_bytes), buffers)
 
 
 def _row_bytes(rows: int) -> int:
@@ -213,10 +215,20 @@ def _work(
 
 
 def _read_piece(plan: Plan, piece: Piece, worker: Worker, row_bytes: int, stop: threading.Event) -> Part:
-    job, tiles = piece.job, worker.tiles
-    members, new = len(plan.members), plan.new
+    part = _nothing(plan, piece)
+    step = min(LEAF, row_bytes // max((lane.width for lane in piece.job.lanes), default=1))
+    if worker.spans:
+        for start in range(piece.start, piece.stop, SPAN):
+            worker.spans.read(plan, part, start, min(start + SPAN, piece.stop), step, stop.is_set)
+    else:
+        _read_tiles(plan, part, worker, step, stop)
+    return part
+
+
+def _nothing(plan: Plan, piece: Piece) -> Part:
+    job, members, new = piece.job, len(plan.members), plan.new
     intervals = len(job.intervals)
-    part = Part(
+    return Part(
         piece,
         0,
         np.zeros((3, members)),
@@ -226,11 +238,16 @@ def _read_piece(plan: Plan, piece: Piece, worker: Worker, row_bytes: int, stop: 
         {lane.slot: [] for lane in job.lanes if lane.hashed},
         {slot: [] for slot in piece.sketches},
     )
-    step = min(LEAF, row_bytes // max((lane.width for lane in job.lanes), default=1))
+
+
+def _read_tiles(plan: Plan, part: Part, worker: Worker, step: int, stop: threading.Event) -> None:
+    """Read a piece tile by tile, each row through `Tensor.read`."""
+    piece, tiles = part.piece, worker.tiles
+    job = piece.job
     hashers = {slot: xxhash.xxh3_128() for slot in part.leaves}
     for start in range(piece.start, piece.stop, step):
         if stop.is_set():
-            return part
+            return
         ends_leaf = (start + step) % LEAF == 0
         for lane in job.lanes:
             elements = min(step, lane.numel - start)
@@ -266,7 +283,6 @@ def _read_piece(plan: Plan, piece: Piece, worker: Worker, row_bytes: int, stop: 
                     part.dot,
                 )
                 begin = end
-    return part
 
 
 def _weigh(part: Part, lane: Lane, raw: memoryview, start: int, buffers: "Buffers") -> None:

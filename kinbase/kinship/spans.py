@@ -1,0 +1,158 @@
+"""One call a span on the CPU: it reads, hashes, sketches and multiplies without coming back to the interpreter.
+
+`entries.span` reads by position from the files' descriptors (`Tensor.extent`). A tensor without one (an adapter's, one
+elsewhere, one stored in another form) is read through `Tensor.read` into memory first, as much of it at a time as there
+is room for, and joins the same call.
+"""
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kinbase.checkpoint import FLOAT_DTYPES
+from kinbase.checkpoint.digest import LEAF, SPAN
+from kinbase.checkpoint.files import shown
+from kinbase.errors import CheckpointError
+from kinbase.kinship import native
+from kinbase.kinship.cpu import INTERVAL, LANE, LEAVES, STATE, CpuTiles, is_narrow
+from kinbase.kinship.plan import Job, Lane, Plan
+from kinbase.kinship.sketch import STEPS, Buffers, TensorSketch, signs_table
+
+if TYPE_CHECKING:
+    from kinbase.kinship.stream import Part
+
+MEMORY_BYTES = 2 << 20
+"""Room a worker takes for tensors that have to be in memory first."""
+
+
+class Spans:
+    """A worker's part in the calls: its buffers, and the hashing state of each row."""
+
+    def __init__(self, tiles: CpuTiles, buffers: Buffers) -> None:
+        self._tiles, self._buffers = tiles, buffers
+        room = np.zeros(len(tiles.rows) * STATE + 64, np.uint8)
+        self._states = room[-native.address(room) % 64 :]
+        for row in range(len(tiles.rows)):
+            native.call("reset", native.address(self._states) + row * STATE)
+        signs = signs_table()
+        self._tables = (
+            native.address(self._states), native.address(signs), len(signs),
+            native.address(buffers.spare), native.address(STEPS),
+        )  # fmt: skip
+
+    @staticmethod
+    def can_run() -> bool:
+        """Whether this machine has what the kernel calls: positional reads and xxhash's streaming functions."""
+        return "span" in native.entries()
+
+    def read(
+        self, plan: Plan, part: "Part", start: int, stop: int, step: int, is_stopped: Callable[[], bool]
+    ) -> None:
+        """Add elements start..stop of a piece's job, one span or the rest of the tensor, in tiles of `step`.
+
+        What is read once `is_stopped` is of no use. Raises CheckpointError when a file ends early, or what `Tensor.read` raises.
+        """
+        job = part.piece.job
+        lanes = [lane for lane in job.lanes if lane.numel > start]
+        table = self._table(lanes, part.piece.sketches)
+        moments = np.zeros((len(lanes), LEAVES, 3))
+        digests = np.zeros((len(lanes), LEAVES, 2), np.uint64)
+        intervals, members = _intervals(job, plan)
+        before = (*self._tiles.where(plan.new), start)
+        after = (
+            step, native.address(table), len(lanes), native.address(intervals), len(intervals),
+            *map(native.address, (members, job.codes, plan.direct, part.stats, part.sums, part.sumsq, part.dot)),
+            *self._tables, native.address(moments), native.address(digests),
+        )  # fmt: skip
+        in_memory = [k for k, lane in enumerate(lanes) if lane.tensor.extent is None]
+        size = _at_once([lanes[k] for k in in_memory], step)
+        with ExitStack() as borrowed:
+            for k, lane in enumerate(lanes):
+                if extent := lane.tensor.extent:
+                    table[k, :2] = borrowed.enter_context(extent.borrow()), extent.offset
+            for at in range(start, stop, size):
+                if is_stopped():
+                    return
+                end = min(at + size, stop)
+                held = {k: _held(lanes[k], at, end) for k in in_memory}
+                for k, data in held.items():
+                    table[k, :2] = -1, native.address(data)
+                if failed := native.call("span", *before, at, end, *after):
+                    raise _ended_early(lanes[failed - 1], start)
+        self._keep(part, lanes, start, stop, moments, digests)
+
+    def _table(self, lanes: list[Lane], sketches: dict[int, TensorSketch]) -> NDArray[np.int64]:
+        table = np.zeros((len(lanes), LANE), np.int64)
+        for k, lane in enumerate(lanes):
+            is_float = lane.tensor.dtype in FLOAT_DTYPES
+            code = FLOAT_DTYPES.index(lane.tensor.dtype) if is_float else 0
+            table[k, 2:8] = lane.numel, lane.width, code, lane.slot, lane.hashed, bool(lane.label)
+            if lane.label:
+                sketch = sketches[lane.slot]
+                window = sketch.window(self._buffers, lane.slot)
+                table[k, 8:] = sketch.key, sketch.is_small, native.address(window)
+        return table
+
+    def _keep(
+        self,
+        part: "Part",
+        lanes: list[Lane],
+        start: int,
+        stop: int,
+        moments: Any,
+        digests: NDArray[np.uint64],
+    ) -> None:
+        """What the call left, to the piece: bytes read, leaves and power sums by row, and windows that end."""
+        for k, lane in enumerate(lanes):
+            elements = min(stop, lane.numel) - start
+            part.nbytes += elements * lane.width
+            leaves = -(-elements // LEAF)
+            if lane.hashed:
+                # The canonical form of a digest: its high half first, big-endian.
+                part.leaves[lane.slot] += [
+                    digests[k, leaf, ::-1].astype(">u8").tobytes() for leaf in range(leaves)
+                ]
+            if lane.label:
+                part.weights[lane.slot] += list(moments[k, :leaves])
+                part.piece.sketches[lane.slot].flush(self._buffers, lane.slot)
+
+
+def _intervals(job: Job, plan: Plan) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """A job's intervals [C, INTERVAL] and the members that take part in each [C, N], as the kernel takes them."""
+    table = np.zeros((len(job.intervals), INTERVAL), np.int64)
+    members = np.zeros((len(job.intervals), len(plan.members)), np.int64)
+    for c, interval in enumerate(job.intervals):
+        count = len(interval.members)
+        narrow = is_narrow(job.codes, plan.direct, interval.members)
+        table[c] = interval.stop, count, interval.fresh, narrow
+        members[c, :count] = interval.members
+    return table, members
+
+
+def _at_once(lanes: list[Lane], step: int) -> int:
+    """How many elements to take at a time of tensors that have to be in memory: whole tiles."""
+    if not lanes:
+        return SPAN
+    room = MEMORY_BYTES // sum(lane.width for lane in lanes)
+    return min(SPAN, max(1, room // step) * step)
+
+
+def _held(lane: Lane, start: int, stop: int) -> NDArray[np.uint8]:
+    """The bytes of elements start..stop of a tensor, or of those there are."""
+    elements = max(0, min(stop, lane.numel) - start)
+    data = np.empty(elements * lane.width, np.uint8)
+    if elements:
+        lane.tensor.read(start * lane.width, memoryview(data))  # type: ignore[arg-type]
+    return data
+
+
+def _ended_early(lane: Lane, start: int) -> CheckpointError:
+    """What is wrong with a file that could not be read to its end: its own reader says it best."""
+    try:
+        _held(lane, start, lane.numel)
+    except CheckpointError as error:
+        return error
+    return CheckpointError(f"tensor {shown(lane.tensor.name)} changed while it was read; import it again")
