@@ -51,7 +51,7 @@ def test_an_import_on_the_cpu_loads_no_torch(tmp_path, family):
         "--device",
         "cpu",
     )
-    assert "numba" in modules
+    assert "llvmlite" in modules  # numba only where the kernels were never compiled
     assert not modules & HEAVY
 
 

@@ -1,5 +1,7 @@
 """A worker's buffers on the CPU, and the calls of the kernels on them (`kinbase.kinship.kernels`, compiled by `native`)."""
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -40,7 +42,7 @@ class CpuTiles:
         # Long blocks hide the horizontal sums at their end, short ones keep the deltas in cache. They lie
         # on a grid that tiles are whole cells of, so that the size of a tile changes no sum.
         block = 1 << min(11, max(9, (SCRATCH_BYTES // 4 // rows).bit_length() - 1))
-        self._scratch = (
+        self._scratch: tuple[NDArray[Any], ...] = (
             np.empty((rows + 1, block + PADDING), np.float32),
             np.empty((2, rows), np.int32),
             np.zeros((rows + 1, block + PADDING), np.float64),

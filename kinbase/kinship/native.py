@@ -184,7 +184,7 @@ def _compiled(processor: tuple[str, str], whole: bool) -> bytes:
     unknown = {name for name in called if not name.startswith("llvm.")} - _outside().keys() - {UNUSED}
     if unknown:  # an object with a name that is not found is loaded without a word, and calls nothing at all
         raise RuntimeError(f"the kernels call {', '.join(sorted(unknown))}, which nobody has")
-    code = machine.emit_object(module)
+    code: bytes = machine.emit_object(module)
     return json.dumps({"symbols": symbols, "bytes": len(code)}).encode() + b"\n" + code
 
 

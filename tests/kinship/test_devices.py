@@ -10,7 +10,6 @@ from gaussian import TOLERANCE, checkpoint, gaussian_family, passed, vocabulary_
 
 from kinbase.checkpoint import Tensor
 from kinbase.errors import UsageError
-from kinbase.kinship import stream
 from kinbase.kinship.gpu import resolve_device
 from kinbase.kinship.stream import Plan, run
 
@@ -36,29 +35,27 @@ def assert_device_agrees(device, tolerance):
 def torch_on_cpu(monkeypatch):
     from kinbase.kinship import gpu
 
-    monkeypatch.setattr(stream, "_tiles", lambda device, *size: gpu.TorchTiles("cpu", *size))
+    tiles = gpu.TorchTiles
+    monkeypatch.setattr(gpu, "TorchTiles", lambda device, *size: tiles("cpu", *size))
     return "torch"
 
 
-def test_the_torch_arithmetic_agrees_with_the_kernel(torch_on_cpu, monkeypatch):
-    from kinbase.kinship import gpu, kernels
-
-    tiles = {"cpu": kernels.CpuTiles, "torch": lambda *size: gpu.TorchTiles("cpu", *size)}
-    monkeypatch.setattr(stream, "_tiles", lambda device, *size: tiles[device](*size))
-    assert_device_agrees("torch", TOLERANCE)
+def test_the_torch_arithmetic_agrees_with_the_kernel(torch_on_cpu):
+    assert_device_agrees(torch_on_cpu, TOLERANCE)
 
 
 def test_the_float32_arithmetic_of_mps_agrees_within_its_bound(monkeypatch):
     """The same code with float64 taken away, as on MPS; 1e-6 is what float32 segments of 1024 keep."""
-    from kinbase.kinship import gpu, kernels
+    from kinbase.kinship import gpu
 
-    def float32_only(*size):
-        tiles = gpu.TorchTiles("cpu", *size)
+    made = gpu.TorchTiles
+
+    def float32_only(device, *size):
+        tiles = made("cpu", *size)
         tiles._float64 = False
         return tiles
 
-    tiles = {"cpu": kernels.CpuTiles, "mps": float32_only}
-    monkeypatch.setattr(stream, "_tiles", lambda device, *size: tiles[device](*size))
+    monkeypatch.setattr(gpu, "TorchTiles", float32_only)
     assert_device_agrees("mps", 1e-6)
 
 
@@ -105,7 +102,7 @@ def test_auto_takes_a_gpu_only_for_large_families(monkeypatch):
 
 def test_neither_the_pass_nor_the_choice_of_device_loads_torch():
     script = (
-        "import sys; from kinbase.kinship import gpu, kernels, stream; gpu.DRIVERS.clear(); gpu.resolve_device('auto', 99);"
+        "import sys; from kinbase.kinship import cpu, gpu, spans, stream; gpu.DRIVERS.clear(); gpu.resolve_device('auto', 99);"
         "bad = {'torch', 'duckdb', 'click', 'textual'} & sys.modules.keys(); assert not bad, bad"
     )
     subprocess.run([sys.executable, "-c", script], check=True)
