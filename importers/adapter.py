@@ -12,10 +12,11 @@ from functools import lru_cache
 from types import MappingProxyType
 from typing import Any
 
-from kinbase.checkpoint import Checkpoint, Edge, Facts, Problem, Record, Tensor
+from kinbase.checkpoint import Blob, Checkpoint, Edge, Facts, Problem, Record, Tensor
 from kinbase.checkpoint.files import (
     absolute,
     inside,
+    is_file,
     is_folder,
     listing,
     read_json,
@@ -60,7 +61,12 @@ _LARGEST_DELTA = 1 << 34
 
 
 def recognises(source: str) -> bool:
-    """Whether `source` is a folder with an adapter_config.json and no full weights, outside the Hub cache."""
+    """Whether `source` is a folder with an adapter_config.json and no full weights, outside the Hub cache.
+
+    Or the file of its weights.
+    """
+    if _is_file_of_folder(source):
+        return True
     return is_folder(source) and snapshot_sha(source) is None and holds_adapter(source)
 
 
@@ -74,7 +80,14 @@ def holds_adapter(folder: str, elsewhere: Iterable[str] = ()) -> bool:
 
 def open(source: str) -> Iterator[Record]:
     """The deltas of an adapter, its base and its facts; raises CheckpointError."""
-    yield from open_as(source, absolute(source).name)
+    folder = str(absolute(source).parent) if _is_file_of_folder(source) else source
+    yield from open_as(folder, absolute(folder).name)
+
+
+def _is_file_of_folder(source: str) -> bool:
+    """Whether `source` is an adapter's weights with its config beside them."""
+    path = absolute(source)
+    return path.name in FILES and is_file(source) and is_file(str(path.with_name(ADAPTER_CONFIG)))
 
 
 def open_as(
@@ -141,6 +154,7 @@ def _deltas(factors: Checkpoint, config: Mapping[str, Any], what: str) -> Checkp
     """A Checkpoint of the deltas; the tensors that are no factors go to `skipped`."""
     sides: dict[str, dict[str, Tensor]] = {}
     skipped = dict(factors.skipped)
+    blobs = list(factors.blobs)
     for tensor in factors.tensors:
         match = _FACTOR.fullmatch(tensor.name)
         if match is None:
@@ -150,6 +164,7 @@ def _deltas(factors: Checkpoint, config: Mapping[str, Any], what: str) -> Checkp
                     "with PEFT and import the merged model"
                 )
             skipped[tensor.name] = "a whole weight, not a change of the base's"
+            blobs.append(Blob.of(tensor))
             continue
         if tensor.dtype not in FACTOR_DTYPES:
             raise CheckpointError(
@@ -172,7 +187,7 @@ def _deltas(factors: Checkpoint, config: Mapping[str, Any], what: str) -> Checkp
         factors.close()
 
     tensors = [_delta(module, pair, config, what, prepared) for module, pair in sides.items()]
-    return Checkpoint("", "", tensors, skipped=skipped, close=close)
+    return Checkpoint("", "", tensors, skipped=skipped, blobs=blobs, close=close)
 
 
 def _delta(

@@ -1,8 +1,10 @@
 """A checkpoint folder: config.json and the weights in one file, in shards, or in loose files."""
 
+import json
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 
@@ -10,16 +12,19 @@ from kinbase.checkpoint import Checkpoint, Record
 from kinbase.checkpoint.files import (
     KEPT_OPEN,
     absolute,
+    below,
     inside,
     is_folder,
     listing,
+    read_bounded,
     read_json,
     shown,
     snapshot_sha,
 )
 from kinbase.checkpoint.tensors import records
 from kinbase.errors import CheckpointError
-from kinbase.importers import pytorch, safetensors
+from kinbase.importers import pytorch, safetensors, training_folders
+from kinbase.importers.metadata import told
 
 ADAPTER_CONFIG = "adapter_config.json"
 
@@ -28,13 +33,15 @@ Opener = Callable[[], Checkpoint]
 
 _KINDS = (
     (".safetensors", (".safetensors",), ("model.safetensors", "diffusion_pytorch_model.safetensors")),
-    (".bin", (".bin", ".pt", ".pth"), ("pytorch_model.bin", "diffusion_pytorch_model.bin")),
+    (".bin", (".bin", ".pt", ".pth", ".ckpt"), ("pytorch_model.bin", "diffusion_pytorch_model.bin")),
 )
 """For each kind, in the order of preference: what its index ends in before `.index.json`, the ends of
 its files' names, and the names of a whole checkpoint in one file."""
 
 _NOT_WEIGHTS = ("adapter_", "training_args", "optimizer", "scheduler", "scaler", "rng_state", "random_states")
 """How files begin that lie beside weights and are none."""
+
+_OPTIMISER = re.compile(r"optim_states?\b")
 
 _SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.\w+")
 
@@ -82,6 +89,12 @@ def open_as(
     weights = checkpoint(folder, elsewhere)
     weights.name = name
     yield from records(weights, config, enough)
+    yield from told(weights.metadata, name)
+
+
+def advice(source: str) -> str | None:
+    """What to say of a folder that no model can be read from; None where there is nothing to say."""
+    return training_folders.advice(source) if is_folder(source) else None
 
 
 def checkpoint(folder: str, elsewhere: Mapping[str, Opener] = MappingProxyType({})) -> Checkpoint:
@@ -90,11 +103,82 @@ def checkpoint(folder: str, elsewhere: Mapping[str, Opener] = MappingProxyType({
     `elsewhere` opens, by name, files of the folder that are not on this disk. Raises CheckpointError when
     there are no weights, when files and index disagree, or when a file is not what its format allows.
     """
-    files, index = chosen([*listing(folder), *elsewhere], folder)
-    if index:
-        return _sharded(folder, index, elsewhere)
-    _all_shards_there(folder, files)
-    return _join(folder, files, None, elsewhere)
+    names = [*listing(folder), *elsewhere]
+    modules = _modules(folder) if "modules.json" in names else {}
+    own = [path for path, _ in modules.values() if path != "."]
+    try:
+        if own and not any(_loose(names, ends) for _, ends, _ in _KINDS):
+            whole = Checkpoint(absolute(folder).name, folder, [])
+        else:
+            whole = _plain(folder, names, elsewhere)
+    except CheckpointError as error:
+        said = training_folders.advice(folder)
+        raise CheckpointError(said) if said else error from None
+    return _with_modules(whole, folder, modules)
+
+
+def _plain(folder: str, names: list[str], elsewhere: Mapping[str, Opener]) -> Checkpoint:
+    files, index = chosen(names, folder)
+    if not index:
+        _all_shards_there(folder, files)
+        return _join(folder, files, None, elsewhere)
+    wanted = shards(folder, index)
+    gone = [f for f in wanted if f not in elsewhere and not os.path.lexists(below(folder, f))]
+    others = [name for _, ends, _ in _KINDS[:1] for name in _loose(names, ends)]
+    if len(gone) == len(wanted) and others:
+        _all_shards_there(folder, others)
+        whole = _join(folder, others, None, elsewhere)
+        whole.notes.append(
+            f"{shown(Path(folder) / index)} is stale: it names {shown(gone[0])} and no file that is there; read "
+            f"{', '.join(map(shown, others[:4]))} instead"
+        )
+        return whole
+    if gone:
+        raise CheckpointError(
+            f"{shown(Path(folder) / index)} names the shard {shown(min(gone))}, which is missing; download it"
+        )
+    return _join(folder, sorted(wanted), wanted, elsewhere)
+
+
+def _modules(folder: str) -> dict[str, tuple[str, str]]:
+    """{name before a tensor's: (folder, kind)} of the modules of a sentence-transformers model, in their order."""
+    try:
+        listed = json.loads(read_bounded(inside(folder, "modules.json")))
+    except ValueError:
+        raise CheckpointError(f"{shown(folder)}: modules.json is not valid JSON; download it again") from None
+    found: dict[str, tuple[str, str]] = {}
+    for module in listed if isinstance(listed, list) else []:
+        path = module.get("path") if isinstance(module, dict) else None
+        if isinstance(path, str) and path:
+            first = not found and str(module.get("type", "")).endswith("Transformer")
+            found["" if first else path.strip("/") + "."] = (path.strip("/"), str(module.get("type")))
+    return found
+
+
+def _with_modules(whole: Checkpoint, folder: str, modules: Mapping[str, tuple[str, str]]) -> Checkpoint:
+    """`whole` with the weights that lie in folders of their own: the transformer of old versions, dense layers."""
+    parts = []
+    for prefix, (path, _) in modules.items():
+        home = inside(folder, path)
+        names = listing(home) if is_folder(str(home)) else []
+        if not any(_indexes(names, kind) or _loose(names, ends) for kind, ends, _ in _KINDS):
+            continue
+        part = _plain(str(home), names, {})
+        parts.append(part)
+        whole.tensors += [replace(t, name=prefix + t.name) for t in part.tensors]
+        whole.blobs += [replace(b, name=prefix + b.name) for b in part.blobs]
+        whole.skipped |= {prefix + name: reason for name, reason in part.skipped.items()}
+        whole.files += part.files
+    if not parts:
+        return whole
+    closes = [whole.close, *(part.close for part in parts)]
+
+    def close() -> None:
+        for each in closes:
+            each()
+
+    whole.close = close
+    return whole
 
 
 def chosen(names: list[str], folder: str) -> tuple[list[str], str | None]:
@@ -136,7 +220,9 @@ def _indexes(names: list[str], kind: str) -> list[str]:
 
 def _loose(names: list[str], ends: tuple[str, ...]) -> list[str]:
     found = [
-        name for name in sorted(names) if name.endswith(ends) and not name.startswith((".", *_NOT_WEIGHTS))
+        name
+        for name in sorted(names)
+        if name.endswith(ends) and not name.startswith((".", *_NOT_WEIGHTS)) and not _OPTIMISER.search(name)
     ]
     # Mistral and Llama repos hold the weights once more under their makers' own names.
     return [name for name in found if not name.startswith("consolidated")] or found
@@ -170,35 +256,22 @@ def shards(folder: str, index: str) -> dict[str, set[str]]:
     return wanted
 
 
-def _sharded(folder: str, index: str, elsewhere: Mapping[str, Opener]) -> Checkpoint:
-    """The shards an index names, each holding exactly the tensors the index says."""
-    wanted = shards(folder, index)
-    for file in wanted:
-        if not os.path.lexists(inside(folder, file)) and file not in elsewhere:
-            raise CheckpointError(
-                f"{shown(Path(folder) / index)} names the shard {shown(file)}, which is missing; download it"
-            )
-    return _join(folder, sorted(wanted), wanted, elsewhere)
-
-
 def _join(
     folder: str, files: list[str], wanted: Mapping[str, set[str]] | None, elsewhere: Mapping[str, Opener]
 ) -> Checkpoint:
-    """The tensors of several files as one Checkpoint; `wanted` says which tensors each must hold."""
+    """The tensors of several files as one Checkpoint; `wanted` says which tensors an index gives each file.
+
+    As in transformers, what the files hold counts; where the index says otherwise there is a note.
+    """
     whole = Checkpoint(absolute(folder).name, folder, [])
     origin: dict[str, str] = {}
     parts: list[Checkpoint] = []
     for number, file in enumerate(files):
-        path = inside(folder, file)
+        path = below(folder, file)
         module = safetensors if file.endswith(".safetensors") else pytorch
         part = elsewhere[file]() if file in elsewhere else module.checkpoint(path, kept=number < KEPT_OPEN)
         parts.append(part)
-        held = [tensor.name for tensor in part.tensors] + list(part.skipped)
-        if wanted is not None and wanted[file] != set(held):
-            odd = min(wanted[file] ^ set(held))
-            fault = "does not hold" if odd in wanted[file] else "holds, against the index,"
-            raise CheckpointError(f"{shown(path)} {fault} the tensor {shown(odd)}; download the folder again")
-        for name in held:
+        for name in [tensor.name for tensor in part.tensors] + list(part.skipped):
             if name in origin:
                 raise CheckpointError(
                     f"{shown(folder)}: {shown(origin[name])} and {shown(file)} both hold {shown(name)}; "
@@ -207,7 +280,11 @@ def _join(
             origin[name] = file
         whole.tensors += part.tensors
         whole.skipped |= part.skipped
+        whole.blobs += part.blobs
+        whole.metadata |= part.metadata
+        whole.notes += part.notes
         whole.files += part.files
+    whole.notes += _index_notes(folder, wanted, origin)
 
     def close() -> None:
         for part in parts:
@@ -215,3 +292,20 @@ def _join(
 
     whole.close = close
     return whole
+
+
+def _index_notes(
+    folder: str, wanted: Mapping[str, set[str]] | None, origin: Mapping[str, str]
+) -> Iterator[str]:
+    """What an index says against its files."""
+    if wanted is None:
+        return
+    listed = set[str]().union(*wanted.values())
+    for words, odd in (
+        ("lists {} that its files do not hold", listed - origin.keys()),
+        ("leaves out {} that its files hold: they were read", origin.keys() - listed),
+        ("gives {} to another file than the one that holds them",
+         {n for f, names in wanted.items() for n in names if origin.get(n, f) != f}),
+    ):  # fmt: skip
+        if odd:
+            yield f"the index of {shown(folder)} {words.format(f'{len(odd)} tensors')} (first {shown(min(odd))})"

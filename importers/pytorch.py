@@ -9,14 +9,12 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from kinbase.checkpoint import DTYPE_BYTES, Checkpoint, Record, Tensor
-from kinbase.checkpoint.files import WeightsFile, is_file, shown
+from kinbase.checkpoint import DTYPE_BYTES, Blob, Checkpoint, Record, Tensor
+from kinbase.checkpoint.files import WeightsFile, absolute, is_file, shown
 from kinbase.checkpoint.tensors import HEADS, records
 from kinbase.errors import CheckpointError
+from kinbase.importers import state_dict
 from kinbase.importers.safetensors import reader
-
-_NESTED = ("state_dict", "model_state_dict", "model", "module")
-"""Keys under which training scripts keep the state dict."""
 
 _DTYPES = {
     "float64": "F64",
@@ -41,50 +39,92 @@ _PICKLE_LIMIT = 100_000_000
 
 
 def recognises(source: str) -> bool:
-    """Whether `source` is a file named as torch files are."""
-    return source.endswith((".bin", ".pt", ".pth")) and is_file(source)
+    """Whether `source` is a file named as torch files are, or a state dict in one: PATH#KEY."""
+    path, _ = state_dict.split(source)
+    return path.endswith((".bin", ".pt", ".pth", ".ckpt")) and is_file(path)
 
 
 def open(source: str) -> Iterator[Record]:
     """The weights of one file and what they say of the model; raises CheckpointError."""
-    yield from records(checkpoint(source))
+    path, key = state_dict.split(source)
+    yield from records(checkpoint(path, key=key))
 
 
-def checkpoint(path: str | os.PathLike[str], kept: bool = True) -> Checkpoint:
-    """The state dict in the file at `path` as a Checkpoint, named after its stem.
+def checkpoint(path: str | os.PathLike[str], kept: bool = True, key: str | None = None) -> Checkpoint:
+    """The model's state dict in the file at `path` as a Checkpoint, named after its stem and `key`.
 
-    `kept`: as in WeightsFile. Tensors that share one storage and layout count once. Raises
-    CheckpointError when the file is not torch's zip format, holds more than weights, or describes
+    `kept`: as in WeightsFile; `key` is of a nested state dict, else the largest is read. Tensors that share one
+    storage and layout count once.
+    Raises CheckpointError when the file is not torch's zip format, holds more than weights, or describes
     tensors its storages do not hold.
     """
     what = shown(path)
     file = WeightsFile(path, kept)
     storages = _storages(file)
-    state = _state_dict(_unpickle(path), what)
-    tensors: list[Tensor] = []
-    skipped: dict[str, str] = {}
+    found, others = state_dict.chosen(_unpickle(path), key, what)
+    state = {name: value for name, value in found.state.items() if isinstance(name, str)}
+    if not all(map(_is_text, state)):
+        raise CheckpointError(f"{what} has a tensor whose name is not text; it is refused")
+    weights = Checkpoint(
+        Path(path).stem + (f"@{key}" if key else ""),
+        f"{absolute(path)}#{key}" if key else str(path),
+        [],
+        files=[file.stamp],
+        close=file.close,
+    )
     seen: dict[tuple[object, ...], str] = {}
     # A head tied to its embedding is listed under the embedding's name, as safetensors files have it.
     for name in sorted(state, key=lambda name: name.endswith(HEADS)):
         value = state[name]
         reason = _unread(value)
         if reason:
-            skipped[name] = reason
+            weights.skipped[name] = reason
+            weights.blobs += _bytes_of(value, name, what, file, storages)
             continue
         layout = _layout(value, name, what, file.stamp.size, storages)
         code, shape, strides, origin = layout
         if layout in seen and prod(shape) > 0:
-            skipped[name] = f"tied to {seen[layout]}"
+            weights.skipped[name] = f"tied to {seen[layout]}"
             continue
         seen[layout] = name
         if value.is_contiguous():
-            read = reader(file, origin, prod(shape) * DTYPE_BYTES[code])
+            reads = reader(file, origin, prod(shape) * DTYPE_BYTES[code])
         else:
-            read = _strided(file, origin, shape, strides, DTYPE_BYTES[code])
-        tensors.append(Tensor(name, code, shape, read))
-    return Checkpoint(
-        Path(path).stem, str(path), tensors, files=[file.stamp], skipped=skipped, close=file.close
-    )
+            reads = _strided(file, origin, shape, strides, DTYPE_BYTES[code])
+        weights.tensors.append(Tensor(name, code, shape, reads))
+    if any(blob.name == _WHOLE for blob in weights.blobs):
+        weights.blobs = [Blob(_WHOLE, "file", (), file.stamp.size, reader(file, 0, file.stamp.size))]
+    if others:
+        keys = ", ".join(f"{shown(o.key or '(the top)')} ({o.numel:,} elements)" for o in others[:5])
+        read = f" ({shown(found.key)})" if found.key else ""
+        weights.notes.append(
+            f"{what} holds other state dicts beside the one that was read{read}: {keys}; choose with --key"
+        )
+    return weights
+
+
+_WHOLE = "the whole file"
+"""What identity covers where a tensor's own bytes cannot be told: then only a copy of the file is the same model."""
+
+
+def _bytes_of(
+    value: object, name: str, what: str, file: WeightsFile, storages: Mapping[int, int]
+) -> list[Blob]:
+    """What tells a value that is not read from another: its bytes, or those of all the file; nothing of no tensor."""
+    import torch
+
+    if not isinstance(value, torch.Tensor):
+        return []
+    whole = [Blob(_WHOLE, "file", (), 0, reader(file, 0, 0))]
+    if value.layout != torch.strided or value.is_quantized or not value.is_contiguous():
+        return whole
+    origin = getattr(value.untyped_storage(), "_checkpoint_offset", None)
+    nbytes = value.numel() * value.element_size()
+    start = value.storage_offset() * value.element_size()
+    if origin is None or start < 0 or start + nbytes > storages.get(origin, -1):
+        return whole
+    dtype = str(value.dtype).removeprefix("torch.")
+    return [Blob(name, dtype, tuple(value.shape), nbytes, reader(file, origin + start, nbytes))]
 
 
 def _storages(file: WeightsFile) -> dict[int, int]:
@@ -148,20 +188,6 @@ def _unpickle(path: str | os.PathLike[str]) -> object:
         f"{shown(path)} cannot be unpickled as plain weights ({cause}) and is refused, since any other way "
         "could run its code; ask for a .safetensors file"
     )
-
-
-def _state_dict(loaded: object, what: str) -> dict[str, Any]:
-    """The mapping of names to tensors in what was unpickled; raises CheckpointError when there is none."""
-    import torch
-
-    for nested in (None, *_NESTED):
-        state = loaded.get(nested) if nested and isinstance(loaded, Mapping) else loaded
-        if isinstance(state, Mapping) and any(isinstance(value, torch.Tensor) for value in state.values()):
-            named = {name: value for name, value in state.items() if isinstance(name, str)}
-            if not all(map(_is_text, named)):
-                raise CheckpointError(f"{what} has a tensor whose name is not text; it is refused")
-            return named
-    raise CheckpointError(f"{what} holds no state dict (a mapping of names to tensors); nothing to import")
 
 
 def _is_text(name: str) -> bool:

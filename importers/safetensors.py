@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from kinbase.checkpoint import DTYPE_BYTES, Checkpoint, Extent, FileStamp, Record, Tensor
+from kinbase.checkpoint import DTYPE_BYTES, Blob, Checkpoint, Extent, FileStamp, Record, Tensor
 from kinbase.checkpoint.files import WeightsFile, is_file, parse_object, shown
 from kinbase.checkpoint.tensors import records
 from kinbase.errors import CheckpointError
+from kinbase.importers.metadata import told
 
 HEADER_LIMIT = 100_000_000
 """Bytes of a header; the format's own limit."""
@@ -57,7 +58,9 @@ def recognises(source: str) -> bool:
 
 def open(source: str) -> Iterator[Record]:
     """The weights of one file and what they say of the model; raises CheckpointError."""
-    yield from records(checkpoint(source))
+    weights = checkpoint(source)
+    yield from records(weights)
+    yield from told(weights.metadata, weights.name)
 
 
 def checkpoint(path: str | os.PathLike[str], kept: bool = True) -> Checkpoint:
@@ -73,18 +76,29 @@ def of_file(file: Readable, name: str, source: str) -> Checkpoint:
     """As `checkpoint`, of a file that is open already, wherever it lies."""
     tensors: list[Tensor] = []
     skipped: dict[str, str] = {}
+    blobs: list[Blob] = []
     try:
-        entries = read_header(file)
+        entries, metadata = read_header(file)
     finally:
         file.close()
     for entry in entries:
+        read = reader(file, entry.offset, entry.nbytes)
         if entry.dtype in DTYPE_BYTES:
-            read = reader(file, entry.offset, entry.nbytes)
             place = Extent(file.borrow, entry.offset) if isinstance(file, WeightsFile) else None
             tensors.append(Tensor(entry.name, entry.dtype, entry.shape, read, place))
         else:
             skipped[entry.name] = f"dtype {shown(entry.dtype)} is not read"
-    return Checkpoint(name, source, tensors, files=[file.stamp], skipped=skipped, close=file.close)
+            blobs.append(Blob(entry.name, entry.dtype, entry.shape, entry.nbytes, read))
+    return Checkpoint(
+        name,
+        source,
+        tensors,
+        files=[file.stamp],
+        skipped=skipped,
+        blobs=blobs,
+        metadata=metadata,
+        close=file.close,
+    )
 
 
 def reader(file: Readable, origin: int, nbytes: int) -> Callable[[int, memoryview], None]:
@@ -98,8 +112,8 @@ def reader(file: Readable, origin: int, nbytes: int) -> Callable[[int, memoryvie
     return read
 
 
-def read_header(file: Readable) -> list[Entry]:
-    """The tensors of a file, in the order they lie in it.
+def read_header(file: Readable) -> tuple[list[Entry], dict[str, str]]:
+    """The tensors of a file, in the order they lie in it, and its metadata.
 
     Raises CheckpointError when the header is longer than the format or the file allows, is not a
     JSON object with the format's fields, or when the tensors do not cover the data exactly.
@@ -139,7 +153,7 @@ def read_header(file: Readable) -> list[Entry]:
         raise CheckpointError(
             f"{what}: its tensors take {end} bytes and {data} follow the header; the file is malformed, refused"
         )
-    return [Entry(e.name, e.dtype, e.shape, 8 + length + e.offset, e.nbytes) for e in entries]
+    return [Entry(e.name, e.dtype, e.shape, 8 + length + e.offset, e.nbytes) for e in entries], metadata
 
 
 def _entry(name: str, value: object, data: int, what: str) -> Entry:

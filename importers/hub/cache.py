@@ -27,21 +27,47 @@ def recognises(source: str) -> bool:
 
 
 def open(source: str) -> Iterator[Record]:
-    """The records of the snapshot's folder, called ORG/NAME, with its commit as revision and alias.
+    """The records of the snapshot's folder, called ORG/NAME or ORG/NAME@REVISION, with its commit as revision and alias.
 
     Raises CheckpointError when the cache has no such revision, or the snapshot no readable weights.
     """
     path = snapshot(source)
     commit = path.name
-    name = path.parent.parent.name.removeprefix("models--").replace("--", "/")
+    repository = path.parent.parent
+    name = repository.name.removeprefix("models--").replace("--", "/")
+    revision = _revision(source, repository, commit)
+    called = f"{name}@{revision}" if revision else name
     module = adapter if adapter.holds_adapter(str(path)) else folder
-    model: str | None = name
-    for record in module.open_as(str(path), name):
+    model: str | None = called
+    for record in module.open_as(str(path), called):
         if isinstance(record, Checkpoint):
             model = None  # what the records beside a checkpoint say, they say of it
         yield record
     yield Alias(f"{name}@{commit}", model, kind="revision")
     yield Facts(model, revision=commit)
+
+
+def _revision(source: str, repository: Path, commit: str) -> str | None:
+    """What a revision that is not the main one is called: as it was asked for, else by its branch or tag, or its commit."""
+    match = None if is_folder(source) else _ID.fullmatch(source)
+    asked = match["revision"] if match else None
+    refs = {ref: _commit_of(repository / "refs" / ref) for ref in _refs(repository)}
+    if asked in (None, "main") or asked == commit:
+        if asked == "main" or commit == refs.get("main") or len(listing(repository / "snapshots")) == 1:
+            return None
+        return next((ref for ref, at in sorted(refs.items()) if at == commit), commit[:12])
+    return asked
+
+
+def _refs(repository: Path) -> list[str]:
+    """Names of branches and tags in the cache, of one or two parts (`refs/pr/1` is left out)."""
+    refs = repository / "refs"
+    return [name for name in listing(refs) if is_file(str(refs / name))] if is_folder(str(refs)) else []
+
+
+def _commit_of(ref: Path) -> str | None:
+    content = read_bounded(ref, 64)
+    return content.decode().strip() if _COMMIT.fullmatch(content) else None
 
 
 def snapshot(source: str) -> Path:

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kinbase.checkpoint import DTYPE_BYTES, Checkpoint, Tensor
-from kinbase.checkpoint.alignment import align
+from kinbase.checkpoint.alignment import meet
 
 
 def applied(adapter: Checkpoint, onto: Checkpoint) -> Checkpoint:
@@ -17,10 +17,10 @@ def applied(adapter: Checkpoint, onto: Checkpoint) -> Checkpoint:
     Changed tensors have dtype F64: the sum is not rounded to what a merged file would hold. The files
     are both checkpoints', the name and source the adapter's.
     """
-    changes, skipped = align(onto.tensors, adapter.tensors, adapter=True)
+    changes, skipped = meet(onto, adapter)
     tensors = [t if d is None else _sum(t, d) for t, d in zip(onto.tensors, changes, strict=True)]
     files = [*onto.files, *adapter.files]
-    return Checkpoint(adapter.name, adapter.source, tensors, files, skipped={**adapter.skipped, **skipped})
+    return Checkpoint(adapter.name, adapter.source, tensors, files, skipped={**skipped, **adapter.skipped})
 
 
 def _sum(weights: Tensor, delta: Tensor) -> Tensor:

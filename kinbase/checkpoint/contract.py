@@ -97,6 +97,25 @@ class Tensor:
 
 
 @dataclass(frozen=True, slots=True)
+class Blob:
+    """Bytes that are part of what a model is and that nothing is computed of: a tensor of a dtype that is not read.
+
+    `read` is as in Tensor, for `nbytes` bytes; `dtype` and `shape` are as the file says.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    nbytes: int
+    read: Callable[[int, memoryview], None]
+
+    @classmethod
+    def of(cls, tensor: Tensor) -> "Blob":
+        """A tensor of a dtype that is read, which is to be part of the identity alone."""
+        return cls(tensor.name, tensor.dtype, tensor.shape, tensor.nbytes, tensor.read)
+
+
+@dataclass(frozen=True, slots=True)
 class FileStamp:
     """What tells that a file was not touched since it was read: path, size in bytes, mtime in ns."""
 
@@ -133,7 +152,11 @@ class Checkpoint:
 
     `tensors` are whole weights, or, when `delta_of` names a model, the change an adapter makes
     to that model's tensors (tensors not listed are unchanged). `skipped` maps the name of each
-    tensor that holds no weights of its own to the reason (tied, integer buffer, quantised).
+    tensor that holds no weights of its own to the reason (tied, integer buffer, quantised). `blobs` are what else
+    the model's identity covers: two models that differ there alone are two models. `metadata` is what its files
+    say of themselves in text, `notes` are lines for the person on what was made of them. `heads` are the numbers of query
+    and of key-value heads where the layout of some tensor depends on them. `placed` gives tensors the names that
+    they meet a base's by, "" for none, where that was found out by their content.
     `close` releases the files; `verify` raises CheckpointError when a file elsewhere is no longer what it was
     when it was opened, where reading it does not tell.
     """
@@ -144,13 +167,18 @@ class Checkpoint:
     files: list[FileStamp] = field(default_factory=list)
     delta_of: str | None = None
     skipped: dict[str, str] = field(default_factory=dict)
+    blobs: list[Blob] = field(default_factory=list)
+    metadata: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    heads: tuple[int, int] | None = None
+    placed: dict[str, str] = field(default_factory=dict)
     close: Callable[[], None] = lambda: None
     verify: Callable[[], None] = lambda: None
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all tensors."""
-        return sum(tensor.nbytes for tensor in self.tensors)
+        """Bytes of all tensors, read or not."""
+        return sum(t.nbytes for t in self.tensors) + sum(b.nbytes for b in self.blobs)
 
 
 @dataclass(frozen=True, slots=True)

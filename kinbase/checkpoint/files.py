@@ -116,6 +116,18 @@ def inside(folder: str | os.PathLike[str], name: str) -> Path:
     return path
 
 
+def below(folder: str | os.PathLike[str], name: str) -> Path:
+    """The path of the file `name`, which may lie in a folder inside `folder`.
+
+    Raises CheckpointError as `inside` does, for each part of the name.
+    """
+    *folders, last = [part for part in name.split("/") if part != "."] or [""]
+    home = Path(folder)
+    for part in folders:
+        home = inside(home, part)
+    return inside(home, last)
+
+
 def read_bounded(path: str | os.PathLike[str], limit: int = CONFIG_LIMIT) -> bytes:
     """All bytes of a file of at most `limit` bytes; raises CheckpointError."""
     with os.fdopen(open_regular(path), "rb") as file:

@@ -11,7 +11,7 @@ from typing import TypeVar
 from kinbase.checkpoint import Alias, Checkpoint, Commit, Edge, Facts, Problem, Record, Score, Training
 from kinbase.errors import CheckpointError, KinbaseError
 
-WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf")
+WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf")
 """Files of a checkpoint folder that hold weights, not records beside them."""
 
 MANIFEST = "kinbase.json"
@@ -155,12 +155,23 @@ def _beside(
             if path.exists()
             else f"{source} does not exist: give a checkpoint folder or file, or a model in the local Hub cache"
         )
+    said = _advice(source, importers()) if path.is_dir() and not is_recognised else None
+    if said:
+        if not beside:
+            raise CheckpointError(said)
+        beside.append((source, Problem(said)))
     if not is_recognised and not beside:
         raise CheckpointError(
             f"{source} holds neither weights (*.safetensors, pytorch_model.bin, adapter_model.safetensors) nor "
             "records (card, config, results, tables): is it the right folder?"
         )
     return beside
+
+
+def _advice(source: str, known: Iterable[ModuleType]) -> str | None:
+    """What an importer says of a source from which no model can be read: its optional `advice`."""
+    said = (module.advice(source) for module in known if hasattr(module, "advice"))
+    return next((line for line in said if line), None)
 
 
 def _read_elsewhere(

@@ -5,8 +5,9 @@ from typing import Any
 
 from kinbase.checkpoint import FLOAT_DTYPES, Checkpoint, Facts, Problem, Record, Tensor
 from kinbase.checkpoint.files import shown
+from kinbase.checkpoint.lora import factors, is_adapter
 from kinbase.checkpoint.packed import packed, why
-from kinbase.checkpoint.untrusted import name
+from kinbase.checkpoint.untrusted import count, name
 
 HEADS = ("lm_head.weight", "embed_out.weight", "cls.predictions.decoder.weight")
 """Names (ends of names) of the output head, which many models tie to their embedding."""
@@ -20,6 +21,8 @@ EMBEDDINGS = (
     "shared.weight",
 )
 """Names (ends of names) of the input embedding."""
+
+_FUSED_BY_HEADS = ("gpt_neox", "bloom", "falcon", "internlm2", "persimmon", "gpt_neox_japanese")
 
 _TORCH_NAMES = {
     "F64": "float64",
@@ -52,6 +55,20 @@ def records(
         yield Facts(weights.name, architecture=architecture, dtype=stored, relation="quantized")
         yield Problem(f"{shown(weights.source)} has no weights to compare and is kept for lineage: {reason}")
         return
+    if is_adapter(weights.tensors):
+        first = shown(factors(weights.tensors)[0].name)
+        yield Facts(weights.name, dtype=torch_dtype(weights.tensors), relation="adapter")
+        yield Problem(
+            f"{shown(weights.source)} holds factors of an adapter ({first}) without a PEFT config, and is kept for lineage: "
+            "merge it into its base to compare it"
+        )
+        return
+    if unmerged := factors(weights.tensors):
+        weights.notes.append(
+            f"adapters lie beside the weights and are not merged into them: {len(unmerged)} factors, first "
+            f"{shown(unmerged[0].name)}"
+        )
+    weights.heads = _heads(config)
     try:
         drop_tied(weights, config, enough)
     finally:
@@ -61,6 +78,19 @@ def records(
     yield Facts(
         architecture=architecture, dtype=stored or torch_dtype(weights.tensors), parameters=parameters
     )
+    for note in weights.notes:
+        yield Problem(note)
+
+
+def _heads(config: Mapping[str, Any]) -> tuple[int, int] | None:
+    """Heads of queries and of keys, for the architectures whose fused qkv is cut by them."""
+    if config.get("model_type") not in _FUSED_BY_HEADS:
+        return None
+    heads = count(config.get("num_attention_heads", config.get("n_head")), 1 << 16)
+    groups = count(config.get("num_key_value_heads", config.get("num_kv_heads", heads)), 1 << 16)
+    if config.get("model_type") == "falcon" and not config.get("new_decoder_architecture"):
+        groups = 1 if config.get("multi_query", True) else heads
+    return (heads, groups) if heads and groups else None
 
 
 def torch_dtype(tensors: Iterable[Tensor]) -> str | None:
@@ -82,9 +112,9 @@ def drop_tied(
 ) -> None:
     """Move an output head that is the embedding itself to `skipped`; T5's copies of `shared` likewise.
 
-    A head is tied when the config says so. A config that says nothing means its class's default,
-    which differs from class to class, so then the bytes decide; untied ones differ in the first
-    few. Raises CheckpointError when they cannot be read.
+    The bytes decide, whatever the config says, but where it says that heads are not tied; untied ones differ in the
+    first few bytes. A head that differs though the config says tied was trained: it is a weight like any other, as
+    transformers has it. Raises CheckpointError when they cannot be read.
     """
     says = _says_tied(config)
     embeddings = [tensor for tensor in weights.tensors if tensor.name.endswith(EMBEDDINGS)]
@@ -94,13 +124,20 @@ def drop_tied(
         head = tensor.name.endswith(HEADS) and says is not False
         if not head and tensor.name not in copies:
             continue
+        untied = head and says
         for other in embeddings:
             if other.name == tensor.name:
                 break
-            if other.shape == tensor.shape and ((head and says) or same_bytes(tensor, other, enough)):
+            if other.shape == tensor.shape and same_bytes(tensor, other, enough):
                 weights.tensors.remove(tensor)
                 weights.skipped[tensor.name] = f"tied to {other.name}"
+                untied = False
                 break
+        if untied and embeddings:
+            weights.notes.append(
+                f"its config says that the output head is the embedding, but {shown(tensor.name)} holds other numbers: "
+                "it is read as a head of its own"
+            )
 
 
 def _shares(embeddings: list[Tensor]) -> bool:

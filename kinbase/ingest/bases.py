@@ -153,7 +153,7 @@ class _StoredAlready:
     def __init__(self, con: Connection, options: ImportOptions) -> None:
         members = naming.members(con)
         self._names = {member.model_id: member.name for member in members}
-        self._by_files = {member.files: member for member in members if member.files}
+        self._by_files = {(m.files, state_dict_key(m.source)): m for m in members if m.files}
         self._lacking = sketches.lacking(con, [member.name for member in members])
         self._sketched = sketches.sketched(con) if options.is_sketched else set()
         self._is_read = options.depth in ("stream", "whole")
@@ -162,7 +162,7 @@ class _StoredAlready:
         """A source under the name it is stored by, and what there is to do with it: it keeps a stored base."""
         checkpoint = source.opened.checkpoint
         assert checkpoint
-        same = self._by_files.get(frozenset(checkpoint.files))
+        same = self._by_files.get((frozenset(checkpoint.files), state_dict_key(checkpoint.source)))
         if same is None:
             return source
         stored_base = self._names.get(same.base_id) if same.base_id is not None else None
@@ -176,6 +176,12 @@ class _StoredAlready:
         if base in (None, same.name) or (base == stored_base and has_met):
             todo = Todo.REREAD if same.name in self._lacking and self._is_read else Todo.KEEP
         return Placed(opened, todo, base, notes)
+
+
+def state_dict_key(source: str | None) -> str:
+    """Which of the models in one file a source is: what follows the # of PATH#KEY."""
+    path, mark, key = (source or "").rpartition("#")
+    return key if mark and not Path(source or "").exists() and Path(path).is_file() else ""
 
 
 def _with_base(

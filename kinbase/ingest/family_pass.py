@@ -142,7 +142,7 @@ def refuse_changed(checkpoint: Checkpoint) -> None:
 
 def _key(base: Checkpoint, members: Sequence[Checkpoint], new: int, hash_base: bool) -> str:
     """What is being measured: two passes with the same key find the same sums."""
-    files = [[(f.path, f.size, f.mtime_ns) for f in c.files] for c in (base, *members)]
+    files = [[c.source, *((f.path, f.size, f.mtime_ns) for f in c.files)] for c in (base, *members)]
     plan = json.dumps([ALGORITHM, files, [c.delta_of for c in members], new, hash_base])
     return blake2b(plan.encode(), digest_size=16).hexdigest()
 

@@ -8,8 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kinbase.checkpoint import DTYPE_BYTES, FLOAT_DTYPES, Checkpoint, Tensor
-from kinbase.checkpoint.alignment import align, bare, labels
+from kinbase.checkpoint.alignment import labels, meet
 from kinbase.checkpoint.digest import LEAF, model_digest
+from kinbase.checkpoint.names import bare
 
 if TYPE_CHECKING:
     from kinbase.kinship.sums import TensorSums
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Lane:
-    """A tensor to be read into row `slot` (0 the base, i + 1 member i): its first `numel` elements.
+    """A tensor to be read into row `slot` (0 the base, i + 1 member i): its first `numel` elements (a blob's bytes).
 
     `label` is its name in its model's sums, "" if it has none: no floating-point tensor, or not hashed.
     """
@@ -95,10 +96,12 @@ class Plan:
         self.aligned: list[list[Tensor | None]] = []
         self.skipped: list[dict[str, str]] = []
         for member in self.members:
-            aligned, skipped = align(base.tensors, member.tensors, adapter=member.delta_of is not None)
+            aligned, skipped = meet(base, member)
             self.aligned.append(aligned)
             self.skipped.append(skipped)
         self.hashed_slots = [0] * hash_base + [i + 1 for i in range(self.new)]
+        # A view of a tensor in another layout is read for kinship alone: the tensor itself is hashed.
+        self._own = [{id(t) for t in c.tensors} for c in (base, *self.members)]
         self._labels = {
             slot: labels(checkpoint.tensors)
             for slot, checkpoint in zip(self.hashed_slots, self.hashed, strict=True)
@@ -132,19 +135,26 @@ class Plan:
 
     def _outside_jobs(self) -> Iterator[Job]:
         """Tensors that take no part in kinship but belong to the identity of a new member."""
-        nobody = np.zeros(len(self.members), np.int64)
         position = len(self.base.tensors)
         for i, member in enumerate(self.members[: self.new]):
             inside = {id(tensor) for tensor in self.aligned[i]}
             for tensor in member.tensors:
                 if id(tensor) not in inside:
-                    lanes = [self._lane(i + 1, tensor, 0)]
-                    codes = np.zeros(len(self.members) + 1, np.int64)
-                    yield Job(position, tensor.name, lanes, nobody, nobody.astype(np.bool_), codes, [])
+                    yield self._alone(position, self._lane(i + 1, tensor, 0))
                     position += 1
+        for slot, checkpoint in zip(self.hashed_slots, self.hashed, strict=True):
+            for blob in checkpoint.blobs:
+                tensor = Tensor(blob.name, blob.dtype, blob.shape, blob.read)
+                yield self._alone(position, Lane(slot, tensor, blob.nbytes, True, 1))
+                position += 1
+
+    def _alone(self, position: int, lane: Lane) -> Job:
+        nobody = np.zeros(len(self.members), np.int64)
+        codes = np.zeros(len(self.members) + 1, np.int64)
+        return Job(position, lane.tensor.name, [lane], nobody, nobody.astype(np.bool_), codes, [])
 
     def _lane(self, slot: int, tensor: Tensor, needed: int) -> Lane:
-        hashed = slot in self.hashed_slots
+        hashed = slot in self.hashed_slots and id(tensor) in self._own[slot]
         label = self._labels[slot].get(tensor.name, "") if hashed else ""
         numel = tensor.numel if hashed else needed
         return Lane(slot, tensor, numel, hashed, DTYPE_BYTES[tensor.dtype], label)

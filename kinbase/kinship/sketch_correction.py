@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kinbase.checkpoint import DTYPE_BYTES, FLOAT_DTYPES, Checkpoint, Tensor
-from kinbase.checkpoint.alignment import align, labels
+from kinbase.checkpoint.alignment import labels, meet
 from kinbase.checkpoint.digest import SPAN
 from kinbase.kinship.sketch import Buffers, TensorSketch, empty
 
@@ -29,41 +29,41 @@ def misfit(base: Checkpoint, member: Checkpoint) -> Change | None:
 
     Reads what does not fit, and so raises CheckpointError where that cannot be read.
     """
-    aligned, _ = align(base.tensors, member.tensors)
+    aligned, _ = meet(base, member)
     ours, theirs = labels(base.tensors), labels(member.tensors)
-    spare: list[tuple[int, Tensor, str, int]] = []
+    spare: list[tuple[int, Tensor, str, int, int]] = []
     both = 0
-    left = {t.name: t for t in member.tensors if t.dtype in FLOAT_DTYPES}
+    left = {id(t): t for t in member.tensors if t.dtype in FLOAT_DTYPES}
     for tensor, match in zip(base.tensors, aligned, strict=True):
         if tensor.dtype not in FLOAT_DTYPES:
             continue
-        # Names that leave several candidates are not sketched alike: what they name is left out.
-        alike = match is not None and theirs[match.name] == ours[tensor.name]
-        cut = min(tensor.numel, match.numel) if match and alike else 0
+        cut = min(tensor.numel, match.numel) if match else 0
         both += cut
         if cut < tensor.numel:
-            spare.append((1, tensor, ours[tensor.name], cut))
-        if match:
-            del left[match.name]
+            spare.append((1, tensor, ours[tensor.name], cut, tensor.numel))
+        if match and id(match) in left and theirs[match.name] == ours[tensor.name]:
+            del left[id(match)]
             if cut < match.numel:
-                spare.append((-1, match, theirs[match.name], cut))
-    spare += [(-1, tensor, theirs[tensor.name], 0) for tensor in left.values()]
+                spare.append((-1, match, theirs[match.name], cut, match.numel))
+        elif match:  # sketched under another name, or in another layout: as it would be under the base's
+            spare.append((1, match, ours[tensor.name], 0, cut))
+    spare += [(-1, tensor, theirs[tensor.name], 0, tensor.numel) for tensor in left.values()]
     if not spare:
         return None
     sums, total = empty(), 0.0
-    for sign, tensor, label, start in spare:
-        part, amount = _rest(tensor, label, start)
+    for sign, tensor, label, start, stop in spare:
+        part, amount = _stretch(tensor, label, start, stop)
         sums += sign * part
         total += sign * amount
     return Change(sums, total, both)
 
 
-def _rest(tensor: Tensor, label: str, start: int) -> tuple[NDArray[np.float64], float]:
-    """The sketch [BUCKETS] and the sum of a tensor's elements from `start` on."""
-    sketch, buffers, moments = TensorSketch(label, tensor.numel), Buffers(), np.zeros(3)
+def _stretch(tensor: Tensor, label: str, start: int, end: int) -> tuple[NDArray[np.float64], float]:
+    """The sketch [BUCKETS] and the sum of a tensor's elements `start` to `end`, under the name `label`."""
+    sketch, buffers, moments = TensorSketch(label, end), Buffers(), np.zeros(3)
     width = DTYPE_BYTES[tensor.dtype]
-    while start < tensor.numel:
-        stop = min(tensor.numel, (start // SPAN + 1) * SPAN)
+    while start < end:
+        stop = min(end, (start // SPAN + 1) * SPAN)
         raw = memoryview(bytearray((stop - start) * width))
         tensor.read(start * width, raw)
         sketch.weigh(raw, start, tensor.dtype, buffers, 0, moments)

@@ -70,11 +70,19 @@ def test_torch_files_equal_safetensors(family, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name", ["../base/model.safetensors", "/etc/passwd", "sub/model.safetensors", "..", "", "a\\b", "a\0b"]
+    "name",
+    [
+        "../base/model.safetensors",
+        "/etc/passwd",
+        "sub/../../base/model.safetensors",
+        "..",
+        "",
+        "a\\b",
+        "a\0b",
+    ],
 )
 def test_an_index_may_not_point_elsewhere(family, tmp_path, name):
     (tmp_path / "sub").mkdir()
-    write_safetensors(tmp_path / "sub" / "model.safetensors", {"a": torch.zeros(1)})
     write_index(tmp_path, {"a": name})
     refused(folder, tmp_path, "not directly inside the folder")
 
@@ -92,9 +100,14 @@ def test_index_and_shards_have_to_agree(family, tmp_path):
     weight_map = shard(family["base"], tmp_path)
     first = "model-00001-of-00003.safetensors"
     write_index(tmp_path, weight_map | {"extra": first})
-    refused(folder, tmp_path, first, "does not hold the tensor 'extra'")
-    write_index(tmp_path, {k: v for k, v in weight_map.items() if k != "lm_head.weight"})
-    refused(folder, tmp_path, "holds, against the index, the tensor 'lm_head.weight'")
+    whole = contents(opened(folder, family["base"])[0])
+    for index, words in (
+        (weight_map | {"extra": first}, "lists 1 tensors that its files do not hold (first 'extra')"),
+        ({k: v for k, v in weight_map.items() if k != "lm_head.weight"}, "leaves out 1 tensors"),
+    ):
+        write_index(tmp_path, index)
+        checkpoint, _, (problem,) = opened(folder, tmp_path)
+        assert contents(checkpoint) == whole and words in problem.message
     write_index(tmp_path, weight_map)
     (tmp_path / first).unlink()
     refused(folder, tmp_path, f"the shard '{first}', which is missing")
@@ -178,15 +191,17 @@ def test_a_tied_head_counts_once(tmp_path):
     other = random_tensor(torch.bfloat16, (6, 4), seed=1)
     for config, head, skipped in (
         ({"tie_word_embeddings": True}, None, reason),
-        ({"tie_word_embeddings": True}, other, reason),
+        ({"tie_word_embeddings": True}, other, {}),  # trained, whatever the config says
         ({"text_config": {"tie_word_embeddings": True}}, None, reason),
         ({}, None, reason),  # the class's default decides, and the bytes show it
         ({}, other, {}),
         ({"tie_word_embeddings": False}, None, {}),
         ({"tie_word_embeddings": True}, random_tensor(torch.bfloat16, (7, 4)), {}),
     ):
-        checkpoint, facts, _ = tied_folder(tmp_path, config, head)
+        checkpoint, facts, problems = tied_folder(tmp_path, config, head)
         assert checkpoint.skipped == skipped
+        is_told = bool(config.get("tie_word_embeddings")) and not skipped
+        assert ["'lm_head.weight' holds other numbers" in p.message for p in problems] == [True] * is_told
         assert facts.parameters == sum(t.numel for t in checkpoint.tensors)
         assert len(checkpoint.tensors) == 2 - len(skipped)
 

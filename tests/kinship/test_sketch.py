@@ -228,20 +228,24 @@ def test_zero_has_no_cosine():
 
 
 def cut(tensors, rows):
-    return {n: t[:rows].clone() if n.startswith("e") else t for n, t in tensors.items()}
+    return {n: t[:rows].clone() if n.startswith("embed.weight") else t for n, t in tensors.items()}
 
 
 def test_the_change_of_resized_extra_and_missing_tensors_is_that_of_what_meets():
-    base, (member,) = gaussian_family({"e": (900, 301), "w": (64, 65), "gone": (50,)}, 1, ("F32",))
-    longer = {**member, "e": torch.cat([member["e"], torch.ones(7, 301)]), "new": torch.ones(999)}
+    base, (member,) = gaussian_family({"embed.weight": (900, 301), "w": (64, 65), "gone": (50,)}, 1, ("F32",))
+    longer = {
+        **member,
+        "embed.weight": torch.cat([member["embed.weight"], torch.ones(7, 301)]),
+        "new": torch.ones(999),
+    }
     del longer["gone"]
     for ours, theirs in ((base, longer), (base, cut(longer, 850)), (cut(base, 800), longer)):
         opened = checkpoint(ours, "base"), checkpoint(theirs, "m")
         change = misfit(*opened)
         found = weighed(theirs)[1] - weighed(ours)[1] + change.sums
-        rows = min(ours["e"].shape[0], theirs["e"].shape[0])
+        rows = min(ours["embed.weight"].shape[0], theirs["embed.weight"].shape[0])
         delta = {
-            "e": theirs["e"][:rows].double() - ours["e"][:rows].double(),
+            "embed.weight": theirs["embed.weight"][:rows].double() - ours["embed.weight"][:rows].double(),
             "w": theirs["w"].double() - ours["w"].double(),
         }
         # Weights are ten times their changes and are rounded to float32 in sums of a dozen.

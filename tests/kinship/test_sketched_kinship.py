@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import kinbase
-from kinbase.checkpoint.alignment import bare
+from kinbase.checkpoint.names import bare
 from kinbase.kinship.sketch import BUCKETS, SCHEME
 from kinbase.store import sketches
 from kinbase.store.models import put_base

@@ -166,15 +166,15 @@ def test_an_adapter_brings_its_delta_and_leaves_the_rest_alone():
 def test_resized_vocabularies_use_the_common_rows(rows):
     """Base of 100 rows, members cut to min(rows, 100); leaves and intervals meet inside one tile."""
     width = 4001
-    base = {"e": torch.randn((100, width), generator=torch.Generator().manual_seed(0)).bfloat16()}
+    base = {"embed.weight": torch.randn((100, width), generator=torch.Generator().manual_seed(0)).bfloat16()}
     members = [
-        {"e": torch.randn((r, width), generator=torch.Generator().manual_seed(r)).bfloat16()}
+        {"embed.weight": torch.randn((r, width), generator=torch.Generator().manual_seed(r)).bfloat16()}
         for r in (*rows, 100)
     ]
     (result,) = passed(base, members)
     kept = [min(r, 100) * width for r in (*rows, 100)]
-    b = base["e"].double().flatten().numpy()
-    d = [m["e"].double().flatten().numpy()[:n] - b[:n] for m, n in zip(members, kept, strict=True)]
+    b = base["embed.weight"].double().flatten().numpy()
+    d = [m["embed.weight"].double().flatten().numpy()[:n] - b[:n] for m, n in zip(members, kept, strict=True)]
     assert result.numel.tolist() == kept
     assert result.sum == pytest.approx([x.sum() for x in d], rel=TOLERANCE, abs=1e-6)
     assert result.sumsq == pytest.approx([x @ x for x in d], rel=TOLERANCE)

@@ -15,7 +15,7 @@ import networkx as nx
 import numpy as np
 
 from kinbase.checkpoint import FLOAT_DTYPES, Checkpoint
-from kinbase.checkpoint.alignment import bare
+from kinbase.checkpoint.names import bare
 from kinbase.checkpoint.open import read
 from kinbase.errors import CheckpointError, KinbaseError
 from kinbase.ingest.missing import measure_missing

@@ -9,7 +9,7 @@ from itertools import combinations
 
 import numpy as np
 
-from kinbase.checkpoint.alignment import bare
+from kinbase.checkpoint.names import bare
 from kinbase.provenance.recipes.least_squares import FloatArray, Grams, Normal
 from kinbase.store import Connection
 

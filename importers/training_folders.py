@@ -1,0 +1,72 @@
+"""Folders that hold weights in a form that no single model is read from: what they are, and what to import instead."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from kinbase.checkpoint.files import is_file, is_folder, listing, shown
+from kinbase.errors import CheckpointError
+
+_PART = re.compile(r"(consolidated|mp_rank|model)[._-](\d{1,3})(_model_states|-model_states)?\.(pth|pt|bin)")
+_ZERO = re.compile(r"(bf16_|fp16_)?zero_pp_rank_\d+_mp_rank_\d+_(optim|model)_states\.pt")
+_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".distcp")
+_FOREIGN = {
+    ".h5": "TensorFlow", ".msgpack": "Flax", ".onnx": "ONNX", ".ot": "rust-bert", ".tflite": "TensorFlow Lite",
+    ".nemo": "NeMo", ".mlmodel": "Core ML",
+}  # fmt: skip
+
+
+def advice(folder: str) -> str | None:
+    """One line on what lies in `folder` instead of one model's weights; None where there is nothing to say."""
+    try:
+        names = listing(folder)
+    except CheckpointError:
+        return None
+    here = shown(folder)
+    below = [name for name in names if is_folder(str(Path(folder, name)))]
+    distributed = [name for name in ["", *below] if _ends(str(Path(folder, name)), (".distcp",))]
+    if distributed:
+        part = str(Path(folder, distributed[0]))
+        return (
+            f"{here} holds a checkpoint of torch.distributed (FSDP) in parts: join them with `accelerate merge-weights "
+            f"{part} OUT` and import OUT"
+        )
+    if any(_ZERO.fullmatch(n) for part in ["", *below] for n in _names(Path(folder, part))):
+        return (
+            f"{here} holds DeepSpeed ZeRO partitions, a piece of every tensor a file: join them with the "
+            "zero_to_fp32.py that lies beside them (`python zero_to_fp32.py . OUT`) and import OUT"
+        )
+    parts = [name for name in names if (m := _PART.fullmatch(name)) and m[1] != "model"]
+    if len(parts) > 1:
+        return (
+            f"{here} holds {len(parts)} model-parallel parts ({', '.join(map(shown, parts[:2]))}, ...), each with a "
+            "slice of every tensor: convert them to one checkpoint (transformers has a script for each model family) and "
+            "import that"
+        )
+    if "model_index.json" in names:
+        return _several(here, "a diffusers pipeline of several models", folder, below)
+    holding = [name for name in below if _ends(str(Path(folder, name)), _WEIGHTS)]
+    if holding:
+        return _several(here, f"no weights itself but {len(holding)} folders that do", folder, below)
+    foreign = [name for name in names if Path(name).suffix in _FOREIGN]
+    if foreign:
+        kind = _FOREIGN[Path(foreign[0]).suffix]
+        return f"{here} holds weights in {kind}'s format ({shown(foreign[0])}): save them as .safetensors and import those"
+    return None
+
+
+def _several(here: str, what: str, folder: str, below: Sequence[str]) -> str:
+    holding = [str(Path(folder, name)) for name in below if _ends(str(Path(folder, name)), _WEIGHTS)]
+    more = f" and {len(holding) - 4} more" if len(holding) > 4 else ""
+    return f"{here} holds {what}: import {', '.join(holding[:4]) or 'its parts'}{more} by themselves"
+
+
+def _ends(folder: str, ends: tuple[str, ...]) -> bool:
+    return any(name.endswith(ends) and is_file(str(Path(folder, name))) for name in _names(Path(folder)))
+
+
+def _names(folder: Path) -> list[str]:
+    try:
+        return listing(folder)
+    except CheckpointError:
+        return []

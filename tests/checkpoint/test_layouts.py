@@ -1,0 +1,158 @@
+"""Views of the same weights in another layout give the bytes that the base's layout would have."""
+
+import pytest
+import torch
+
+from kinbase.checkpoint import Tensor
+from kinbase.checkpoint.alignment import align
+
+HIDDEN, KEYS, INNER, EXPERTS = 8, 4, 6, 3
+
+
+def tensor(name, values):
+    data = values.contiguous().view(torch.uint8).numpy().tobytes()
+
+    def read(start, out):
+        assert start >= 0 and start + len(out) <= len(data)
+        out[:] = data[start : start + len(out)]
+
+    return Tensor(name, "F32", tuple(values.shape), read)
+
+
+def model(named):
+    return [tensor(name, values) for name, values in named.items()]
+
+
+def values(t):
+    """All elements, read in odd pieces: a view is read from anywhere."""
+    raw, start = bytearray(t.nbytes), 0
+    while start < t.nbytes:
+        stop = min(start + 52, t.nbytes)
+        t.read(start, memoryview(raw)[start:stop])
+        start = stop
+    return torch.frombuffer(raw, dtype=torch.float32).reshape(t.shape)
+
+
+def assert_same(base, member, heads=None, missing=()):
+    """Every tensor of the base is found in the member's layout, with the base's own numbers."""
+    aligned, skipped = align(model(base), model(member), heads=heads)
+    for (name, expected), found in zip(base.items(), aligned, strict=True):
+        assert found is not None, (name, skipped)
+        assert found.name == name or found.shape == expected.shape
+        assert torch.equal(values(found), expected), name
+    assert set(skipped) == set(missing)
+
+
+@pytest.fixture
+def draw():
+    generator = torch.Generator().manual_seed(0)
+    return lambda *shape: torch.randn(shape, generator=generator)
+
+
+@pytest.fixture
+def split(draw):
+    attention = {"q": draw(HIDDEN, HIDDEN), "k": draw(KEYS, HIDDEN), "v": draw(KEYS, HIDDEN)}
+    tensors = {f"model.layers.0.self_attn.{n}_proj.weight": t for n, t in attention.items()}
+    tensors |= {f"model.layers.0.self_attn.{n}_proj.bias": draw(len(t)) for n, t in attention.items()}
+    tensors |= {f"model.layers.0.mlp.{n}_proj.weight": draw(INNER, HIDDEN) for n in ("gate", "up")}
+    return tensors
+
+
+def fused(split, prefix="model.layers.0.", attention="self_attn", name="qkv_proj"):
+    at = "model.layers.0.self_attn."
+    return {
+        f"{prefix}{attention}.{name}.{end}": torch.cat([split[f"{at}{n}_proj.{end}"] for n in "qkv"])
+        for end in ("weight", "bias")
+    } | {
+        f"{prefix}mlp.gate_up_proj.weight": torch.cat(
+            [split[f"model.layers.0.mlp.{n}_proj.weight"] for n in ("gate", "up")]
+        )
+    }
+
+
+def test_fused_and_split_projections_are_one_model_both_ways(split):
+    assert_same(split, fused(split))
+    assert_same(fused(split), split)
+    assert_same(split, fused(split, prefix="layers.0.", attention="attn", name="W_pack"))
+
+
+def test_queries_fused_by_group_of_heads_are_taken_apart_by_their_heads(split, draw):
+    """Four query heads and two key-value heads of size 2: a group is two queries, its key, its value."""
+    for heads in ((4, 2), (4, 4), (4, 1)):
+        size, groups = HIDDEN // heads[0], heads[1]
+        q, k, v = draw(HIDDEN, HIDDEN), draw(groups * size, HIDDEN), draw(groups * size, HIDDEN)
+        base = {f"h.0.attention.{n}_proj.weight": t for n, t in zip("qkv", (q, k, v), strict=True)}
+        rows = [
+            part
+            for g in range(groups)
+            for part in (
+                q[g * len(q) // groups : (g + 1) * len(q) // groups],
+                k[g * size : (g + 1) * size],
+                v[g * size : (g + 1) * size],
+            )
+        ]
+        member = {"h.0.attention.query_key_value.weight": torch.cat(rows)}
+        assert_same(base, member, heads)
+        assert_same(member, base, heads)
+        # Without the number of heads nobody knows which rows are whose: nothing is compared.
+        aligned, skipped = align(model(base), model(member))
+        assert aligned == [None] * 3 and skipped["h.0.attention.query_key_value.weight"] == "not in the base"
+
+
+@pytest.fixture
+def experts(draw):
+    return {
+        f"model.layers.0.block_sparse_moe.experts.{e}.{n}.weight": draw(
+            *((HIDDEN, INNER) if n == "w2" else (INNER, HIDDEN))
+        )
+        for e in range(EXPERTS)
+        for n in ("w1", "w2", "w3")
+    } | {"model.layers.0.block_sparse_moe.gate.weight": draw(EXPERTS, HIDDEN)}
+
+
+def stacked(experts, names=("gate_up_proj", "down_proj"), prefix="model.layers.0.mlp.experts."):
+    at = "model.layers.0.block_sparse_moe.experts."
+    pick = lambda e, n: experts[f"{at}{e}.{n}.weight"]  # noqa: E731
+    return {
+        prefix + names[0]: torch.stack([torch.cat([pick(e, "w1"), pick(e, "w3")]) for e in range(EXPERTS)]),
+        prefix + names[1]: torch.stack([pick(e, "w2") for e in range(EXPERTS)]),
+        "model.layers.0.mlp.gate.weight": experts["model.layers.0.block_sparse_moe.gate.weight"],
+    }
+
+
+def test_stacked_and_separate_experts_are_one_model_both_ways(experts):
+    assert_same(experts, stacked(experts))
+    assert_same(stacked(experts), experts)
+
+
+def test_a_stack_of_other_experts_is_not_taken_apart(experts):
+    fewer = {name: t for name, t in experts.items() if ".experts.2." not in name}
+    member = stacked(experts)
+    aligned, _ = align(model(stacked(experts)), model(fewer))
+    assert [t is None for t in aligned[:2]] == [True, True]
+    aligned, skipped = align(model(fewer), model(member))
+    assert all(t is not None for t in aligned) and skipped == {}
+
+
+def test_conv1d_weights_are_turned_and_square_ones_follow_the_others(draw):
+    base = {
+        "transformer.h.0.attn.c_attn.weight": draw(HIDDEN, 3 * HIDDEN),
+        "transformer.h.0.attn.c_proj.weight": draw(HIDDEN, HIDDEN),
+        "transformer.h.0.mlp.c_fc.weight": draw(HIDDEN, 4 * HIDDEN),
+        "transformer.h.0.ln_1.weight": draw(HIDDEN),
+    }
+    linear = {name: t.T if "c_" in name else t for name, t in base.items()}
+    assert_same(base, linear)
+    assert_same(linear, base)
+    assert_same(base, base)
+
+
+def test_parts_of_two_dtypes_are_not_one_tensor(split):
+    member = model(split)
+    member = [
+        Tensor(t.name, "F64" if t.name.endswith("k_proj.weight") else t.dtype, t.shape, t.read)
+        for t in member
+    ]
+    aligned, skipped = align(model(fused(split)), member)
+    assert aligned[0] is None and aligned[1] is not None
+    assert skipped["model.layers.0.self_attn.qkv_proj.weight"] == "missing"
