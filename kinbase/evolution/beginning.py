@@ -7,6 +7,9 @@ from kinbase.errors import KinbaseError
 from kinbase.evolution import journal, planning, trust
 from kinbase.evolution import merge_child as breeding
 from kinbase.evolution.config import Config
+from kinbase.query.models import common_base
+from kinbase.query.models import sources as places
+from kinbase.store.names import resolve
 
 if TYPE_CHECKING:
     from kinbase.evolution.planning import Planned
@@ -52,10 +55,10 @@ def first_plan(store: "Store", config: Config) -> tuple[list["Planned"], list[st
 def resolved(store: "Store", config: Config) -> Config:
     """The configuration with models by their names, checked against the database."""
     with store.reading() as con:
-        models = journal.names(con, config.models)
-        also = journal.names(con, config.explore.also)
-        base = journal.names(con, [config.base])[0] if config.base else journal.base_of(con, models)
-        where = journal.sources(con, models)
+        models = [resolve(con, model) for model in config.models]
+        also = [resolve(con, model) for model in config.explore.also]
+        base = resolve(con, config.base) if config.base else common_base(con, models)
+        where = places(con, models)
     if len(set(models)) < len(models):
         raise KinbaseError("models: two of them are names of one model")
     config = replace(

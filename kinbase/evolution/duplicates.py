@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from kinbase.query.kinship import measured_sums
+
 if TYPE_CHECKING:
     from kinbase.store import Connection
 
@@ -18,18 +20,12 @@ FloatArray = NDArray[np.float64]
 
 LINEAR = ("linear", "task_arithmetic", "slerp")
 
-GRAM = """
-select a.name, b.name, p.base_id, p.dot, p.sumsq_a, p.sumsq_b
-from raw.pair p join raw.model a on a.model_id = p.a_id join raw.model b on b.model_id = p.b_id
-where list_contains($1, a.name) and list_contains($1, b.name)
-"""
-
 
 def gram(con: "Connection", models: Sequence[str]) -> FloatArray:
     """Inner products of the deltas of `models` [N, N]; NaN where a pair is not measured."""
     at = {model: i for i, model in enumerate(models)}
     result = np.full((len(models), len(models)), np.nan)
-    for a, b, _, dot, aa, bb in con.execute(GRAM, [list(models)]).fetchall():
+    for a, b, _, _, dot, _, _, aa, bb in measured_sums(con, models):
         i, j = at[a], at[b]
         result[i, j] = result[j, i] = dot
         result[i, i], result[j, j] = aa, bb

@@ -26,6 +26,7 @@ from kinbase.evolution import (
 )
 from kinbase.ingest.pipeline import import_sources
 from kinbase.ingest.steps import ImportOptions
+from kinbase.store.scores import put_scores
 
 if TYPE_CHECKING:
     from kinbase.checkpoint import Score as Result
@@ -231,7 +232,7 @@ def _score(
     benchmarks: Sequence[str],
 ) -> Sequence[str]:  # fmt: skip
     """Store a model's results and its score, the mean over `benchmarks`; those, which the first model may decide."""
-    journal.put_results(con, child.model, results)
+    put_scores(con, child.model, results)
     benchmarks = benchmarks or _benchmarks(con, run)
     value, there = journal.score(con, child.model, run.config, benchmarks)
     if value is None:

@@ -10,6 +10,10 @@ from kinbase.evolution import mating as strategies
 from kinbase.evolution import merge_child as breeding
 from kinbase.evolution.config import Config
 from kinbase.evolution.mating import Mating
+from kinbase.query.kinship import known_pairs
+from kinbase.query.models import digests
+from kinbase.query.models import sources as places
+from kinbase.store import runs
 
 if TYPE_CHECKING:
     from kinbase.evolution.journal import Run
@@ -40,21 +44,21 @@ def open_next(con: "Connection", name: str) -> Open | None:
     if run.generation and not run.of(run.generation):
         chosen, left_out = matings(con, run)
         if not chosen:
-            journal.end(con, name, "finished", f"nothing is left to merge: {'; '.join(left_out)}")
+            runs.end(con, name, "finished", f"nothing is left to merge: {'; '.join(left_out)}")
             return None
         journal.plan(con, run, chosen, "; ".join(left_out) or None)
         run = journal.read(con, name)
     needed = {model for child in run.of(run.generation) for model in (child.model, *child.parents)}
-    where = journal.sources(con, [*needed, *filter(None, [run.config.base])])
+    where = places(con, [*needed, *filter(None, [run.config.base])])
     sources = {model: source for model, (source, _) in where.items() if source}
-    return Open(run, sources, journal.digests(con))
+    return Open(run, sources, digests(con))
 
 
 def matings(con: "Connection", run: "Run") -> tuple[list[Planned], list[str]]:
     """Names, matings and problems of the next generation's children; and what was left out."""
     config, scores = run.config, run.scores
-    kin = journal.kinship(con, [*scores, *config.explore.also], config.metric)
-    sizes = {model: size for model, (_, size) in journal.sources(con, list(scores)).items()}
+    kin = known_pairs(con, [*scores, *config.explore.also], config.metric)
+    sizes = {model: size for model, (_, size) in places(con, list(scores)).items()}
     products = twins.gram(con, list(scores)) if config.twins is not None else None
     chosen, left_out = strategies.STRATEGIES[config.strategy](journal.population(run), kin, scores, config)
     budget = Budget(run)

@@ -21,6 +21,7 @@ from kinbase.evolution import selection as closing
 from kinbase.evolution.generation import Report, Tell
 from kinbase.evolution.subprocesses import Caller
 from kinbase.ingest.missing import measure_missing
+from kinbase.store import runs
 
 if TYPE_CHECKING:
     from kinbase.evolution.journal import Run
@@ -51,18 +52,18 @@ def evolve(
         trust.refuse_stranger(run.config, store.path)
     with _alone(run), closed_after(Caller(run.config.folder)) as caller:
         with store.writing() as con:
-            journal.resume(con, name)
+            runs.resume(con, name)
         try:
             yield from _generations(store, name, caller, tell, report)
             if run.config.keep != "all":
                 closing.sweep(_read(store, name))
         except KinbaseError as error:
             with store.writing() as con:
-                journal.end(con, name, "failed", str(error))
+                runs.end(con, name, "failed", str(error))
             raise type(error)(f"{error}; then `kinbase evolve --resume {name}` goes on") from error
         except (KeyboardInterrupt, GeneratorExit):
             with store.writing() as con:
-                journal.end(con, name, "interrupted", "interrupted")
+                runs.end(con, name, "interrupted", "interrupted")
             raise
 
 

@@ -9,6 +9,8 @@ from kinbase.errors import KinbaseError
 from kinbase.evolution import journal, planning, stopping
 from kinbase.evolution import mating as strategies
 from kinbase.evolution import merge_child as breeding
+from kinbase.query.kinship import known_pairs
+from kinbase.store import runs
 
 if TYPE_CHECKING:
     from kinbase.evolution.journal import Child, Run
@@ -37,7 +39,7 @@ def close(con: "Connection", name: str) -> Closed:
     run = journal.read(con, name)
     config, scores = run.config, run.scores
     top = tuple(strategies.top_k(scores, config.k))
-    mean, _, _ = strategies.mean_kinship(journal.kinship(con, top, config.metric), top)
+    mean, _, _ = strategies.mean_kinship(known_pairs(con, top, config.metric), top)
     fresh = run.of(run.generation)
     spent = None
     if run.generation:
@@ -50,7 +52,7 @@ def close(con: "Connection", name: str) -> Closed:
         run.generation, tuple(fresh), top, max(scores.values(), default=None), reason, last
     )
     if last:
-        journal.end(con, name, "finished", reason)
+        runs.end(con, name, "finished", reason)
         return generation, None
     with suppress(
         KinbaseError

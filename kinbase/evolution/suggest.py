@@ -15,6 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kinbase.errors import KinbaseError
+from kinbase.query.kinship import measured_sums
+from kinbase.query.scores import readings
 from kinbase.store import Connection
 from kinbase.store import names as naming
 
@@ -82,7 +84,10 @@ def load(con: Connection, family: str | None) -> Population:
         )
     at = {name: i for i, name in enumerate(names)}
     gram, centred, kinship = (np.full((len(names), len(names)), np.nan) for _ in range(3))
-    for a, b, numel, dot, sum_a, sum_b, sumsq_a, sumsq_b in con.execute(PAIRS, [base]).fetchall():
+    base_id = naming.find(con, base)
+    for a, b, against, numel, dot, sum_a, sum_b, sumsq_a, sumsq_b in measured_sums(con, names):
+        if against != base_id:
+            continue
         i, j = at[a], at[b]
         gram[i, j] = gram[j, i] = dot
         centred[i, j] = centred[j, i] = dot - sum_a * sum_b / numel
@@ -107,19 +112,6 @@ def load(con: Connection, family: str | None) -> Population:
     )  # fmt: skip
 
 
-PAIRS = """
-select a.name, b.name, p.numel, p.dot, p.sum_a, p.sum_b, p.sumsq_a, p.sumsq_b
-from raw.pair p join raw.model a on a.model_id = p.a_id join raw.model b on b.model_id = p.b_id
-join raw.model base on base.model_id = p.base_id where base.name = ?
-"""
-
-# One value a model and benchmark: acc_norm before acc, mc2 before mc1, as merge gains compare them.
-READINGS = """
-select model, benchmark, arg_max(value, setting.metric) from raw.reading
-where list_contains(?, model) group by model, benchmark
-"""
-
-
 def _base(con: Connection, family: str | None) -> str:
     if family is not None:
         name = naming.resolve(con, family)
@@ -142,7 +134,7 @@ def _base(con: Connection, family: str | None) -> str:
 def _scores(con: Connection, at: dict[str, int]) -> FloatArray:
     """Scores in percent [N, B] of the benchmarks that most models share, or of the printed average."""
     table: dict[str, dict[int, float]] = {}
-    for model, benchmark, value in con.execute(READINGS, [list(at)]).fetchall():
+    for model, benchmark, value in readings(con, list(at)):
         table.setdefault(benchmark, {})[at[model]] = value
     printed = table.pop("average", {})
     scored = {i for values in table.values() for i in values}

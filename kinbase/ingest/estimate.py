@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 
 from kinbase.store import Connection, sketches
 from kinbase.store import names as naming
+from kinbase.store.estimates import put_sketched
 
 EVERYBODY = 1000
 """Members up to which a new one is compared with all by whole sketches; of more, with those the folded ones choose."""
@@ -35,24 +36,7 @@ def nearest(con: Connection, base_id: int, model_id: int) -> list[int]:
     """Members of a family to compare a model with: not measured with it, all or the nearest by folded sketches."""
     from kinbase.kinship.sketch import SCHEME
 
-    row = con.execute(
-        "select coarse, (select count(*) from raw.direction where base_id = $2) from raw.direction "
-        "where model_id = $1 and base_id = $2 and scheme = $3",
-        [model_id, base_id, SCHEME],
-    ).fetchone()
-    if row is None:
-        return []
-    coarse, members = row
-    rows = con.execute(
-        f"""
-        select model_id from raw.direction
-        where base_id = $1 and scheme = $2 and model_id <> $3
-            and model_id not in (select b_id from raw.pair where a_id = $3 union all select a_id from raw.pair where b_id = $3)
-        order by array_inner_product(coarse, $4::float[{sketches.COARSE}]) desc limit $5
-        """,
-        [base_id, SCHEME, model_id, coarse, EVERYBODY if members <= EVERYBODY else CHOSEN],
-    ).fetchall()
-    return [other for (other,) in rows]
+    return sketches.nearest_directions(con, base_id, model_id, SCHEME, whole=EVERYBODY, chosen=CHOSEN)
 
 
 def estimate(con: Connection, base_id: int, pairs: Sequence[tuple[int, int]]) -> int:
@@ -83,23 +67,7 @@ def estimate(con: Connection, base_id: int, pairs: Sequence[tuple[int, int]]) ->
                 rows.append((min(a, b), max(a, b), pcc, float(cosine[k]), ed, float(stderr[k]), coverage))
     if not rows:
         return 0
-    columns = [list(column) for column in zip(*rows, strict=True)]
-    con.execute(
-        "delete from raw.estimate where method = 'sketch' and (a_id, b_id) in (select (unnest($1), unnest($2)))",
-        columns[:2],
-    )
-    con.execute(
-        """
-        insert into raw.estimate (a_id, b_id, base_id, method, pcc, cs, ed, stderr, coverage)
-        select a_id, b_id, $1, 'sketch', pcc, cs, ed, stderr, coverage
-        from (
-            select unnest($2::integer[]) as a_id, unnest($3::integer[]) as b_id, unnest($4::double[]) as pcc,
-                unnest($5::double[]) as cs, unnest($6::double[]) as ed, unnest($7::double[]) as stderr,
-                unnest($8::double[]) as coverage
-        )
-        """,
-        [base_id, *columns],
-    )
+    put_sketched(con, base_id, rows)
     return len(rows)
 
 
@@ -124,18 +92,10 @@ def placed(con: Connection, model_id: int, k: int = 3) -> list[tuple[str, str | 
     own = sketches.vector(con, model_id)
     if own is None:
         return []
-    candidates = con.execute(
-        """
-        select model_id from raw.sketch s join raw.model m using (model_id)
-        where model_id <> $1 and scheme = $2 and onto_id is null and numel between 0.9 * $3 and 1.1 * $3
-            and (m.base_id is null or model_id in (select base_id from raw.model))
-        order by model_id limit 2000
-        """,
-        [model_id, SCHEME, own.numel],
-    ).fetchall()
+    candidates = sketches.comparable(con, model_id, SCHEME, own.numel)
     scored: list[tuple[float, float, int]] = []
     for start in range(0, len(candidates), 250):
-        found = {m: sketches.vector(con, m) for (m,) in candidates[start : start + 250]}
+        found = {m: sketches.vector(con, m) for m in candidates[start : start + 250]}
         vectors = {m: v.sums for m, v in found.items() if v is not None}
         if vectors:
             cosine, stderr, *_ = compare(own.sums, np.stack(list(vectors.values())))
@@ -147,12 +107,8 @@ def placed(con: Connection, model_id: int, k: int = 3) -> list[tuple[str, str | 
     scored.sort(reverse=True)
     result = []
     for cosine_, error, m in scored[:k]:
-        row = con.execute(
-            "select m.name, b.name from raw.model m left join raw.model b on b.model_id = m.base_id where m.model_id = ?",
-            [m],
-        ).fetchone()
-        assert row
-        result.append((str(row[0]), row[1], cosine_, error))
+        name, base, _ = naming.place_of(con, m)
+        result.append((name, base, cosine_, error))
     return result
 
 
@@ -168,13 +124,9 @@ def suggestion(con: Connection, model_id: int) -> str | None:
 
 def why_without_kin(con: Connection, name: str) -> str:
     """Why a stored model has no kinship, and what would give it some, in a line."""
-    ((model_id, base, members),) = con.execute(
-        """
-        select m.model_id, b.name, (select count(*) from raw.model where base_id = m.model_id)
-        from raw.model m left join raw.model b on b.model_id = m.base_id where m.name = ?
-        """,
-        [name],
-    ).fetchall()
+    model_id = naming.find(con, name)
+    assert model_id is not None
+    _, base, members = naming.place_of(con, model_id)
     if base is not None:
         return f"{name} has no kin yet: of those tuned from {base} no other was measured or sketched"
     if members:

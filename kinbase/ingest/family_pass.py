@@ -47,7 +47,7 @@ def measure(
     Raises CheckpointError when a file changes, shrinks or cannot be read, KinbaseError when the device
     cannot be used. `on_progress` is told bytes.
     """
-    # The floating-point tensors first and by name: the order of raw.tensor, whoever wrote the file.
+    # The floating-point tensors first and by name: the order they are stored in, whoever wrote the file.
     base.tensors.sort(key=lambda tensor: (tensor.dtype not in FLOAT_DTYPES, tensor.name))
     plan = Plan(base, members, new=new, hash_base=hash_base)
     tensors = [(t.name, t.numel) for t in base.tensors if t.dtype in FLOAT_DTYPES]

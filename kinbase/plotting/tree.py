@@ -13,7 +13,7 @@ from kinbase.plotting.figure import COLOURS, FAINT, INK, SOFT, Plot, Spot, figur
 from kinbase.plotting.layout import Layout, layered
 from kinbase.query import graph as lineage
 from kinbase.query.models import families
-from kinbase.query.scores import comparable
+from kinbase.query.scores import model_scores
 from kinbase.store import Store
 
 MOST = 1500
@@ -47,7 +47,7 @@ def draw(store: Store, model: str, *, depth: int = 1000) -> Plot:
     with store.reading() as con:
         around = lineage.around(con, model, depth=depth)
         graph = lineage.without_bases(around)
-        bases, scores = families(con, list(graph)), comparable(con, list(graph))
+        bases, scores = families(con, list(graph)), model_scores(con, list(graph))
     focus = around.graph["focus"]
     if len(graph) > MOST:
         raise KinbaseError(

@@ -56,6 +56,12 @@ select base, layer, block, pcc, cs, ed, numel from kinship_by_layer
 where model_a = ? and model_b = ? order by block, layer
 """
 
+SUMS = """
+select a.name, b.name, p.base_id, p.numel, p.dot, p.sum_a, p.sum_b, p.sumsq_a, p.sumsq_b
+from raw.pair p join raw.model a on a.model_id = p.a_id join raw.model b on b.model_id = p.b_id
+where list_contains($1, a.name) and list_contains($1, b.name)
+"""
+
 MEMBERS = """
 select model_id, name from raw.model
 where base_id = $1 and (
@@ -222,6 +228,25 @@ def of_pair(con: Connection, model_a: str, model_b: str) -> Kinship | None:
         [model_a, model_b],
     ).fetchall()
     return Kinship(*found[0]) if found else None
+
+
+def known_pairs(con: Connection, models: Sequence[str], metric: str) -> dict[frozenset[str], float]:
+    """The known kinship among the models named, by pair; `metric` is one of METRICS."""
+    rows = con.execute(
+        f"""
+        select model_a, model_b, {metric} from kinship
+        where model_a < model_b and {metric} is not null and list_contains($1, model_a) and list_contains($1, model_b)
+        """,
+        [list(models)],
+    ).fetchall()
+    return {frozenset((a, b)): value for a, b, value in rows}
+
+
+def measured_sums(con: Connection, models: Sequence[str]) -> list[tuple[Any, ...]]:
+    """The sums over the deltas of each measured pair among the models named: two names, base_id, numel, dot, sum_a, sum_b,
+    sumsq_a, sumsq_b.
+    """
+    return con.execute(SUMS, [list(models)]).fetchall()
 
 
 # As frames.

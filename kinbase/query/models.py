@@ -273,6 +273,41 @@ def all_names(con: Connection) -> list[str]:
     return [name for (name,) in con.execute("select name from raw.model order by name").fetchall()]
 
 
+def common_base(con: Connection, models: Sequence[str]) -> str | None:
+    """The base that all of `models` are measured against; None when they have none in common."""
+    rows = con.execute(
+        "select distinct base from models where list_contains($1, name)", [list(models)]
+    ).fetchall()
+    return rows[0][0] if len(rows) == 1 else None
+
+
+def sources(con: Connection, models: Sequence[str]) -> dict[str, tuple[str | None, int]]:
+    """Where each of `models` was read from (None: only its name is known) and its bytes."""
+    rows = con.execute(
+        "select name, if(digest is null, null, source), coalesce(bytes, 0) from raw.model where list_contains($1, name)",
+        [list(models)],
+    ).fetchall()
+    return {name: (source, size) for name, source, size in rows}
+
+
+def digests(con: Connection) -> frozenset[str]:
+    """The digests of all weights that are known."""
+    rows = con.execute("select digest from raw.model where digest is not null").fetchall()
+    return frozenset(digest for (digest,) in rows)
+
+
+def merges_of(con: Connection, parents: Sequence[str], method: str) -> list[str]:
+    """The merges of exactly these parents that are in the lineage, by this method or by one that is not said."""
+    rows = con.execute(
+        """
+        select model from raw.merge
+        where parents = list_sort($1::varchar[]) and coalesce(method, $2) = $2 order by method nulls last, model
+        """,
+        [list(parents), method],
+    ).fetchall()
+    return [model for (model,) in rows]
+
+
 # As frames.
 
 

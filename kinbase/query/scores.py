@@ -1,5 +1,6 @@
 """What models scored, and what merging gained."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from kinbase.errors import KinbaseError
@@ -8,29 +9,18 @@ from kinbase.store import Connection, names
 if TYPE_CHECKING:  # Polars is slow to import, and the terminal UI does without
     import polars as pl
 
-# One score a model: the average its sources print where one of them does for most, else the mean over the
-# benchmarks that every scored model here has.
-COMPARABLE = """
+MEAN_OVER = """
 with reading as (
-    select model, benchmark, source, avg(value) as value from scores
-    where list_contains($1, model) and metric <> 'gain'
-        and not regexp_matches(metric, 'perplexity|bits_per|loss|error|brier', 'i')
-    group by all
-),
-printed as (
-    select model, arg_max(value, n) as score
-    from reading join (select source, count(*) as n from reading where benchmark = 'average' group by source) using (source)
-    where benchmark = 'average' group by model
-),
-alone as (select model, benchmark, avg(value) as value from reading where benchmark <> 'average' group by all),
-shared as (
-    select benchmark from alone group by benchmark
-    having count(*) = (select count(distinct model) from alone)
+    select benchmark, value from raw.reading
+    where model = $1 and benchmark <> 'average' and ($2 is null or setting.source = $2)
+        and (len($3::varchar[]) = 0 or list_contains($3::varchar[], benchmark)) and ($4 is null or setting.metric = $4)
+    qualify row_number() over (
+        partition by benchmark
+        order by setting.metric <> 'normalised', setting.metric desc, setting.n_shot desc nulls last,
+            setting.split nulls first, setting.template nulls first, setting.source nulls last
+    ) = 1
 )
-select model, score, 'average as its source prints it' as how from printed
-union all
-select model, avg(value), 'mean over ' || string_agg(benchmark, ', ' order by benchmark) from alone
-where not exists (from printed) and benchmark in (from shared) group by model
+select avg(value order by benchmark), list(benchmark order by benchmark) from reading
 """
 
 ACCURACIES = """
@@ -76,9 +66,37 @@ order by child
 """
 
 
-def comparable(con: Connection, models: list[str]) -> dict[str, tuple[float, str]]:
-    """One score for each of `models` that has any, such that they can be compared, and what it is of."""
-    return {model: (score, how) for model, score, how in con.execute(COMPARABLE, [models]).fetchall()}
+def model_scores(con: Connection, models: Sequence[str]) -> dict[str, tuple[float, str]]:
+    """The score of each of `models` that has one, and what it is of: as the view `model_scores` says."""
+    rows = con.execute(
+        "select model, score, source from model_scores where score is not null and list_contains(?, model)",
+        [list(models)],
+    )
+    return {model: (score, source) for model, score, source in rows.fetchall()}
+
+
+def readings(con: Connection, models: Sequence[str]) -> list[tuple[str, str, float]]:
+    """One value a model and benchmark: acc_norm before acc, mc2 before mc1, as merge gains compare them."""
+    return con.execute(
+        """
+        select model, benchmark, arg_max(value, setting.metric) from raw.reading
+        where list_contains(?, model) group by model, benchmark
+        """,
+        [list(models)],
+    ).fetchall()
+
+
+def mean_over(
+    con: Connection, model: str, benchmarks: Sequence[str], *, source: str | None, metric: str | None
+) -> tuple[float | None, list[str]]:
+    """A model's mean over those of `benchmarks` (none: all) that it has, and which these are.
+
+    Only results of `source` and by `metric`, where they are named; of several of one benchmark one counts, as in the
+    view `merge_gains`.
+    """
+    row = con.execute(MEAN_OVER, [model, source, list(benchmarks), metric]).fetchone()
+    assert row
+    return row[0], row[1] or []
 
 
 def gains_and_kinship(

@@ -52,3 +52,27 @@ def put_sampled(con: Connection, base_id: int, rows: Iterable[Sequence[object]])
             """,
             [*ids, base_id, *values],
         )
+
+
+def put_sketched(con: Connection, base_id: int, rows: Sequence[tuple[object, ...]]) -> None:
+    """Store estimates from sketches, in place of earlier ones of the same pairs.
+
+    A row is (model, model, pcc, cs, ed, stderr, coverage), models by their model_id, the lower first.
+    """
+    columns = [list(column) for column in zip(*rows, strict=True)]
+    con.execute(
+        "delete from raw.estimate where method = 'sketch' and (a_id, b_id) in (select (unnest($1), unnest($2)))",
+        columns[:2],
+    )
+    con.execute(
+        """
+        insert into raw.estimate (a_id, b_id, base_id, method, pcc, cs, ed, stderr, coverage)
+        select a_id, b_id, $1, 'sketch', pcc, cs, ed, stderr, coverage
+        from (
+            select unnest($2::integer[]) as a_id, unnest($3::integer[]) as b_id, unnest($4::double[]) as pcc,
+                unnest($5::double[]) as cs, unnest($6::double[]) as ed, unnest($7::double[]) as stderr,
+                unnest($8::double[]) as coverage
+        )
+        """,
+        [base_id, *columns],
+    )

@@ -145,6 +145,18 @@ def base_id(con: Connection, model_id: int) -> int | None:
     return row[0] if row else None
 
 
+def place_of(con: Connection, model_id: int) -> tuple[str, str | None, int]:
+    """A model's name, that of the base it is measured against, and how many are measured against it."""
+    ((name, base, members),) = con.execute(
+        """
+        select m.name, b.name, (select count(*) from raw.model where base_id = m.model_id)
+        from raw.model m left join raw.model b on b.model_id = m.base_id where m.model_id = ?
+        """,
+        [model_id],
+    ).fetchall()
+    return str(name), base, int(members)
+
+
 def base_or_parents(con: Connection, label: str) -> tuple[str | None, list[str]] | None:
     """For a known label: the base its model is measured against or is itself, or else its parents' names."""
     model_id = find(con, label)

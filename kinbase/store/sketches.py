@@ -211,3 +211,41 @@ def fill_directions(con: Connection, base_id: int) -> None:
             f"insert into raw.direction select unnest($1), $2, $3, unnest($4)::float[{COARSE}]",
             [[m for m, _ in rows], base_id, SCHEME, [c.tolist() for _, c in rows]],
         )
+
+
+def nearest_directions(
+    con: Connection, base_id: int, model_id: int, scheme: str, *, whole: int, chosen: int
+) -> list[int]:
+    """Members of a family not measured with a model: all of up to `whole`, else the `chosen` nearest by folded sketches."""
+    row = con.execute(
+        "select coarse, (select count(*) from raw.direction where base_id = $2) from raw.direction "
+        "where model_id = $1 and base_id = $2 and scheme = $3",
+        [model_id, base_id, scheme],
+    ).fetchone()
+    if row is None:
+        return []
+    coarse, members = row
+    rows = con.execute(
+        f"""
+        select model_id from raw.direction
+        where base_id = $1 and scheme = $2 and model_id <> $3
+            and model_id not in (select b_id from raw.pair where a_id = $3 union all select a_id from raw.pair where b_id = $3)
+        order by array_inner_product(coarse, $4::float[{COARSE}]) desc limit $5
+        """,
+        [base_id, scheme, model_id, coarse, whole if members <= whole else chosen],
+    ).fetchall()
+    return [other for (other,) in rows]
+
+
+def comparable(con: Connection, model_id: int, scheme: str, numel: int, most: int = 2000) -> list[int]:
+    """Bases and models without one whose weights are of the same number within a tenth, and sketched by the same scheme."""
+    rows = con.execute(
+        """
+        select model_id from raw.sketch s join raw.model m using (model_id)
+        where model_id <> $1 and scheme = $2 and onto_id is null and numel between 0.9 * $3 and 1.1 * $3
+            and (m.base_id is null or model_id in (select base_id from raw.model))
+        order by model_id limit $4
+        """,
+        [model_id, scheme, numel, most],
+    ).fetchall()
+    return [other for (other,) in rows]

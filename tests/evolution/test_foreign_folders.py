@@ -12,6 +12,7 @@ from kinbase.errors import KinbaseError
 from kinbase.evolution import config as configs
 from kinbase.evolution import journal, trust
 from kinbase.evolution import merge_child as breeding
+from kinbase.store import runs
 
 ASKED = """
 strategy: greedy
@@ -48,7 +49,7 @@ def lay(db, config, folder, child="run-1-1"):
             """,
             [child, str(folder)],
         )
-        journal.end(con, "run", "finished", "over")
+        runs.end(con, "run", "finished", "over")
 
 
 def checkpoint(folder):

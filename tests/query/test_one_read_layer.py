@@ -1,0 +1,32 @@
+"""The tables are named in the store, in the read layer and in the schema, and nowhere else."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SCRIPTS = "".join(script.read_text() for script in (ROOT / "schema" / "migrations").glob("*.sql"))
+TABLES = sorted(set(re.findall(r"create table raw\.(\w+)", SCRIPTS)))
+NAMED = re.compile(rf"\braw\.({'|'.join(TABLES)})\b")
+ELSEWHERE = ("kinbase/cli", "kinbase/evolution", "kinbase/ingest", "kinbase/plotting", "kinbase/merging", "kinbase/kinship",
+             "kinbase/demo", "kinbase/checkpoint", "kinbase/database.py", "kinbase/text.py", "tui", "importers")  # fmt: skip
+
+
+def test_the_tables_are_known():
+    assert {"model", "claim", "pair", "score", "run", "offspring"} <= set(TABLES)
+    assert NAMED.search("select name from raw.model m") and not NAMED.search("raw.to(device)")
+
+
+@pytest.mark.parametrize("folder", ELSEWHERE)
+def test_no_table_is_named_outside_of_store_query_and_schema(folder):
+    place = ROOT / folder
+    files = [place] if place.is_file() else sorted(place.rglob("*.py"))
+    assert files
+    named = [
+        f"{file.relative_to(ROOT)}:{number}: {line.strip()}"
+        for file in files
+        for number, line in enumerate(file.read_text().splitlines(), 1)
+        if NAMED.search(line)
+    ]
+    assert not named, "move this read to kinbase/query, or this write to kinbase/store"
