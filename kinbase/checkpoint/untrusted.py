@@ -17,27 +17,33 @@ from pathlib import Path
 
 from kinbase.checkpoint import Problem
 from kinbase.checkpoint.files import open_regular, shown
+from kinbase.checkpoint.ids import canonical, says_nothing
 from kinbase.errors import CheckpointError
 
 MAX_NAME = 1000
 _NEVER_IN_A_NAME = re.compile("[\x00\n\r\x85\u2028\u2029\ufffd\ud800-\udfff]")
-_HUB_URL = re.compile(
-    r"https?://(?:www\.)?(?:huggingface\.co|hf\.co)/(?!datasets/|spaces/)([^/\s?#]+/[^/\s?#]+)"
-)
 _NUMBER = re.compile(r"\s*([-+]?[0-9.]+(?:[eE][-+]?[0-9]+)?)\s*(?:%|±.*)?\s*")
 
 
 def read_text(path: Path, limit: int) -> tuple[str, bool]:
     """The first `limit` bytes of a file as text, and whether that was all of it.
 
-    What is not UTF-8 becomes U+FFFD: the YAML and JSON around it can still be read.
+    Lines end in a line feed, whatever they end in there (Windows, old Macs). What is not UTF-8, or UTF-16 that says
+    so, becomes U+FFFD: the YAML and JSON around it can still be read.
     """
     with os.fdopen(open_regular(path), "rb") as file:
         try:
             data = file.read(limit + 1)
         except OSError as error:
             raise CheckpointError(f"cannot read {shown(path)}: {error.strerror}") from None
-    return data[:limit].decode("utf-8-sig", errors="replace"), len(data) <= limit
+    return decoded(data[:limit]), len(data) <= limit
+
+
+def decoded(data: bytes) -> str:
+    """Text of a stranger's file, without byte order marks and with line feeds as the ends of lines."""
+    encoding = "utf-16" if data.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8"
+    text = data.decode(encoding, errors="replace").lstrip("\ufeff")
+    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def head(source: str, length: int) -> bytes:
@@ -64,10 +70,11 @@ def name(value: object, refused: list[str]) -> str | None:
 
 
 def model_id(value: object, refused: list[str]) -> str | None:
-    """A model's name; the address of its page on the Hub means the same as its id."""
+    """A model's name; all spellings of an id of the Hub are one, and null in words is none."""
+    if says_nothing(value):
+        return None
     label = name(value, refused)
-    page = _HUB_URL.match(label) if label else None
-    return page.group(1) if page else label
+    return canonical(label) if label else None
 
 
 def number(value: object) -> float | None:
