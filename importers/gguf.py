@@ -5,18 +5,21 @@ vocabulary entry (11 s and 0.8 GB for a vocabulary of 128,000) and follows a len
 bytes made it take 3 GB). Here a value is read only if its key is wanted, and skipped otherwise.
 
 `general.source.*` names what the file was converted from: that is the quantised model's parent,
-and then the base models are the parents of that source. Without it the base models are all that
-is known of where the file comes from.
+and then the base models are the parents of that source. Without it the base models are still those of the
+model that was converted (its card's), not of the quantisation: the file's own parent is that model, where the
+file calls it by an id. But a file that bears a quantiser's name has the metadata of that quantiser's card.
+A file of the type "adapter" is an adapter of its base models.
 """
 
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 from kinbase.checkpoint import Edge, Facts, Record
 from kinbase.checkpoint.files import open_regular, shown
+from kinbase.checkpoint.ids import folded, hub_id
 from kinbase.checkpoint.untrusted import head, model_id, name, problems
 from kinbase.errors import CheckpointError
 
@@ -65,30 +68,67 @@ def open(source: str) -> Iterator[Record]:
     file_type = values.get("general.file_type")
     dtype = FILE_TYPES.get(file_type) if isinstance(file_type, int) else None
     quantised = dtype not in ("F32", "F16", "BF16")
-    kept = {"file_type": dtype, "quantized_by": text("general.quantized_by")}
+    kept = {"file_type": dtype, "quantized_by": text("general.quantized_by"), **_adapter(values)}
     detail: dict[str, object] = {key: value for key, value in kept.items() if value}
+    is_adapter = text("general.type") == "adapter"
     origin = model_id(
         text("general.source.huggingface.repository")
         or text("general.source.repo_url")
         or text("general.source.url"),
         refused,
     )
+    bases = _bases(values, text, refused)
+    own = model_id(text("general.repo_url"), []) or ""
+    if (
+        not origin
+        and quantised
+        and len(bases) == 1
+        and (text("general.quantized_by") or "gguf" in own.lower())
+    ):
+        # Metadata of the quantiser's own card: its one base model is what was quantised.
+        ((origin, more),) = bases
+        bases, detail = [], detail | more
+    relation = "adapter" if is_adapter else "quantized" if quantised or origin else None
     yield Facts(
         architecture=text("general.architecture"),
         license=text("general.license.name")
         if text("general.license") == "other"
         else text("general.license"),
-        relation="quantized" if quantised or origin else None,
+        relation=relation,
         parameters=parameters,
         dtype=dtype,
     )
-    if origin:
-        yield Edge(origin, "quantized", "gguf", detail=detail)
+    if is_adapter:
+        # A conversion of an adapter in whatever precision is one still.
+        for parent, more in bases:
+            yield Edge(parent, "adapter", "gguf", detail=detail | more)
+        yield from problems(path.name, refused)
+        return
+    converted = None if origin else _converted(text("general.name"), [parent for parent, _ in bases])
+    if origin or converted:
+        yield Edge(
+            str(origin or converted),
+            "quantized" if quantised or origin else "conversion",
+            "gguf",
+            detail=detail,
+        )
+    how = "merge" if len(bases) > 1 else "finetune"
+    for parent, more in bases:
+        child = origin or converted
+        evidence = "gguf" if child is None else "reported"  # of a model that is not in this file
+        yield Edge(parent, how, evidence, child, detail=more if child else detail | more)
+    yield from problems(path.name, refused)
+
+
+def _bases(
+    values: dict[str, object], text: Callable[[str], str | None], refused: list[str]
+) -> list[tuple[str, dict[str, object]]]:
+    """The base models of the model that was converted, and what is said of each beside its name."""
     stated = values.get("general.base_model.count", 0)
-    bases = range(min(stated, _MAX_BASES) if isinstance(stated, int) else 0)
     if isinstance(stated, int) and stated > _MAX_BASES:
         refused.append(f"all but {_MAX_BASES} of {stated:,} base models")
-    for index in bases:
+    found: list[tuple[str, dict[str, object]]] = []
+    for index in range(min(stated, _MAX_BASES) if isinstance(stated, int) else 0):
         key = f"general.base_model.{index}."
         repository = text(key + "repo_url") or text(key + "url")
         parts = [part.replace(" ", "-") for part in (text(key + "organization"), text(key + "name")) if part]
@@ -97,10 +137,20 @@ def open(source: str) -> Iterator[Record]:
             refused.append(f"base model {index}, which has no name")
             continue
         version = text(key + "version")
-        relation = "merge" if len(bases) > 1 else "quantized" if quantised and not origin else "finetune"
-        more: dict[str, object] = {"version": version} if version else {}
-        yield Edge(parent, relation, "gguf", origin, detail=more if origin else detail | more)
-    yield from problems(path.name, refused)
+        found.append((parent, {"version": version} if version else {}))
+    return found
+
+
+def _converted(title: str | None, bases: list[str]) -> str | None:
+    """The model that was converted, where the file calls it by an id; a title is made up by the converter and names none."""
+    label = hub_id(title) if title else None
+    return label if label and "/" in label and folded(label) not in {folded(base) for base in bases} else None
+
+
+def _adapter(values: dict[str, object]) -> dict[str, object]:
+    """What the header says of an adapter: its kind and alpha."""
+    told = {"adapter_type": values.get("adapter.type"), "lora_alpha": values.get("adapter.lora.alpha")}
+    return {key: value for key, value in told.items() if isinstance(value, str | int | float)}
 
 
 class _LyingError(Exception):
@@ -120,7 +170,7 @@ def _header(file: BinaryIO, size: int) -> tuple[dict[str, object], int | None]:
     for _ in range(pairs):
         key = _text(file, limit, _MAX_KEY)
         (kind,) = struct.unpack("<I", _exactly(file, 4))
-        if key.startswith("general.") and kind != _ARRAY:
+        if key.startswith(("general.", "adapter.")) and kind != _ARRAY:
             if key in values:
                 raise _LyingError(f"the key {shown(key)} twice")
             values[key] = _text(file, limit, _MAX_TEXT) if kind == _STRING else _scalar(file, kind)

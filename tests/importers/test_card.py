@@ -16,7 +16,7 @@ def test_mergekit_cards_with_hub_ids_do_not_claim_the_base_or_adapters_as_parent
     assert set(parents(ties)) == {"example/math", "example/chat"}
     assert set(parents(ties, "base")) == {"example/base"}
     lora = read(card, DATA / "mergekit/hub_lora/README.md")
-    assert set(parents(lora)) == {"example/math", "example/math-lora", "example/chat-lora"}
+    assert set(parents(lora)) == {"example/math@v1.2", "example/math-lora@abc123", "example/chat-lora"}
     assert set(parents(lora, "base")) == {"example/base"}
     assert all(edge.method == "task_arithmetic" for edge in only(Edge, lora))
 

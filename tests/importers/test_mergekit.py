@@ -104,8 +104,10 @@ def test_stages_in_a_circle(write):
 def test_model_references(write, text, path, lora, detail):
     config = f"merge_method: karcher\nmodels:\n- model: {text}\n- model: org/other\n"
     found = parents(read(mergekit, write("m.yml", config)))
-    assert set(found) == {path, "org/other", *([lora] if lora else [])}
-    assert found[path].detail == detail
+    named = f"{path}@{detail['revision']}" if "revision" in detail else path
+    adapter = f"{lora}@{detail['lora_revision']}" if "lora_revision" in detail else lora
+    assert set(found) == {named, "org/other", *([adapter] if lora else [])}
+    assert found[named].detail == detail
 
 
 def test_an_adapter_on_the_base_is_the_parent(write):
@@ -117,11 +119,12 @@ def test_an_adapter_on_the_base_is_the_parent(write):
     ]
 
 
-def test_a_base_is_no_parent_whichever_revision_is_left_out(write):
-    config = "merge_method: ties\nbase_model: o/b@v1\nmodels: [{model: o/b}, {model: o/a}]\n"
-    records = read(mergekit, write("m.yml", config))
-    assert set(parents(records)) == {"o/a"}
-    assert parents(records, "base")["o/b"].detail == {"revision": "v1"}
+def test_another_revision_of_the_base_is_a_parent_and_main_is_none(write):
+    config = "merge_method: ties\nbase_model: o/b@v1\nmodels: [{model: o/b@%s}, {model: o/a}]\n"
+    records = read(mergekit, write("m.yml", config % "main"))
+    assert set(parents(records)) == {"o/b", "o/a"}
+    assert parents(records, "base")["o/b@v1"].detail == {"revision": "v1"}
+    assert set(parents(read(mergekit, write("m.yml", config % "v1")))) == {"o/a"}
 
 
 def test_modules_and_slices(write):
