@@ -66,11 +66,13 @@ class Kinbase:
         depth: int = 1,
         limit: int = 1000,
         relations: Sequence[str] = (),
+        key: str | None = None,
         report: Report = lambda done, total: None,
         tell: Tell = lambda what, done, total: None,
     ) -> pl.DataFrame:
         """Import checkpoints and records: one row a source with source, model, status, base and notes.
 
+        `key` chooses one of several state dicts in a torch file.
         See `kinbase.ingest.steps.ImportOptions`; with `children` or `parents`, `kinbase.ingest.relatives.import_family`,
         which brings in metadata, after which `sample` or `stream` go on with all that was met. A source that
         fails has status "failed" and the reason in its notes.
@@ -88,7 +90,7 @@ class Kinbase:
                 f"a whole database: {stored['model']} models, {stored['claim']} claims, {stored['score']} scores"
             ]
             return pl.DataFrame([(whole[0], None, "records", None, notes)], schema=IMPORTED, orient="row")
-        labels = [str(s) for s in sources]
+        labels = [f"{s}#{key}" if key else str(s) for s in sources]
         found: list[Outcome] = []
         options = ImportOptions(
             base=str(base) if base else None, name=name, device=device, is_metadata_only=metadata_only,

@@ -21,7 +21,7 @@ from kinbase.checkpoint.untrusted import name as label
 from kinbase.errors import CheckpointError
 from kinbase.importers import adapter, card, eval_results, folder, mergekit, safetensors
 from kinbase.importers.hub import cache as hub_cache
-from kinbase.importers.hub.client import Hub, Repo, Tell
+from kinbase.importers.hub.client import Hub, Repo, Tell, is_offline
 from kinbase.importers.hub.download import fetch
 from kinbase.importers.hub.file import HubFile
 from kinbase.importers.ranges import Blocks, RangedFile
@@ -70,6 +70,10 @@ def open(source: str, depth: str = "whole", tell: Tell = lambda what, done, tota
     name, revision = _parse(source)
     if depth == "kept":
         yield from _kept(name, revision)
+        return
+    where = f"{name}@{revision}" if revision else name
+    if depth == "whole" and is_offline() and hub_cache.recognises(where):
+        yield from hub_cache.open(where)
         return
     hub = Hub(tell)
     repo = hub.repo(name, revision)

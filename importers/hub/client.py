@@ -88,6 +88,11 @@ class Repo:
     children: int | None  # models that name it as their base; None: not said
 
 
+def is_offline() -> bool:
+    """Whether HF_HUB_OFFLINE says that nothing is to be asked for; read without loading the client."""
+    return os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
+
+
 class Hub:
     """One endpoint and one account, as the environment says when it is made."""
 

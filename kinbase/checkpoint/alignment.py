@@ -44,7 +44,34 @@ def align(
     tensors of the member other names, that of nothing for "": layers that stand elsewhere; `heads` are the numbers
     of query and of key-value heads, which some layouts are taken apart by.
     """
-    placed = placed or {}
+    aligned, skipped, reshaped, ambiguous = _counterparts(base, member, placed or {}, heads)
+    for position, tensor in enumerate(base):
+        match = aligned[position]
+        if match is None:
+            if not adapter:
+                skipped[tensor.name] = AMBIGUOUS if tensor.name in ambiguous else MISSING
+            continue
+        reason = _mismatch(tensor, match)
+        if reason:
+            skipped[tensor.name if match.name in reshaped else match.name] = reason
+            aligned[position] = None
+    return aligned, skipped
+
+
+def counterparts(
+    base: Sequence[Tensor], member: Sequence[Tensor], heads: tuple[int, int] | None = None
+) -> list[Tensor | None]:
+    """The member's tensor, or None, for each base tensor by their names alone, whatever their shapes and dtypes."""
+    return _counterparts(base, member, {}, heads)[0]
+
+
+def _counterparts(
+    base: Sequence[Tensor],
+    member: Sequence[Tensor],
+    placed: Mapping[str, str],
+    heads: tuple[int, int] | None,
+) -> tuple[list[Tensor | None], dict[str, str], set[str], set[str]]:
+    """What meets; what of the member does not, and why; the base's names of views; those that are ambiguous."""
     by_name = {placed.get(t.name, t.name): t for t in member if placed.get(t.name, t.name)}
     aligned = [by_name.pop(tensor.name, None) for tensor in base]
     names = {t.name: p for p, t in enumerate(base) if aligned[p] is None}
@@ -59,17 +86,7 @@ def align(
     skipped = {t.name: "a layer that is compared once already" for t in member if placed.get(t.name) == ""}
     reshaped = _in_other_layouts(base, aligned, by_name, heads)
     skipped |= {t.name: NOT_IN_THE_BASE for t in by_name.values()}
-    for position, tensor in enumerate(base):
-        match = aligned[position]
-        if match is None:
-            if not adapter:
-                skipped[tensor.name] = AMBIGUOUS if tensor.name in ambiguous else MISSING
-            continue
-        reason = _mismatch(tensor, match)
-        if reason:
-            skipped[tensor.name if match.name in reshaped else match.name] = reason
-            aligned[position] = None
-    return aligned, skipped
+    return aligned, skipped, reshaped, ambiguous
 
 
 def meet(base: Checkpoint, member: Checkpoint) -> tuple[list[Tensor | None], dict[str, str]]:

@@ -27,20 +27,23 @@ MANY = 50
 @click.option(
     "--sketch", is_flag=True, help="Read the SOURCEs only; kinship with all others is estimated by sketches."
 )
+@click.option(
+    "--key", metavar="NAME", help="Of several state dicts in a torch file, the one under NAME (an EMA)."
+)
 @elsewhere_options
 @click.pass_obj
 def import_(
     db: "Callable[[], Kinbase]", sources: tuple[str, ...], base: str | None, name: str | None, device: str,
-    metadata_only: bool, no_kinship: bool, sketch: bool, sample: float | None, stderr: float | None, stream: bool,
-    children: bool, parents: bool, depth: int, limit: int, relations: tuple[str, ...],
+    metadata_only: bool, no_kinship: bool, sketch: bool, key: str | None, sample: float | None, stderr: float | None,
+    stream: bool, children: bool, parents: bool, depth: int, limit: int, relations: tuple[str, ...],
 ) -> None:  # fmt: skip
     """Bring in checkpoints and what is written beside them.
 
     SOURCE is a checkpoint folder (safetensors or PyTorch shards, a PEFT LoRA adapter, a snapshot of the
-    local Hub cache), a single .safetensors, .bin or .pt file, a model of the Hub (hf:ORG/NAME[@REVISION]), the
-    URL of a .safetensors file or of a folder (https://, s3://, ...), or a file of records: a model card, a merge
-    config, results, a table. Kinship is measured in one pass over the family of --base. Interrupted, the
-    same command goes on where it stopped.
+    local Hub cache), a single .safetensors, .bin or .pt file, the folder of a training run (its checkpoint-* become
+    NAME@STEP), a model of the Hub (hf:ORG/NAME[@REVISION]), the URL of a .safetensors file or of a folder (https://,
+    s3://, ...), or a file of records: a model card, a merge config, results, a table. Kinship is measured in one pass
+    over the family of --base. Interrupted, the same command goes on where it stopped.
     """
     from kinbase.cli.console import progress, say
 
@@ -48,8 +51,8 @@ def import_(
     with progress("reading" if counted else "measuring", unit="" if counted else "bytes") as report:
         found = db().import_(sources, base=base, name=name, device=device, metadata_only=metadata_only,
                              kinship=not no_kinship, sketch=sketch, sample=sample, stderr=stderr, stream=stream,
-                             children=children, parents=parents, depth=depth, limit=limit, relations=relations, report=report,
-                             tell=lambda what, done, total: report(done, total, what))  # fmt: skip
+                             children=children, parents=parents, depth=depth, limit=limit, relations=relations, key=key,
+                             report=report, tell=lambda what, done, total: report(done, total, what))  # fmt: skip
     tally: dict[str, int] = {}
     for source, model, status, base_name, notes in found.iter_rows():
         tally[status] = tally.get(status, 0) + 1

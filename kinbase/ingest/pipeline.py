@@ -17,6 +17,7 @@ from kinbase.ingest.measure import measure_sources
 from kinbase.ingest.persist import Also, store_sources
 from kinbase.ingest.remote import read_all, stored_versions
 from kinbase.ingest.steps import ImportOptions, Measured, Outcome, Sampled
+from kinbase.ingest.trajectories import legs
 from kinbase.store import Store
 
 
@@ -30,6 +31,8 @@ def import_sources(
 ) -> list[Outcome]:
     """Import `sources`; what became of each, in the same order (a base that had to be read comes first).
 
+    The folder of a training run is its checkpoints: see `trajectories`.
+
     `on_measured` is told the digests of what was read, by name, before it is stored; `also` writes what belongs to
     the import, in its transaction, when what became of the sources is known.
     Raises UsageError for contradictory arguments, KinbaseError when the base cannot be had and
@@ -38,9 +41,10 @@ def import_sources(
     """
     if options.name and len(sources) != 1:
         raise UsageError("--name names one model: import that source by itself")
+    run = legs(sources, options.name)
     is_away = any(map(elsewhere, [*sources, options.base or ""]))
     known = stored_versions(store, options.depth, options.base) if is_away else as_called
-    opened = read_all(sources, options, known)
+    opened = read_all(run, options, known)
     try:
         placement = place_all(store, opened, options, known)
         measured = _measure(store, placement, options)

@@ -9,6 +9,7 @@ from kinbase.checkpoint import Commit
 from kinbase.checkpoint.open import Known, Opened, Tell, as_called, elsewhere, read
 from kinbase.errors import KinbaseError
 from kinbase.ingest.steps import ImportOptions
+from kinbase.ingest.trajectories import Leg
 from kinbase.store import Store
 from kinbase.store import names as naming
 
@@ -52,27 +53,29 @@ def _kept(store: Store, name: str) -> bool:
     return bool(files) and not any(file.elsewhere for file in files) and all(file.as_it_was for file in files)
 
 
-def read_all(sources: Sequence[str], options: ImportOptions, known: Known) -> list[Opened]:
+def read_all(legs: Sequence[Leg], options: ImportOptions, known: Known) -> list[Opened]:
     """Every source opened, in order; those elsewhere side by side where little is read of each."""
 
     stopped = threading.Event()
 
-    def one(source: str) -> Opened:
-        return read(source, options.name, depth=options.depth, known=known, tell=until(stopped, options.log))
+    def one(leg: Leg) -> Opened:
+        log = until(stopped, options.log)
+        opened = read(leg.source, leg.name, depth=options.depth, known=known, tell=log)
+        return leg.told(opened) if leg.is_of_a_run else opened
 
-    away = [source for source in dict.fromkeys(sources) if elsewhere(source)]
+    away = [leg for leg in dict.fromkeys(legs) if elsewhere(leg.source)]
     if len(away) < 2 or options.depth not in ("metadata", "sample"):
-        return [one(source) for source in sources]
+        return [one(leg) for leg in legs]
     with ThreadPoolExecutor(AT_ONCE, thread_name_prefix="kinbase-ask") as pool:
-        opened: dict[str, Opened] = {}
+        opened: dict[Leg, Opened] = {}
         try:
-            for source, reading in [(source, pool.submit(one, source)) for source in away]:
-                opened[source] = result(reading)
+            for leg, reading in [(leg, pool.submit(one, leg)) for leg in away]:
+                opened[leg] = result(reading)
         except BaseException:
             stopped.set()
             pool.shutdown(cancel_futures=True)
             raise
-    return [opened.pop(source) if source in opened else one(source) for source in sources]
+    return [opened.pop(leg) if leg in opened else one(leg) for leg in legs]
 
 
 def until(stopped: threading.Event, log: Tell) -> Tell:

@@ -15,7 +15,7 @@ from kinbase.checkpoint.open import Opened, read
 from kinbase.errors import CheckpointError, DiskError, KinbaseError, UsageError
 from kinbase.merging import folder as beside
 from kinbase.merging.config import MergeConfig
-from kinbase.merging.plan import Parent, opened, targets
+from kinbase.merging.plan import Parent, in_words_of, opened, targets
 from kinbase.merging.shards import SHARD_BYTES, Shards
 
 Report = Callable[[int, int], None]
@@ -136,6 +136,10 @@ def _open_parents(
         licenses.append(next((facts.license for _, facts in source.said(Facts) if facts.license), None))
         if os.path.lexists(where):
             written_as[label] = str(Path(where).resolve())
+    donor = parents.get(config.donor)
+    if donor is not None:
+        for model, parent in parents.items():
+            parents[model] = in_words_of(donor, parent)
     if len(parents) == 1:
         raise KinbaseError(f"there is only {next(iter(parents.values())).label} to merge: list two models")
     return licenses, written_as

@@ -100,8 +100,12 @@ def child_config(config: MergeConfig, donor: Mapping[str, Any], targets: Sequenc
                 holder[key] = layers
     if dtype and not {"torch_dtype", "dtype"} & record.keys():
         record["torch_dtype"] = dtype
-    if record.get("tie_word_embeddings") and any(target.name.endswith(HEADS) for target in targets):
-        record["tie_word_embeddings"] = False
+    if any(target.name.endswith(HEADS) for target in targets):
+        for part in ("", "text_config"):
+            holder = record.get(part) if part else record
+            if isinstance(holder, dict) and holder.get("tie_word_embeddings"):
+                holder = holder | {"tie_word_embeddings": False}
+                record = record | {part: holder} if part else holder
     return record
 
 

@@ -11,8 +11,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from kinbase.checkpoint import DTYPE_BYTES, FLOAT_DTYPES, Checkpoint, Tensor
+from kinbase.checkpoint.alignment import counterparts
 from kinbase.checkpoint.files import shown
 from kinbase.checkpoint.merge_config import Reference
+from kinbase.checkpoint.packed import is_mask
 from kinbase.checkpoint.tensors import EMBEDDINGS, HEADS
 from kinbase.errors import KinbaseError
 from kinbase.merging.config import MergeConfig, Parameters, Slice
@@ -40,6 +42,7 @@ SHARED = {
 }
 
 _LAYER = re.compile(r"(?P<stack>.*?)\.(?P<index>\d{1,9})\.(?P<rest>.*)")
+_DERIVED = re.compile(r"(^|\.)(inv_freq|(cos|sin)_cached|masked_bias|position_ids|token_type_ids)$")
 _BEFORE_THE_LAYERS = re.compile(r"embed(?!_out)|wte|wpe|embd|rotary")
 
 
@@ -217,43 +220,13 @@ def _target(
     if config.method != "linear":
         order.sort(key=lambda pair: pair[0].model != part.base)  # stable: the base first
     labels = tuple(parents[entry.model].label for entry, _ in order)
-    inputs: list[Tensor] = []
-    for (entry, source), label in zip(order, labels, strict=True):
-        tensor = parents[entry.model].tensor(source)
-        if tensor is None:
-            reason = parents[entry.model].checkpoint.skipped.get(source)
-            raise KinbaseError(
-                f"{label} has no tensor {shown(source)}"
-                + (f" ({reason})" if reason else f", which {labels[0]} has: are they of one architecture?")
-            )
-        if inputs and tensor.shape != inputs[0].shape:
-            raise KinbaseError(
-                f"the tensor {shown(source)} is {_shape(inputs[0])} in {labels[0]} and {_shape(tensor)} in {label}: "
-                "models of one shape can be merged"
-                + (
-                    ", vocabularies are only aligned by --backend mergekit"
-                    if tensor.shape[1:] == inputs[0].shape[1:]
-                    else ""
-                )
-            )
-        inputs.append(tensor)
+    inputs = _inputs(order, labels, parents)
     floats = [tensor.dtype in FLOAT_DTYPES for tensor in inputs]
+    is_counter = not any(floats) and all(tensor.numel == 1 for tensor in inputs)
+    if is_counter or len(inputs) < len(order):  # as BatchNorm keeps: nothing is computed with it
+        return _buffer(name, inputs[:1], labels[:1])
     if not any(floats):
-        if len({tensor.dtype for tensor in inputs}) > 1:
-            raise KinbaseError(
-                f"the buffer {shown(name)} has dtypes {', '.join(t.dtype for t in inputs)} in {', '.join(labels)}"
-            )
-        return Target(
-            name,
-            inputs[0].shape,
-            tuple(inputs),
-            labels,
-            {},
-            (),
-            inputs[0].dtype,
-            inputs[0].dtype,
-            buffer=True,
-        )
+        return _buffer(name, inputs, labels)
     if not all(floats):
         raise KinbaseError(
             f"the tensor {shown(name)} holds integers in {labels[floats.index(False)]} and weights in "
@@ -279,6 +252,50 @@ def _target(
     return Target(name, inputs[0].shape, tuple(inputs), labels, shared, tuple(own), dtype, out)
 
 
+def _inputs(
+    order: Sequence[tuple[Any, str]], labels: Sequence[str], parents: Mapping[Reference, Parent]
+) -> list[Tensor]:
+    """A target's tensors in each model; the first alone of what follows from the configuration and one lacks."""
+    inputs: list[Tensor] = []
+    for (entry, source), label in zip(order, labels, strict=True):
+        tensor = parents[entry.model].tensor(source)
+        if tensor is None:
+            if inputs and _is_derived(inputs[0]):
+                return inputs[:1]
+            reason = parents[entry.model].checkpoint.skipped.get(source)
+            raise KinbaseError(
+                f"{label} has no tensor {shown(source)}"
+                + (f" ({reason})" if reason else f", which {labels[0]} has: are they of one architecture?")
+            )
+        if inputs and tensor.shape != inputs[0].shape:
+            raise KinbaseError(
+                f"the tensor {shown(source)} is {_shape(inputs[0])} in {labels[0]} and {_shape(tensor)} in {label}: "
+                "models of one shape can be merged"
+                + (
+                    ", vocabularies are only aligned by --backend mergekit"
+                    if tensor.shape[1:] == inputs[0].shape[1:]
+                    else ""
+                )
+            )
+        inputs.append(tensor)
+    return inputs
+
+
+def _buffer(name: str, inputs: Sequence[Tensor], labels: Sequence[str]) -> Target:
+    """Integers, or a tensor of one model, copied; several have to agree."""
+    dtypes = [tensor.dtype for tensor in inputs]
+    if len(set(dtypes)) > 1:
+        raise KinbaseError(f"the buffer {shown(name)} has dtypes {', '.join(dtypes)} in {', '.join(labels)}")
+    return Target(
+        name, inputs[0].shape, tuple(inputs), tuple(labels), {}, (), dtypes[0], dtypes[0], buffer=True
+    )
+
+
+def _is_derived(tensor: Tensor) -> bool:
+    """Whether a tensor follows from the configuration, and is in some files and not in others of one model."""
+    return _DERIVED.search(tensor.name) is not None or is_mask(tensor)
+
+
 def promoted(dtypes: Sequence[str], name: str) -> str:
     """The dtype that inputs of several are merged in: the widest; float32 for float16 with bfloat16.
 
@@ -297,6 +314,32 @@ def layer_count(config: MergeConfig) -> int | None:
     """Layers of the child where the configuration says which are taken; None when it is the donor's."""
     spans = [part.inputs[0].layers for part in config.slices]
     return None if None in spans else sum(span[1] - span[0] for span in spans if span)
+
+
+def in_words_of(donor: Parent, parent: Parent) -> Parent:
+    """A parent with its tensors under the donor's names, in the donor's layout: as an import aligns a model to its base.
+
+    Layers that the donor has not are called as its other ones.
+    """
+    if parent is donor:
+        return parent
+    theirs, own = donor.checkpoint, parent.checkpoint
+    met = counterparts(theirs.tensors, own.tensors, own.heads or theirs.heads)
+    named = {t.name: match for t, match in zip(theirs.tensors, met, strict=True) if match is not None}
+    stacks = {}
+    for name, match in named.items():
+        ours, other = _LAYER.fullmatch(name), _LAYER.fullmatch(match.name)
+        if ours and other and ours["index"] == other["index"] and ours["rest"] == other["rest"]:
+            stacks[other["stack"]] = ours["stack"]
+    used = {id(tensor) for tensor in named.values()}
+    for tensor in own.tensors:
+        if id(tensor) in used:
+            continue
+        layer = _LAYER.fullmatch(tensor.name)
+        stack = stacks.get(layer["stack"]) if layer else None
+        name = f"{stack}.{layer['index']}.{layer['rest']}" if layer and stack else tensor.name
+        named.setdefault(name, tensor)
+    return replace(parent, tensors=named)
 
 
 def opened(label: str, checkpoint: Checkpoint, config: Mapping[str, Any]) -> Parent:
