@@ -8,9 +8,7 @@ from kinbase.errors import KinbaseError
 from kinbase.plotting.figure import (
     COLOURS,
     MARKERS,
-    SOFT,
     Plot,
-    Spot,
     entry,
     figure_of,
     label,
@@ -18,6 +16,7 @@ from kinbase.plotting.figure import (
     plain_axes,
     text_width,
 )
+from kinbase.plotting.marks import SOFT, Spot
 from kinbase.query.runs import FinishedGeneration, Offspring, generations, offspring, runs
 from kinbase.store import Store
 

@@ -7,7 +7,6 @@ without matplotlib's `$` mathematics, and `label` makes a name safe and short.
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,8 @@ from matplotlib.text import Text
 from matplotlib.textpath import text_to_path
 
 from kinbase.errors import KinbaseError, UsageError
+from kinbase.plotting.marks import FAINT, INK, SOFT, Grid, Spot
+from kinbase.plotting.page import page, svg
 from kinbase.text import safe, written
 
 ENDINGS = (".svg", ".png", ".html")
@@ -33,7 +34,6 @@ DPI = 150
 """Of .png, until that would be more than WIDEST pixels."""
 WIDEST = 12_000
 
-INK, SOFT, FAINT = "#1b2430", "#5b6878", "#c9d1da"
 # Okabe and Ito's colours, told apart with every kind of colour vision.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7a5195", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
@@ -49,29 +49,6 @@ FALLBACKS = (
     "Noto Sans CJK JP", "Noto Sans CJK SC", "Noto Sans", "Noto Sans Arabic", "Noto Sans Hebrew",
     "Noto Sans Devanagari", "PingFang SC", "Hiragino Sans", "Microsoft YaHei", "Yu Gothic", "WenQuanYi Zen Hei",
 )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Spot:
-    """What a pointer finds at (x, y) of `axes` in its data coordinates; `lines` are told, the first of them loud.
-
-    Of one point the spot is a disc of `radius` points; of several it is the line through them, that much wide.
-    """
-
-    axes: Axes
-    x: Sequence[float]
-    y: Sequence[float]
-    lines: Sequence[str]
-    radius: float = 5.0
-
-
-@dataclass(frozen=True)
-class Grid:
-    """A square of cells at the integers of `axes`: names in their order, and a text for each known pair."""
-
-    axes: Axes
-    names: Sequence[str]
-    texts: dict[tuple[int, int], str] = field(default_factory=dict)
 
 
 class Plot(Figure):
@@ -110,10 +87,10 @@ class Plot(Figure):
                 if ending == ".png":
                     self._save_png(Path(path))
                     return
-                from kinbase.plotting.page import page, svg
-
                 with written(path) as out:
-                    out.write(page(self) if ending == ".html" else svg(self))
+                    out.write(
+                        page(self, self.title, self.spots, self.grid) if ending == ".html" else svg(self)
+                    )
         except OSError as error:
             raise KinbaseError(f"{path} cannot be written: {error.strerror or error}") from error
 

@@ -10,11 +10,8 @@ from scipy import stats
 from kinbase.errors import KinbaseError, UsageError
 from kinbase.plotting.figure import (
     COLOURS,
-    INK,
     MARKERS,
-    SOFT,
     Plot,
-    Spot,
     entry,
     figure_of,
     label,
@@ -23,6 +20,7 @@ from kinbase.plotting.figure import (
     put,
     text_width,
 )
+from kinbase.plotting.marks import INK, SOFT, Spot
 from kinbase.query.scores import gains_and_kinship
 from kinbase.store import Store
 

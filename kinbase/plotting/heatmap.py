@@ -5,7 +5,8 @@ from matplotlib.colors import Colormap, Normalize
 from matplotlib.patches import Rectangle
 
 from kinbase.errors import KinbaseError, UsageError
-from kinbase.plotting.figure import DIVERGING, FAINT, INK, SOFT, Grid, Plot, figure_of, label, put, text_width
+from kinbase.plotting.figure import DIVERGING, Plot, figure_of, label, put, text_width
+from kinbase.plotting.marks import FAINT, INK, SOFT, Grid
 from kinbase.query import kinship
 from kinbase.query.models import Model, is_base, meant
 from kinbase.store import Connection, Store

@@ -5,19 +5,9 @@ from typing import Any
 from matplotlib.axes import Axes
 
 from kinbase.errors import KinbaseError, UsageError
-from kinbase.plotting.figure import (
-    COLOURS,
-    FAINT,
-    MARKERS,
-    SOFT,
-    Plot,
-    Spot,
-    figure_of,
-    label,
-    legend_beside,
-    plain_axes,
-)
+from kinbase.plotting.figure import COLOURS, MARKERS, Plot, figure_of, label, legend_beside, plain_axes
 from kinbase.plotting.heatmap import METRICS
+from kinbase.plotting.marks import FAINT, SOFT, Spot
 from kinbase.query.kinship import by_layer, of_pair
 from kinbase.store import Store
 from kinbase.store.names import resolve

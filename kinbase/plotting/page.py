@@ -6,14 +6,14 @@ Names reach the page as text of elements and as JSON, never as markup, and the s
 
 import json
 import re
+from collections.abc import Sequence
 from html import escape
 from io import StringIO
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from kinbase.plotting.figure import SOFT, Plot
+from matplotlib.figure import Figure
 
-if TYPE_CHECKING:
-    from kinbase.plotting.figure import Grid, Spot
+from kinbase.plotting.marks import SOFT, Grid, Spot
 
 POINTS = 72.0
 """Of matplotlib's SVG, an inch."""
@@ -133,23 +133,23 @@ document.getElementById("fit").addEventListener("change", event => svg.classList
 """
 
 
-def svg(plot: Plot) -> str:
+def svg(figure: Figure) -> str:
     """The figure as one SVG document, alike each time it is drawn."""
     out = StringIO()
     # Without a document type: its address is of a site that readers of SVG ask for nothing.
-    plot.savefig(out, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+    figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
     return re.sub(r"<!DOCTYPE[^>]*>\s*", "", out.getvalue(), count=1)
 
 
-def page(plot: Plot) -> str:
-    """The figure as a page of its own."""
-    drawn = svg(plot)
+def page(figure: Figure, title: str, spots: Sequence[Spot], grid: Grid | None) -> str:
+    """The figure as a page of its own, which tells of the spots and the cells of the grid."""
+    drawn = svg(figure)
     return PAGE.format(
-        title=escape(plot.title),
+        title=escape(title),
         soft=SOFT,
         policy=POLICY,
         svg=drawn[drawn.index("<svg") :],
-        data=_json(_places(plot)),
+        data=_json(_places(figure, spots, grid)),
         script=SCRIPT,
     )
 
@@ -160,21 +160,21 @@ def _json(value: Any) -> str:
     return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
 
 
-def _places(plot: Plot) -> dict[str, Any]:
+def _places(figure: Figure, spots: Sequence[Spot], grid: Grid | None) -> dict[str, Any]:
     """Where on the SVG the spots are: in points from its upper left corner."""
-    height = float(plot.get_size_inches()[1]) * POINTS
-    dpi, plot.dpi = plot.dpi, POINTS
+    height = float(figure.get_size_inches()[1]) * POINTS
+    dpi, figure.dpi = figure.dpi, POINTS
     try:
-        plot.draw_without_rendering()
+        figure.draw_without_rendering()
         return {
-            "spots": [_spot(spot, height) for spot in plot.spots],
-            "grid": _grid(plot.grid, height) if plot.grid else None,
+            "spots": [_spot(spot, height) for spot in spots],
+            "grid": _grid(grid, height) if grid else None,
         }
     finally:
-        plot.dpi = dpi
+        figure.dpi = dpi
 
 
-def _spot(spot: "Spot", height: float) -> dict[str, Any]:
+def _spot(spot: Spot, height: float) -> dict[str, Any]:
     points = spot.axes.transData.transform(list(zip(spot.x, spot.y, strict=True)))
     told = {"r": spot.radius, "lines": list(spot.lines)}
     if len(points) == 1:
@@ -182,7 +182,7 @@ def _spot(spot: "Spot", height: float) -> dict[str, Any]:
     return {"d": "M" + "L".join(f"{x:.1f} {height - y:.1f}" for x, y in points)} | told
 
 
-def _grid(grid: "Grid", height: float) -> dict[str, Any]:
+def _grid(grid: Grid, height: float) -> dict[str, Any]:
     number = len(grid.names)
     (left, top), (right, bottom) = grid.axes.transData.transform([(-0.5, -0.5), (number - 0.5, number - 0.5)])
     return {

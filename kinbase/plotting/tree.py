@@ -9,8 +9,9 @@ from matplotlib.patches import PathPatch
 from matplotlib.path import Path
 
 from kinbase.errors import KinbaseError
-from kinbase.plotting.figure import COLOURS, FAINT, INK, SOFT, Plot, Spot, figure_of, label, put, text_width
+from kinbase.plotting.figure import COLOURS, Plot, figure_of, label, put, text_width
 from kinbase.plotting.layout import Layout, layered
+from kinbase.plotting.marks import FAINT, INK, SOFT, Spot
 from kinbase.query import graph as lineage
 from kinbase.query.models import families
 from kinbase.query.scores import model_scores
