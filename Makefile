@@ -26,7 +26,7 @@ demo: $(VENV)/.made
 	$(BIN)/kinbase demo
 
 test: $(VENV)/.made
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile $(TESTS)
 
 # Types and layers are checked on a staged install: the checkers do not follow an editable one.
 check: $(VENV)/.made
@@ -36,6 +36,7 @@ check: $(VENV)/.made
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --target build/check .
 	cd build/check && ../../$(BIN)/mypy --config-file ../../pyproject.toml --cache-dir ../../.mypy_cache -p kinbase
 	cd build/check && PYTHONPATH=. ../../$(BIN)/lint-imports --config ../../pyproject.toml --cache-dir ../../.import_linter_cache
+	$(BIN)/python -m pytest tests/test_contracts.py -k circle
 
 bench: $(VENV)/.made
 	for benchmark in benchmarks/*.py; do echo "== $$benchmark"; $(BIN)/python $$benchmark || exit 1; done

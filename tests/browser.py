@@ -38,7 +38,7 @@ class Page:
         number = next(self.numbers)
         await self.socket.send_json({"id": number, "method": method, "params": parameters})
         while True:
-            message = await self.socket.receive_json(timeout=30)
+            message = await self.socket.receive_json(timeout=300)
             if message.get("method") == "Network.requestWillBeSent":
                 self.asked.append(message["params"]["request"]["url"])
             elif message.get("method") == "Network.webSocketFrameReceived":
@@ -57,7 +57,7 @@ class Page:
         assert "exceptionDetails" not in found, found
         return found["result"].get("value")
 
-    async def until(self, expression, seconds=30.0):
+    async def until(self, expression, seconds=300.0):
         """Wait until a JavaScript expression is true."""
         end = time.monotonic() + seconds
         while not await self.evaluate(expression):
@@ -108,7 +108,7 @@ async def page(url, width=1280, height=800):
         )
         try:
             told = Path(profile, "DevToolsActivePort")
-            end = time.monotonic() + 60
+            end = time.monotonic() + 300
             while not told.exists() or "\n" not in told.read_text():
                 assert browser.poll() is None and time.monotonic() < end, "Chromium did not start"
                 await asyncio.sleep(0.05)
@@ -125,4 +125,4 @@ async def page(url, width=1280, height=800):
                     yield found
         finally:
             browser.terminate()
-            browser.wait(timeout=30)
+            browser.wait(timeout=300)

@@ -1,5 +1,7 @@
 """Fixtures every test may use: the tiny family on disk, a database it was imported into, and the command line."""
 
+import contextlib
+import io
 import os
 import shutil
 import subprocess
@@ -9,6 +11,8 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
+# The tensors here are tiny: threads of torch cost more than they bring, and every worker has a core of its own.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import families
 
@@ -75,8 +79,33 @@ def cli(tmp_path):
             input=stdin,
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=600,  # a hang, not a slow machine
             **options,
         )
+
+    return run
+
+
+@pytest.fixture
+def inline_cli(tmp_path, monkeypatch):
+    """The same in this process, a second faster: for tests of what is said, not of how a process starts and ends."""
+    from kinbase.cli import main
+
+    def run(*arguments):
+        out, err = io.StringIO(), io.StringIO()
+        with (
+            monkeypatch.context() as patch,
+            contextlib.redirect_stdout(out),
+            contextlib.redirect_stderr(err),
+            contextlib.chdir(tmp_path),
+        ):
+            patch.setattr(sys, "argv", ["kinbase", *map(str, arguments)])
+            patch.setenv("KINBASE_DB", str(tmp_path / "kin.duckdb"))
+            try:
+                main()
+                code = 0
+            except SystemExit as ended:
+                code = ended.code or 0
+        return subprocess.CompletedProcess(arguments, code, out.getvalue(), err.getvalue())
 
     return run

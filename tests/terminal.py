@@ -7,6 +7,7 @@ from textual.events import Key
 from textual.widgets import Input
 
 from kinbase.tui.app import KinbaseApp
+from kinbase.tui.widgets.model_tree import ModelTree
 
 
 def run(path, steps, size=(120, 36)):
@@ -21,15 +22,38 @@ def run(path, steps, size=(120, 36)):
     return asyncio.run(drive())
 
 
-async def settled(app, pilot, seconds=20.0):
-    """Wait until nothing is asked and nothing waits to be drawn."""
-    end = time.monotonic() + seconds
+HANGS = 300.0
+"""Seconds after which a test gives up: far longer than the slowest machine takes."""
+
+
+async def settled(app, pilot):
+    """Wait until nothing is asked and nothing waits to be drawn, however long a busy machine takes.
+
+    A message may send another widget a message, five times in a row at most: so often everything that waits is
+    let through before the application counts as settled.
+    """
+    end = time.monotonic() + HANGS
     quiet = 0
     while quiet < 5:
-        await asyncio.sleep(0.02)
-        busy = any(not q.done for q in app._questions) or any(w.is_running for w in app.workers)
-        quiet = 0 if busy else quiet + 1
+        await asyncio.sleep(0.005 if quiet else 0.02)
+        await pilot._wait_for_screen(HANGS)
+        app.screen._on_timer_update()
+        asked = any(not q.done for q in app._questions) or any(w.is_running for w in app.workers)
+        resting = any(timer_runs(tree._rest) for tree in app.screen.query(ModelTree))
+        quiet = 0 if asked or resting else quiet + 1
         assert time.monotonic() < end, "the application is still busy"
+
+
+def timer_runs(timer):
+    return timer is not None and timer._task is not None and not timer._task.done()
+
+
+async def until(condition):
+    """Wait for what comes by itself: a timer, another process, a query that has begun."""
+    end = time.monotonic() + HANGS
+    while not condition():
+        assert time.monotonic() < end, "it never came"
+        await asyncio.sleep(0.02)
 
 
 async def press(app, pilot, *keys):

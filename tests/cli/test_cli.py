@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import families
@@ -118,7 +117,7 @@ def test_sql_reads_stdin(kin):
 
 def test_sql_streams_and_a_reader_that_leaves_ends_it(db):
     command = f"{sys.executable} -m kinbase --db {db.store.path} sql 'select * from range(3000000000)' -f csv | head -3"
-    result = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60)
+    result = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=600)
     assert result.stdout.split() == ["range", "0", "1"]
     assert result.stderr == ""
 
@@ -221,7 +220,7 @@ def test_ctrl_c_ends_with_130_and_leaves_no_model(tmp_path):
     folders = []
     for name in ("base", "one"):
         folder = tmp_path / name
-        tensors = {f"layers.{i}.weight": torch.randn(2048, 2048) for i in range(24)}
+        tensors = {f"layers.{i}.weight": torch.randn(256, 256) for i in range(24)}
         families.write_safetensors(folder / "model.safetensors", tensors)
         folders.append(str(folder))
     slow = tmp_path / "slow.py"
@@ -232,7 +231,7 @@ def test_ctrl_c_ends_with_130_and_leaves_no_model(tmp_path):
         "def slowly(*a, **k):\n"
         "    for sums in run(*a, **k):\n"
         "        print('measured', flush=True)\n"
-        "        time.sleep(0.2)\n"
+        "        time.sleep(2)\n"
         "        yield sums\n"
         "m.run = slowly\n"
         "from kinbase.cli import main\n"
@@ -250,9 +249,8 @@ def test_ctrl_c_ends_with_130_and_leaves_no_model(tmp_path):
     ]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     process.stdout.readline()
-    time.sleep(0.3)
     process.send_signal(signal.SIGINT)
-    _, stderr = process.communicate(timeout=60)
+    _, stderr = process.communicate(timeout=600)
     assert process.returncode == 130
     assert stderr.strip() == "kinbase: interrupted"
     count = [

@@ -78,7 +78,7 @@ def run_killed(place, when, after, *arguments):
     (place / "driver.py").write_text(textwrap.dedent(DRIVER))
     run = subprocess.run(
         [sys.executable, place / "driver.py", when, str(after), "--db", place / "kin.duckdb", "evolve", *arguments],
-        cwd=place, capture_output=True, text=True, timeout=120,
+        cwd=place, capture_output=True, text=True, timeout=600,
     )  # fmt: skip
     assert run.returncode in (0, -signal.SIGKILL), run.stderr
     return run.returncode != 0

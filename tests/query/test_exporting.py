@@ -143,7 +143,7 @@ def test_hostile_names_make_no_other_dot(hostile, tmp_path):
 @pytest.mark.skipif(not shutil.which("dot"), reason="Graphviz is not here")
 def test_graphviz_draws_hostile_names_as_they_are(hostile, tmp_path):
     hostile.export(tmp_path / "g.dot")
-    run = subprocess.run(["dot", "-Tsvg", tmp_path / "g.dot"], capture_output=True, text=True, timeout=60)
+    run = subprocess.run(["dot", "-Tsvg", tmp_path / "g.dot"], capture_output=True, text=True, timeout=600)
     assert (run.returncode, run.stderr) == (0, "")
     texts = re.findall(r"<text[^>]*>(.*?)</text>", run.stdout)
     shown = {html.unescape(text).replace("\xa0", " ") for text in texts}

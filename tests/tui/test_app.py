@@ -1,6 +1,5 @@
 """The terminal UI as a whole: palette, help, themes, mouse, sizes, colours, what it loads."""
 
-import asyncio
 import os
 import subprocess
 import sys
@@ -8,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from terminal import press, run, screen_text, settled, type_in
+from terminal import press, run, screen_text, settled, type_in, until
 from textual.color import Color
 from textual.widgets import Input, OptionList
 
@@ -35,7 +34,7 @@ def test_find_palette_help_and_themes(path):
         assert app.current.name == "ft_c"
         await press(app, pilot, "ctrl+p")
         await type_in(app, pilot, app.screen.query_one(Input), "merge_ab")
-        await asyncio.sleep(0.5)
+        await until(lambda: app.screen.query_one(OptionList).option_count)
         await press(app, pilot, "enter")
         assert app.current.name == "merge_ab"
         dark = app.theme
@@ -85,7 +84,7 @@ def test_every_size_is_drawn(path, size):
 def test_what_is_waited_for_comes_before_the_names_of_the_other_screens(path):
     async def steps(app, pilot):
         path.touch()
-        await asyncio.sleep(0.5)
+        await until(lambda: "the database changed" in screen_text(app))
         first = screen_text(app).splitlines()[0]
         assert "the database changed: r reads it again" in first and "1 Families" in first
         await pilot.click("TopBar", offset=(first.index(" 3 ") + 1, 0))

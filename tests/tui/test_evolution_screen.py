@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from terminal import press, run, screen_text, settled
+from terminal import press, run, screen_text, settled, until
 
 from kinbase.store import Store
 from kinbase.tui.screens import evolution
@@ -130,14 +130,12 @@ def test_a_run_in_another_process_is_followed_and_its_writer_waited_for(path):
         try:
             assert await asyncio.to_thread(writer.stdout.readline) == b"written\n"
             os.utime(path)  # as a checkpoint in the middle of the writing does
-            while "waiting for another process" not in app.status:
-                await asyncio.sleep(0.05)
+            await until(lambda: "waiting for another process" in app.status)
             assert len(lines(app)["best so far"]) == 2  # what was read stays
             await asyncio.to_thread(writer.communicate, b"")
         finally:
             writer.kill()
-        while len(lines(app)["best so far"]) < 3:
-            await asyncio.sleep(0.05)
+        await until(lambda: len(lines(app)["best so far"]) == 3)
         await settled(app, pilot)
         assert lines(app)["kinship of the best"][-1] == (2, 0.9)
         assert rows(app)[0][:2] == ["2", "third"]

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from driven import names, outcome
-from terminal import press, run, screen_text, settled, type_in
+from terminal import press, run, screen_text, settled, type_in, until
 from textual.widgets import Input, Static
 
 from kinbase.query.models import Model
@@ -77,7 +77,6 @@ def test_hostile_names_are_shown_and_do_nothing(path):
             await harmless(app, pilot)
         await press(app, pilot, "escape", "ctrl+p")
         await type_in(app, pilot, app.screen.query_one(Input), "click=")
-        await asyncio.sleep(0.5)
         await harmless(app, pilot)
         await press(app, pilot, "enter")
         await press(app, pilot, "enter")
@@ -189,14 +188,12 @@ def test_a_writer_elsewhere_is_waited_for_and_told(path):
     async def drive():
         app = KinbaseApp(path)
         async with app.run_test() as pilot:
-            await asyncio.sleep(1.0)
-            assert "waiting for another process" in app.status
+            await until(lambda: "waiting for another process" in app.status)
             assert not app.screen.query_one(ModelTree).root.children
             writer.communicate(b"")
             await settled(app, pilot)
             assert names(app.screen.query_one(ModelTree)) == ["base"]
-            await asyncio.sleep(0.3)
-            assert "waiting" not in app.status
+            await until(lambda: "waiting" not in app.status)
 
     try:
         asyncio.run(drive())
@@ -210,8 +207,7 @@ def test_the_file_is_not_held_open(path):
         command = (
             "import duckdb, sys; duckdb.connect(sys.argv[1]).execute('create table raw.other (x integer)')"
         )
-        subprocess.run([sys.executable, "-c", command, str(path)], check=True, timeout=30)
-        await asyncio.sleep(0.4)
-        assert "the database changed" in app.status
+        subprocess.run([sys.executable, "-c", command, str(path)], check=True)
+        await until(lambda: "the database changed" in app.status)
 
     run(path, steps)

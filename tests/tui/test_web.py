@@ -35,7 +35,7 @@ def served(db):
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "kinbase", "--db", db.store.path, "tui", "--web", "--port", str(port)]
     server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    end = time.monotonic() + 30
+    end = time.monotonic() + 300
     while True:
         try:
             socket.create_connection(("localhost", port), 1).close()
@@ -46,7 +46,7 @@ def served(db):
             time.sleep(0.1)
     yield f"http://localhost:{port}/"
     server.terminate()
-    server.wait(timeout=30)
+    server.wait(timeout=300)
 
 
 @needs_chromium
@@ -54,7 +54,7 @@ def test_the_tree_is_seen_in_a_browser_and_keys_reach_it(served):
     async def look():
         async with page(served) as tab:
 
-            async def sees(*words, seconds=30.0):
+            async def sees(*words, seconds=300.0):
                 end = time.monotonic() + seconds
                 while not all(word.encode() in CONTROL.sub(b"", tab.received) for word in words):
                     await tab.evaluate("1")  # what came meanwhile is read with its answer

@@ -26,13 +26,12 @@ def test_the_token_goes_to_the_hub_alone_and_is_nowhere_kept(hub, cli, tmp_path,
 
 @pytest.mark.parametrize("token", [None, "hf_somebodyElse000000000000000000000"])
 @pytest.mark.parametrize("depth", ["--stream", "--sample=0.5", None])
-def test_without_access_there_is_a_clear_word(hub, cli, db, family, token, depth):
+def test_without_access_there_is_a_clear_word(hub, inline_cli, db, family, token, depth, monkeypatch):
     hub.put("org/gated", files_of(family["ft_a"]), gated="auto")
     hub.put("org/private", files_of(family["ft_b"]), private=True)
-    env = {"HF_TOKEN": token} if token else {}
-    done = cli(
-        "import", "hf:org/gated", "hf:org/private", "hf:org/base", *([depth] if depth else []), env=env
-    )
+    if token:
+        monkeypatch.setenv("HF_TOKEN", token)
+    done = inline_cli("import", "hf:org/gated", "hf:org/private", "hf:org/base", *([depth] if depth else []))
     assert done.returncode == 1
     gated, private = (
         next(li for li in done.stderr.splitlines() if f"{name} failed" in li) for name in ("gated", "private")

@@ -8,7 +8,7 @@ from hub_models import STORAGE, files_of, kinship, lines
 from kinbase.importers.hub import client as hub_client
 
 
-def test_each_bad_model_gets_its_line_and_the_others_go_on(hub, cli, db, family):
+def test_each_bad_model_gets_its_line_and_the_others_go_on(hub, inline_cli, db, family):
     good = (family["ft_a"] / "model.safetensors").read_bytes()
     hub.put("org/pickles", {"pytorch_model.bin": b"x" * 100, "config.json": b"{}"})
     hub.put("org/gguf", {"model-q4.gguf": b"GGUF" + b"\0" * 64})
@@ -26,7 +26,7 @@ def test_each_bad_model_gets_its_line_and_the_others_go_on(hub, cli, db, family)
         "../etc": "write hf:ORG/NAME",
     }  # fmt: skip
     for depth in ("--stream", "--metadata-only"):
-        done = cli("import", "hf:org/base", *(f"hf:{name}" for name in bad), "hf:org/ft_a", depth)
+        done = inline_cli("import", "hf:org/base", *(f"hf:{name}" for name in bad), "hf:org/ft_a", depth)
         assert done.returncode == 1 and "Traceback" not in done.stderr
         expected = dict(bad)
         if depth == "--metadata-only":  # a node needs no weights
@@ -42,31 +42,34 @@ def test_each_bad_model_gets_its_line_and_the_others_go_on(hub, cli, db, family)
 
 
 @pytest.mark.parametrize("depth", ["--stream", "--sample=0.9"])
-def test_a_file_that_changes_while_it_is_read(hub, cli, db, depth, tmp_path, family):
+def test_a_file_that_changes_while_it_is_read(hub, inline_cli, db, depth, tmp_path, family):
     # Beyond its first bytes, which are remembered.
     hub.put("org/base", files_of(family["base"]))
     hub.fail(STORAGE, etag="another", after=6)
-    done = cli("import", "hf:org/ft_a", "hf:org/ft_b", "--base", "hf:org/base", depth)
+    done = inline_cli("import", "hf:org/ft_a", "hf:org/ft_b", "--base", "hf:org/base", depth)
     assert done.returncode == 1
     assert "changed while it was read" in done.stderr and "Traceback" not in done.stderr
     assert not db.store.path.exists() or db.sql("select count(*) from kinship").item() == 0
 
 
-def test_a_server_that_stalls_is_given_up_in_seconds(hub, cli, db):
+def test_a_server_that_stalls_is_given_up(hub, inline_cli, db, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DOWNLOAD_TIMEOUT", 0.3)
     for pattern in ("/api/models/org/ft_a", "resolve/.*/README.md", STORAGE):
         hub.heal()
         hub.fail(f"GET .*{pattern}" if pattern != STORAGE else pattern, stall=60)
-        done = cli("import", "hf:org/ft_a", "--stream", env={"HF_HUB_DOWNLOAD_TIMEOUT": "1"})
+        done = inline_cli("import", "hf:org/ft_a", "--stream")
         assert done.returncode == 1
-        assert "stopped answering" in done.stderr and "waited 1 s" in done.stderr, done.stderr
+        assert "stopped answering" in done.stderr and "waited 0.3 s" in done.stderr, done.stderr
     assert not db.store.path.exists()
 
 
-def test_a_download_that_stalls_is_given_up_in_seconds(hub, cli, db):
+def test_a_download_that_stalls_is_given_up(hub, inline_cli, db, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DOWNLOAD_TIMEOUT", 0.3)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_ETAG_TIMEOUT", 0.3)
     for pattern in ("HEAD .*safetensors", STORAGE):
         hub.heal()
         hub.fail(pattern, stall=60)
-        done = cli("import", "hf:org/ft_a", env={"HF_HUB_DOWNLOAD_TIMEOUT": "1", "HF_HUB_ETAG_TIMEOUT": "1"})
+        done = inline_cli("import", "hf:org/ft_a")
         assert done.returncode == 1 and "stopped answering" in done.stderr, done.stderr
 
 
@@ -114,18 +117,19 @@ def test_a_server_error_is_tried_again(hub, db):
 
 
 @pytest.mark.parametrize("depth", ["--stream", "--sketch"])
-def test_a_storage_that_refuses_is_told(hub, cli, depth):
+def test_a_storage_that_refuses_is_told(hub, inline_cli, depth, monkeypatch):
     hub.fail(STORAGE, status=403)
-    done = cli("import", "hf:org/ft_a", depth, env={"HF_TOKEN": "hf_secret"})
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    done = inline_cli("import", "hf:org/ft_a", depth)
     assert done.returncode == 1
     assert "refuses" in done.stderr and "(403)" in done.stderr and "circle" not in done.stderr
     assert "signature" not in done.stderr and "hf_secret" not in done.stderr
     assert len(hub.requests("/blobs/")) <= 2
 
 
-def test_a_page_that_refuses_is_told(hub, cli):
+def test_a_page_that_refuses_is_told(hub, inline_cli):
     hub.fail("(GET|HEAD) /org/ft_a/resolve/.*", status=403)
-    done = cli("import", "hf:org/ft_a", "--stream")
+    done = inline_cli("import", "hf:org/ft_a", "--stream")
     assert done.returncode == 1 and "refuses 'hf:org/ft_a@" in done.stderr
 
 

@@ -20,9 +20,9 @@ from kinbase.importers.hub.file import HubFile
         {"Content-Range": "x" * 200_000},
     ],
 )
-def test_headers_that_lie_are_refused_in_one_line(hub, cli, db, headers):
+def test_headers_that_lie_are_refused_in_one_line(hub, inline_cli, db, headers):
     hub.fail("resolve/.*/README.md", status=206, headers=headers)
-    done = cli("import", "hf:org/ft_a", "hf:org/ft_b", "--metadata-only")
+    done = inline_cli("import", "hf:org/ft_a", "hf:org/ft_b", "--metadata-only")
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert set(lines(done, ["org/ft_a", "org/ft_b"])) == {"org/ft_a", "org/ft_b"}
     assert not db.store.path.exists()
@@ -32,9 +32,9 @@ def test_headers_that_lie_are_refused_in_one_line(hub, cli, db, headers):
     "target", ["file:///etc/hostname", "http://[", "ftp://127.0.0.1/x", "//", "data:,{}"]
 )
 @pytest.mark.parametrize("depth", ["--metadata-only", "--stream", "--sketch"])
-def test_a_redirect_to_what_is_no_server_is_not_followed(hub, cli, db, target, depth):
+def test_a_redirect_to_what_is_no_server_is_not_followed(hub, inline_cli, db, target, depth):
     hub.fail("(GET|HEAD) /org/ft_a/resolve/.*", status=302, headers={"Location": target})
-    done = cli("import", "hf:org/ft_a", depth)
+    done = inline_cli("import", "hf:org/ft_a", depth)
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert lines(done, ["org/ft_a"])
     assert not db.store.path.exists()
@@ -50,9 +50,9 @@ def test_a_redirect_to_what_is_no_server_is_not_followed(hub, cli, db, target, d
     ],
     ids=range(10),
 )  # fmt: skip
-def test_an_answer_that_is_no_model_is_told_in_one_line(hub, cli, db, answer):
+def test_an_answer_that_is_no_model_is_told_in_one_line(hub, inline_cli, db, answer):
     hub.fail("/api/models/org/ft_a", status=200, headers={"Content-Type": "application/json"}, body=answer)
-    done = cli("import", "hf:org/ft_a", "hf:org/ft_b", "--stream")
+    done = inline_cli("import", "hf:org/ft_a", "hf:org/ft_b", "--stream")
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert lines(done, ["org/ft_a"])
     assert db.sql("select name from models where parameters > 0")["name"].to_list() == ["org/ft_b"]
