@@ -58,7 +58,7 @@ def _measure(
     def work(members: list[Checkpoint], new: tuple[Placed, ...]) -> "FamilySums":
         return measure(
             store, base, members, new=len(new), hash_base=family.is_base_new or family.base_name in unsketched,
-            begun=family.stored.begun, device=resolve_device(options.device, len(members)),
+            begun=family.stored.begun, device=resolve_device(options.device),
             on_progress=options.on_progress,
         )  # fmt: skip
 

@@ -96,7 +96,7 @@ def _measure(
     at = {member.name: member for member in whole(store, list(opened.values()), base)}
     members = [at[name] for name in fresh + others]
     family = measure(
-        store, opened[base], members, new=len(fresh), device=resolve_device(device, len(members)),
+        store, opened[base], members, new=len(fresh), device=resolve_device(device),
         on_progress=on_progress,
     )  # fmt: skip
     with store.writing() as con:

@@ -25,10 +25,11 @@ STATE = 640
 LEAVES = 4
 """Leaves of a span (`digest.SPAN`)."""
 
-LANE = 11
+LANE = 13
 """Numbers of a lane as the span's kernel takes it: descriptor (-1: in memory), offset in the file of the tensor's first
 element or address of the first one asked for, elements, bytes an element, dtype code, row, whether it is hashed, whether
-it is sketched, the sketch's key, whether its elements lie in place, and the address of its window."""
+it is sketched, the sketch's key, whether its elements lie in place, the address of its window, where to read it to (0: the
+row of the tile), and whether what follows is read behind that or over it."""
 
 INTERVAL = 4
 """Numbers of an interval: where it stops, how many members take part, how many of them are new, whether all are narrow."""

@@ -161,12 +161,15 @@ def span(frame):
     while at < stop:
         for k in range(len(lanes)):
             lane = lanes[k]
-            count = min(step, lane[2] - at)
+            count = min(step, min(stop, lane[2]) - at)
             if count <= 0:
                 continue
-            to, size = f[0] + lane[5] * stride, count * lane[3]
+            size = count * lane[3]
+            to = lane[11] + lane[12] * (at - start) * lane[3] if lane[11] else f[0] + lane[5] * stride
             if lane[0] < 0:
-                _memcpy(to, lane[1] + (at - start) * lane[3], _u8(size))
+                held = lane[1] + (at - start) * lane[3]
+                if held != to:
+                    _memcpy(to, held, _u8(size))
             else:
                 offset = lane[1] + at * lane[3]
                 done = np.int64(0)

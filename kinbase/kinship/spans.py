@@ -7,7 +7,7 @@ is room for, and joins the same call.
 
 from collections.abc import Callable
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,11 +18,9 @@ from kinbase.checkpoint.files import shown
 from kinbase.errors import CheckpointError
 from kinbase.kinship import native
 from kinbase.kinship.cpu import INTERVAL, LANE, LEAVES, STATE, CpuTiles, is_narrow
+from kinbase.kinship.parts import Part
 from kinbase.kinship.plan import Job, Lane, Plan
 from kinbase.kinship.sketch import STEPS, Buffers, TensorSketch, signs_table
-
-if TYPE_CHECKING:
-    from kinbase.kinship.stream import Part
 
 MEMORY_BYTES = 2 << 20
 """Room a worker takes for tensors that have to be in memory first."""
@@ -33,15 +31,8 @@ class Spans:
 
     def __init__(self, tiles: CpuTiles, buffers: Buffers) -> None:
         self._tiles, self._buffers = tiles, buffers
-        room = np.zeros(len(tiles.rows) * STATE + 64, np.uint8)
-        self._states = room[-native.address(room) % 64 :]
-        for row in range(len(tiles.rows)):
-            native.call("reset", native.address(self._states) + row * STATE)
-        signs = signs_table()
-        self._tables = (
-            native.address(self._states), native.address(signs), len(signs),
-            native.address(buffers.spare), native.address(STEPS),
-        )  # fmt: skip
+        self._states = hashing_states(len(tiles.rows))
+        self._tables = (native.address(self._states), *sketch_tables(buffers))
 
     @staticmethod
     def can_run() -> bool:
@@ -49,7 +40,7 @@ class Spans:
         return "span" in native.entries()
 
     def read(
-        self, plan: Plan, part: "Part", start: int, stop: int, step: int, is_stopped: Callable[[], bool]
+        self, plan: Plan, part: Part, start: int, stop: int, step: int, is_stopped: Callable[[], bool]
     ) -> None:
         """Add elements start..stop of a piece's job, one span or the rest of the tensor, in tiles of `step`.
 
@@ -57,7 +48,7 @@ class Spans:
         """
         job = part.piece.job
         lanes = [lane for lane in job.lanes if lane.numel > start]
-        table = self._table(lanes, part.piece.sketches)
+        table = lane_table(lanes, part.piece.sketches, self._buffers)
         moments = np.zeros((len(lanes), LEAVES, 3))
         digests = np.zeros((len(lanes), LEAVES, 2), np.uint64)
         intervals, members = _intervals(job, plan)
@@ -81,24 +72,12 @@ class Spans:
                 for k, data in held.items():
                     table[k, :2] = -1, native.address(data)
                 if failed := native.call("span", *before, at, end, *after):
-                    raise _ended_early(lanes[failed - 1], start)
+                    raise ended_early(lanes[failed - 1], start)
         self._keep(part, lanes, start, stop, moments, digests)
-
-    def _table(self, lanes: list[Lane], sketches: dict[int, TensorSketch]) -> NDArray[np.int64]:
-        table = np.zeros((len(lanes), LANE), np.int64)
-        for k, lane in enumerate(lanes):
-            is_float = lane.tensor.dtype in FLOAT_DTYPES
-            code = FLOAT_DTYPES.index(lane.tensor.dtype) if is_float else 0
-            table[k, 2:8] = lane.numel, lane.width, code, lane.slot, lane.hashed, bool(lane.label)
-            if lane.label:
-                sketch = sketches[lane.slot]
-                window = sketch.window(self._buffers, lane.slot)
-                table[k, 8:] = sketch.key, sketch.is_small, native.address(window)
-        return table
 
     def _keep(
         self,
-        part: "Part",
+        part: Part,
         lanes: list[Lane],
         start: int,
         stop: int,
@@ -111,13 +90,39 @@ class Spans:
             part.nbytes += elements * lane.width
             leaves = -(-elements // LEAF)
             if lane.hashed:
-                # The canonical form of a digest: its high half first, big-endian.
-                part.leaves[lane.slot] += [
-                    digests[k, leaf, ::-1].astype(">u8").tobytes() for leaf in range(leaves)
-                ]
+                part.leaves[lane.slot] += canonical(digests[k, :leaves])
             if lane.label:
                 part.weights[lane.slot] += list(moments[k, :leaves])
                 part.piece.sketches[lane.slot].flush(self._buffers, lane.slot)
+
+
+def hashing_states(rows: int) -> NDArray[np.uint8]:
+    """An empty hashing state for each row, STATE bytes apart."""
+    room = np.zeros(rows * STATE + 64, np.uint8)
+    states = room[-native.address(room) % 64 :]
+    for row in range(rows):
+        native.call("reset", native.address(states) + row * STATE)
+    return states
+
+
+def sketch_tables(buffers: Buffers) -> tuple[int, ...]:
+    """The random signs, their number, a buffer's spare room and STEPS, as the span's kernel takes them."""
+    signs = signs_table()
+    return native.address(signs), len(signs), native.address(buffers.spare), native.address(STEPS)
+
+
+def lane_table(lanes: list[Lane], sketches: dict[int, TensorSketch], buffers: Buffers) -> NDArray[np.int64]:
+    """The lanes [L, LANE] as the span's kernel takes them, but for where their bytes are."""
+    table = np.zeros((len(lanes), LANE), np.int64)
+    for k, lane in enumerate(lanes):
+        is_float = lane.tensor.dtype in FLOAT_DTYPES
+        code = FLOAT_DTYPES.index(lane.tensor.dtype) if is_float else 0
+        table[k, 2:8] = lane.numel, lane.width, code, lane.slot, lane.hashed, bool(lane.label)
+        if lane.label:
+            sketch = sketches[lane.slot]
+            window = sketch.window(buffers, lane.slot)
+            table[k, 8:11] = sketch.key, sketch.is_small, native.address(window)
+    return table
 
 
 def _intervals(job: Job, plan: Plan) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -149,7 +154,12 @@ def _held(lane: Lane, start: int, stop: int) -> NDArray[np.uint8]:
     return data
 
 
-def _ended_early(lane: Lane, start: int) -> CheckpointError:
+def canonical(digests: NDArray[np.uint64]) -> list[bytes]:
+    """Digests [n, 2], low half first, as xxhash writes them: the high half first, big-endian."""
+    return [digest[::-1].astype(">u8").tobytes() for digest in digests]
+
+
+def ended_early(lane: Lane, start: int) -> CheckpointError:
     """What is wrong with a file that could not be read to its end: its own reader says it best."""
     try:
         _held(lane, start, lane.numel)

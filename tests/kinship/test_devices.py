@@ -10,8 +10,11 @@ from gaussian import TOLERANCE, checkpoint, gaussian_family, passed, vocabulary_
 
 from kinbase.checkpoint import Tensor
 from kinbase.errors import UsageError
+from kinbase.kinship import slabs
 from kinbase.kinship.gpu import resolve_device
 from kinbase.kinship.stream import Plan, run
+
+TRANSFERS = slabs.Transfers
 
 
 def assert_device_agrees(device, tolerance):
@@ -33,10 +36,8 @@ def assert_device_agrees(device, tolerance):
 
 @pytest.fixture
 def torch_on_cpu(monkeypatch):
-    from kinbase.kinship import gpu
-
-    tiles = gpu.TorchTiles
-    monkeypatch.setattr(gpu, "TorchTiles", lambda device, *size: tiles("cpu", *size))
+    """The engine of slabs on torch's own CPU device."""
+    monkeypatch.setattr(slabs, "Transfers", lambda device, nbytes: TRANSFERS("cpu", nbytes))
     return "torch"
 
 
@@ -46,16 +47,13 @@ def test_the_torch_arithmetic_agrees_with_the_kernel(torch_on_cpu):
 
 def test_the_float32_arithmetic_of_mps_agrees_within_its_bound(monkeypatch):
     """The same code with float64 taken away, as on MPS; 1e-6 is what float32 segments of 1024 keep."""
-    from kinbase.kinship import gpu
 
-    made = gpu.TorchTiles
+    def float32_only(device, nbytes):
+        transfers = TRANSFERS("cpu", nbytes)
+        transfers.has_float64 = False
+        return transfers
 
-    def float32_only(device, *size):
-        tiles = made("cpu", *size)
-        tiles._float64 = False
-        return tiles
-
-    monkeypatch.setattr(gpu, "TorchTiles", float32_only)
+    monkeypatch.setattr(slabs, "Transfers", float32_only)
     assert_device_agrees("mps", 1e-6)
 
 
@@ -83,26 +81,25 @@ def test_mps_agrees_with_the_kernel():
 def test_devices_that_are_not_there_are_usage_errors(monkeypatch):
     monkeypatch.setattr("kinbase.kinship.gpu._cuda_devices", lambda: 0)
     monkeypatch.setattr("kinbase.kinship.gpu._has_mps", lambda: False)
-    assert resolve_device("auto", 100) == resolve_device("cpu", 1) == "cpu"
+    assert resolve_device("auto") == resolve_device("cpu") == "cpu"
     for name in ("cuda", "cuda:1", "mps"):
         with pytest.raises(UsageError, match="--device cpu"):
-            resolve_device(name, 4)
+            resolve_device(name)
     with pytest.raises(UsageError, match="use auto"):
-        resolve_device("tpu", 4)
+        resolve_device("tpu")
 
 
-def test_auto_takes_a_gpu_only_for_large_families(monkeypatch):
+def test_auto_is_the_cpu_until_a_gpu_was_measured(monkeypatch):
     monkeypatch.setattr("kinbase.kinship.gpu._cuda_devices", lambda: 1)
-    assert resolve_device("auto", 8) == "cpu"
-    assert resolve_device("auto", 64) == "cuda"
-    assert resolve_device("cuda", 1) == "cuda"
+    assert resolve_device("auto") == "cpu"
+    assert resolve_device("cuda") == "cuda"
     with pytest.raises(UsageError, match="torch sees 1 CUDA"):
-        resolve_device("cuda:1", 1)
+        resolve_device("cuda:1")
 
 
 def test_neither_the_pass_nor_the_choice_of_device_loads_torch():
     script = (
-        "import sys; from kinbase.kinship import cpu, gpu, spans, stream; gpu.DRIVERS.clear(); gpu.resolve_device('auto', 99);"
+        "import sys; from kinbase.kinship import cpu, gpu, spans, stream; gpu.DRIVERS.clear(); gpu.resolve_device('auto');"
         "bad = {'torch', 'duckdb', 'click', 'textual'} & sys.modules.keys(); assert not bad, bad"
     )
     subprocess.run([sys.executable, "-c", script], check=True)

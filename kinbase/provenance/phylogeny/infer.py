@@ -327,7 +327,7 @@ def _pass(
     try:
         found = measure(
             store, reference, members, new=len(members), hash_base=True,
-            device=resolve_device(device, len(members)), on_progress=report,
+            device=resolve_device(device), on_progress=report,
         )  # fmt: skip
     except CheckpointError as error:
         notes.append(str(error))
