@@ -29,15 +29,15 @@ def _sum(weights: Tensor, delta: Tensor) -> Tensor:
     def read(start: int, out: memoryview) -> None:
         first, count = start // 8, len(out) // 8
         total = np.frombuffer(out, np.float64)
-        total[:] = _elements(weights, first, count)
+        total[:] = elements(weights, first, count)
         both = min(count, delta.numel - first)
         if both > 0:
-            total[:both] += _elements(delta, first, both)
+            total[:both] += elements(delta, first, both)
 
     return Tensor(weights.name, "F64", weights.shape, read)
 
 
-def _elements(tensor: Tensor, first: int, count: int) -> NDArray[np.float64]:
+def elements(tensor: Tensor, first: int, count: int) -> NDArray[np.float64]:
     """Elements first..first+count of a tensor as float64, exactly."""
     width = DTYPE_BYTES[tensor.dtype]
     raw = bytearray(count * width)
@@ -45,13 +45,13 @@ def _elements(tensor: Tensor, first: int, count: int) -> NDArray[np.float64]:
     if tensor.dtype == "BF16":
         return (np.frombuffer(raw, np.uint16).astype(np.uint32) << 16).view(np.float32).astype(np.float64)
     if tensor.dtype in ("F8_E4M3", "F8_E5M2"):
-        return _byte_floats(tensor.dtype)[np.frombuffer(raw, np.uint8)]
+        return byte_floats(tensor.dtype)[np.frombuffer(raw, np.uint8)]
     return np.frombuffer(raw, {"F64": np.float64, "F32": np.float32, "F16": np.float16}[tensor.dtype]).astype(
         np.float64
     )
 
 
-def _byte_floats(dtype: str) -> NDArray[np.float64]:
+def byte_floats(dtype: str) -> NDArray[np.float64]:
     """The 256 values of an 8-bit float (Micikevicius et al. 2022, arXiv 2209.05433, table 1)."""
     mantissa_bits, bias = (3, 7) if dtype == "F8_E4M3" else (2, 15)
     byte = np.arange(256)

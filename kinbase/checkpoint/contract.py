@@ -67,13 +67,27 @@ class Extent:
 
 
 @dataclass(frozen=True, slots=True)
+class Grid:
+    """The values that quantising left to a tensor: `name` is the format's (NF4, Q4_K).
+
+    `steps()` is the sum over the tensor's elements of the squared distance between the values of the grid about
+    each, of which rounding to the grid costs a twelfth on the average; it may read the tensor, and raise
+    CheckpointError.
+    """
+
+    name: str
+    steps: Callable[[], float]
+
+
+@dataclass(frozen=True, slots=True)
 class Tensor:
     """One tensor of a checkpoint, read by position.
 
     `read(start, out)` fills the writable byte buffer `out` with the tensor's little-endian
     row-major bytes from byte `start` on; it is called from several threads at once, reads no more than it
     was asked for, and raises CheckpointError when the file is shorter than it said. `extent` is given by those
-    whose bytes lie in a local file as they are, one after the other; it only makes reading faster.
+    whose bytes lie in a local file as they are, one after the other; it only makes reading faster. With a `grid` the
+    values are dequantised as they are read, from what stands among its checkpoint's `blobs`.
     """
 
     name: str
@@ -81,6 +95,7 @@ class Tensor:
     shape: tuple[int, ...]
     read: Callable[[int, memoryview], None]
     extent: Extent | None = None
+    grid: Grid | None = None
 
     @property
     def numel(self) -> int:
@@ -91,8 +106,13 @@ class Tensor:
         return product
 
     @property
+    def form(self) -> str:
+        """What the values were rounded to when they were stored: the grid's name, or the dtype."""
+        return self.grid.name if self.grid else self.dtype
+
+    @property
     def nbytes(self) -> int:
-        """Bytes the elements take in the file."""
+        """Bytes the elements take as they are read."""
         return self.numel * DTYPE_BYTES[self.dtype]
 
 
@@ -157,6 +177,7 @@ class Checkpoint:
     say of themselves in text, `notes` are lines for the person on what was made of them. `heads` are the numbers of query
     and of key-value heads where the layout of some tensor depends on them. `placed` gives tensors the names that
     they meet a base's by, "" for none, where that was found out by their content.
+    What is dequantised is hashed as the codes and scales among the blobs, and not by its values.
     `close` releases the files; `verify` raises CheckpointError when a file elsewhere is no longer what it was
     when it was opened, where reading it does not tell.
     """
@@ -177,8 +198,8 @@ class Checkpoint:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all tensors, read or not."""
-        return sum(t.nbytes for t in self.tensors) + sum(b.nbytes for b in self.blobs)
+        """Bytes of all tensors as they are stored, read or not."""
+        return sum(t.nbytes for t in self.tensors if t.grid is None) + sum(b.nbytes for b in self.blobs)
 
 
 @dataclass(frozen=True, slots=True)

@@ -104,7 +104,7 @@ def _reason(tensor: Tensor, around: Neighbours, said: bool) -> str | None:
     if tensor.dtype in BYTE_FLOATS:
         if len(tensor.shape) < 2:
             return None
-        scale = next((other for other in around.of(tensor) if _is_scale(other, tensor)), None)
+        scale = next((other for other in around.of(tensor) if is_scale(other, tensor)), None)
         return None if scale is None else f"has to be multiplied by {shown(scale.name)}"
     if tensor.dtype in FLOAT_DTYPES or tensor.dtype in _INDICES or is_mask(tensor):
         return None
@@ -144,7 +144,7 @@ def _siblings_by_stem(tensor: Tensor, around: Neighbours) -> list[Tensor]:
     ]
 
 
-def _is_scale(scale: Tensor, codes: Tensor) -> bool:
+def is_scale(scale: Tensor, codes: Tensor) -> bool:
     """Whether `scale` can multiply parts of `codes`: wider floats or exponents, and at most half as many."""
     wide = scale.dtype not in BYTE_FLOATS and scale.dtype not in _INDICES
     return wide and 2 * scale.numel <= max(codes.numel, 2)

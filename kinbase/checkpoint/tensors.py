@@ -5,9 +5,11 @@ from typing import Any
 
 from kinbase.checkpoint import FLOAT_DTYPES, Checkpoint, Facts, Problem, Record, Tensor
 from kinbase.checkpoint.files import shown
+from kinbase.checkpoint.formats import dequantise
 from kinbase.checkpoint.lora import factors, is_adapter
-from kinbase.checkpoint.packed import packed, why
+from kinbase.checkpoint.packed import packed
 from kinbase.checkpoint.untrusted import count, name
+from kinbase.errors import CheckpointError
 
 HEADS = ("lm_head.weight", "embed_out.weight", "cls.predictions.decoder.weight")
 """Names (ends of names) of the output head, which many models tie to their embedding."""
@@ -41,8 +43,8 @@ def records(
 
     `enough`: how many bytes of two tensors must agree for them to be tied; all, unless reading them costs much.
 
-    Quantised weights yield Facts and a Problem and no Checkpoint: without tensors, all would have
-    one digest. Raises CheckpointError when tied tensors cannot be read.
+    Quantised weights are dequantised as they are read. Those in a format that is not read, or not as it should be,
+    yield Facts and a Problem and no Checkpoint. Raises CheckpointError when tied tensors cannot be read.
     """
     config = config or {}
     architectures = config.get("architectures")
@@ -50,11 +52,18 @@ def records(
     stored = config.get("torch_dtype", config.get("dtype"))
     stored = (name(stored, []) or "").removeprefix("torch.") or None
     codes = packed(weights.tensors, config, _narrow(weights))
+    relation = "quantized" if codes else None
     if codes:
-        reason = why(codes, config)
-        yield Facts(weights.name, architecture=architecture, dtype=stored, relation="quantized")
-        yield Problem(f"{shown(weights.source)} has no weights to compare and is kept for lineage: {reason}")
-        return
+        try:
+            dequantise(weights, config, codes)
+        except CheckpointError as error:
+            weights.close()
+            yield Facts(weights.name, architecture=architecture, dtype=stored, relation=relation)
+            yield Problem(
+                f"{shown(weights.source)} has no weights to compare and is kept for lineage: {error}"
+            )
+            return
+        weights.notes.append(_dequantised(weights))
     if is_adapter(weights.tensors):
         first = shown(factors(weights.tensors)[0].name)
         yield Facts(weights.name, dtype=torch_dtype(weights.tensors), relation="adapter")
@@ -76,10 +85,24 @@ def records(
     parameters = sum(tensor.numel for tensor in weights.tensors if tensor.dtype in FLOAT_DTYPES)
     yield weights
     yield Facts(
-        architecture=architecture, dtype=stored or torch_dtype(weights.tensors), parameters=parameters
+        architecture=architecture,
+        dtype=stored or torch_dtype(weights.tensors),
+        parameters=parameters,
+        relation=relation,
     )
     for note in weights.notes:
         yield Problem(note)
+
+
+def _dequantised(weights: Checkpoint) -> str:
+    """What was dequantised, for the person: of which forms, and how much of the model."""
+    sizes: dict[str, int] = {}
+    for tensor in weights.tensors:
+        if tensor.grid:
+            sizes[tensor.grid.name] = sizes.get(tensor.grid.name, 0) + tensor.numel
+    whole = sum(tensor.numel for tensor in weights.tensors if tensor.dtype in FLOAT_DTYPES)
+    forms = " and ".join(sorted(sizes, key=lambda form: -sizes[form]))
+    return f"quantised: {sum(sizes.values()) / max(whole, 1):.0%} of its weights are dequantised from {forms} as they are read"
 
 
 def _heads(config: Mapping[str, Any]) -> tuple[int, int] | None:

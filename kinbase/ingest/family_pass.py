@@ -114,7 +114,7 @@ def _weights(plan: Plan, found: Iterable[TensorSums]) -> dict[str, Weights]:
         for slot, moments in zip(plan.hashed_slots, tensor.weights, strict=True):
             if slot in lanes:
                 lane = lanes[slot]
-                rows[slot].append((lane.label, lane.tensor.dtype, lane.numel, moments))
+                rows[slot].append((lane.label, lane.tensor.form, lane.numel, moments))
     return {
         c.name: Weights(
             [label for label, *_ in listed],

@@ -362,7 +362,7 @@ def _store_sizes(con: Connection, rows: Sequence[Row], ids: Mapping[str, int]) -
             continue
         dtypes = Counter[str]()
         for tensor in checkpoint.tensors:
-            dtypes[tensor.dtype] += tensor.numel if tensor.dtype in FLOAT_DTYPES else 0
+            dtypes[tensor.form] += tensor.numel if tensor.dtype in FLOAT_DTYPES else 0
         dtype = max(dtypes, key=dtypes.__getitem__, default=None)
         sizes.append((ids[str(row.outcome.name)], dtypes.total(), dtype, checkpoint.nbytes))
     models.put_sizes(con, sizes)

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from kinbase.checkpoint import Tensor
 from kinbase.checkpoint.digest import tensor_digest
 from kinbase.kinship.plan import Job, Plan
 from kinbase.kinship.sums import FloatArray, TensorSums
@@ -73,12 +74,18 @@ class Part:
         )
 
 
-def _moments(leaves: list[FloatArray]) -> FloatArray:
-    """The power sums [3] of a tensor: its leaves' added, the same however many pieces they came in."""
+def _moments(leaves: list[FloatArray], tensor: Tensor) -> FloatArray:
+    """The power sums [3] of a tensor: its leaves' added, the same however many pieces they came in.
+
+    Of a dequantised one the steps are its grid's, not those of the dtype its values are read in.
+    """
     sums = np.array(leaves).reshape(-1, 3)
     if not np.isfinite(sums).all():
         return np.full(3, np.nan)
-    return np.asarray(sums.sum(axis=0))
+    total = np.asarray(sums.sum(axis=0))
+    if tensor.grid is not None:
+        total[2] = tensor.grid.steps()
+    return total
 
 
 def result(plan: Plan, total: Part) -> TensorSums:
@@ -105,7 +112,10 @@ def result(plan: Plan, total: Part) -> TensorSums:
             exceptions.append((i, j, both, sums[at, i], sums[at, j], sumsq[at, i], sumsq[at, j]))
     lanes = {lane.slot: lane.tensor for lane in job.lanes}
     digests = tuple(
-        tensor_digest(lanes[slot], total.leaves[slot]) if slot in total.leaves else ""
+        # What is dequantised is hashed as it is stored, among the blobs.
+        tensor_digest(lanes[slot], total.leaves[slot])
+        if slot in total.leaves and lanes[slot].grid is None
+        else ""
         for slot in plan.hashed_slots
     )
     return TensorSums(
@@ -122,7 +132,7 @@ def result(plan: Plan, total: Part) -> TensorSums:
         digests=digests,
         weights=np.array(
             [
-                _moments(total.weights[slot]) if slot in total.weights else np.full(3, np.nan)
+                _moments(total.weights[slot], lanes[slot]) if slot in total.weights else np.full(3, np.nan)
                 for slot in plan.hashed_slots
             ]
         ).reshape(-1, 3),

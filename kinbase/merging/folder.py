@@ -25,6 +25,9 @@ COPIED = (
 """Files of the donor that the child has unchanged."""
 
 LAYERS_KEYS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
+QUANTISED = ("quantization_config", "quantization", "compression_config")
+"""What a config.json says of how its weights are packed: a merge is written plain."""
+
 TORCH_NAMES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 FILE_LIMIT = 256 << 20
 _PART = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?")
@@ -81,8 +84,10 @@ def write_marks(folder: Path, marks: Mapping[str, str] | None) -> None:
 
 
 def child_config(config: MergeConfig, donor: Mapping[str, Any], targets: Sequence[Target]) -> dict[str, Any]:
-    """The donor's config.json with the child's dtype, layers and head."""
-    record = dict(donor)
+    """The donor's config.json with the child's dtype, layers and head; what is merged is quantised no longer."""
+    record = {key: value for key, value in donor.items() if key not in QUANTISED}
+    if isinstance(record.get("text_config"), dict):
+        record["text_config"] = {k: v for k, v in record["text_config"].items() if k not in QUANTISED}
     sizes: dict[str, int] = {}
     for target in targets:
         if not target.buffer:
