@@ -89,7 +89,7 @@ def dequantised(
     name: str, shape: tuple[int, ...], form: str, values: Values, steps: Callable[[], float]
 ) -> Tensor:
     """A tensor of float32 whose elements `values` gives, on the grid of the format called `form`."""
-    return Tensor(name, "F32", shape, partial(_read, values), Grid(form, steps))
+    return Tensor(name, "F32", shape, partial(_read, values), grid=Grid(form, steps))
 
 
 def _read(values: Values, start: int, out: memoryview) -> None:
