@@ -64,6 +64,7 @@ def import_(
                 "imported": f"imported {model}{against}",
                 "unchanged": f"{model} is unchanged",
                 "alias": f"{source} is {model} again",
+                "copy": f"imported {model}",
                 "records": f"read {source}",
                 "metadata": f"{model}, without its weights",
                 "sampled": f"sampled {model}{against}",

@@ -156,7 +156,11 @@ def _bring_in(
 
     def mark(con: "Connection", outcomes: "Sequence[Outcome]") -> None:
         _mark(con, run, unsaved)
-        made = [(waiting[s.source], str(s.name)) for s in outcomes if s.source in waiting and not s.is_failed]
+        made = [
+            (waiting[s.source], str(s.same_as or s.name))
+            for s in outcomes
+            if s.source in waiting and not s.is_failed
+        ]
         for child, model in made:
             journal.mark(con, run, child, model=model)
         journal.put_edges(con, run, made)

@@ -10,7 +10,7 @@ from kinbase.checkpoint.open import Known, Opened, elsewhere, read
 from kinbase.errors import KinbaseError
 from kinbase.ingest.steps import ImportOptions, Placed, Todo
 from kinbase.ingest.stored import StoredFamily, stored_family
-from kinbase.store import Connection, Store, sketches
+from kinbase.store import Connection, Store, models, sketches
 from kinbase.store import names as naming
 
 
@@ -154,6 +154,8 @@ class _StoredAlready:
         members = naming.members(con)
         self._names = {member.model_id: member.name for member in members}
         self._by_files = {(m.files, state_dict_key(m.source)): m for m in members if m.files}
+        self._copies = models.copies(con)
+        self._stale = models.stale(con)
         self._lacking = sketches.lacking(con, [member.name for member in members])
         self._sketched = sketches.sketched(con) if options.is_sketched else set()
         self._is_read = options.depth in ("stream", "whole")
@@ -164,7 +166,8 @@ class _StoredAlready:
         assert checkpoint
         same = self._by_files.get((frozenset(checkpoint.files), state_dict_key(checkpoint.source)))
         if same is None:
-            return source
+            is_copy = self._copies.get((frozenset(checkpoint.files), checkpoint.source)) == source.name
+            return replace(source, todo=Todo.KEEP) if is_copy else source
         stored_base = self._names.get(same.base_id) if same.base_id is not None else None
         opened, notes = source.opened, source.notes
         if opened.is_renamed and opened.name != same.name:
@@ -173,7 +176,9 @@ class _StoredAlready:
         opened = replace(opened, name=same.name, checkpoint=replace(checkpoint, name=same.name))
         todo, base = source.todo, source.base or stored_base
         has_met = same.measured or same.model_id in self._sketched
-        if base in (None, same.name) or (base == stored_base and has_met):
+        if same.name in self._stale and self._is_read:
+            pass  # its tensors may be others now: all that is known of them is measured again
+        elif base in (None, same.name) or (base == stored_base and has_met):
             todo = Todo.REREAD if same.name in self._lacking and self._is_read else Todo.KEEP
         return Placed(opened, todo, base, notes)
 

@@ -144,10 +144,20 @@ def _store_weights(con: Connection, source: Placed, digest: str) -> Row:
     checkpoint = source.opened.checkpoint
     assert checkpoint and source.name
     outcome = _outcome(source, "imported")
+    said = [record for _, record in source.opened.records if isinstance(record, Edge | Facts)]
+    own = [r for r in said if (r.child if isinstance(r, Edge) else r.model) in (None, source.name)]
     try:
-        model_id, name = models.put_model(con, source.name, digest, checkpoint.source, checkpoint.files)
+        put = models.put_model(con, source.name, digest, checkpoint.source, checkpoint.files, own)
     except KinbaseError as error:
         return Row(source.failed(error), replace(outcome.noted(str(error)), status="failed"))
+    if put.same_as:
+        outcome = replace(outcome, status="copy", same_as=put.same_as)
+        return Row(
+            source, outcome.noted(f"the same weights as {put.same_as}, with a card of its own"), put.model_id
+        )
+    if put.note:
+        outcome = outcome.noted(put.note)
+    model_id, name = put.model_id, put.name
     if name != source.name:
         outcome = replace(outcome, name=name, status="alias").noted(
             f"the same weights as {name}: {source.name} is another name of it now"
@@ -195,19 +205,19 @@ def store_family(con: Connection, family: "FamilySums", ids: Ids) -> None:
     sketches.put_own(con, family, ids)
     if base_id is None or not members:
         return
-    sums.put_tensors(
+    are_others = sums.put_tensors(
         con, base_id, [name for name, _ in family.tensors], [numel for _, numel in family.tensors]
     )
     for i in reversed(range(len(members))):
         # Weights met twice are one model: the first of them is measured.
         if members[i] == base_id or members[i] in members[:i]:
             members[i] = None
-    for i, model_id in enumerate(members[: family.new]):
+    for i, model_id in enumerate(members if are_others else members[: family.new]):
         if model_id is None:
             continue
         models.put_base(con, model_id, base_id)
         sums.put_deltas(con, model_id, base_id, family.statistics(i))
-        sums.put_skipped(con, model_id, {**family.members[i].skipped, **family.skipped[i]})
+        sums.put_skipped(con, model_id, {**family.skipped[i], **family.members[i].skipped})
     sums.put_pairs(con, base_id, family.pairs(members))
 
 
@@ -307,15 +317,15 @@ def _told_ids(con: Connection, rows: Sequence[Row]) -> dict[str, int]:
 
 
 def _store_facts(con: Connection, rows: Sequence[Row], ids: Mapping[str, int]) -> None:
-    models.put_many_facts(
-        con,
-        [
-            (ids[facts.model or str(row.outcome.name)], facts)
-            for row in rows
-            if row.is_told
-            for _, facts in row.placed.opened.said(Facts)
-        ],
-    )
+    said = [
+        (ids[facts.model or str(row.outcome.name)], facts, row.outcome.status == "alias")
+        for row in rows
+        if row.is_told
+        for _, facts in row.placed.opened.said(Facts)
+    ]
+    # What a copy says of itself does not change what the original says.
+    models.put_many_facts(con, [(i, facts) for i, facts, of_copy in said if of_copy], is_new_only=True)
+    models.put_many_facts(con, [(i, facts) for i, facts, of_copy in said if not of_copy])
 
 
 def _store_claims(con: Connection, rows: Sequence[Row]) -> None:
@@ -345,7 +355,7 @@ def _by_file(said: Sequence[tuple[str, Kind]]) -> dict[str, list[Kind]]:
     return files
 
 
-SIZED = ("imported", "metadata", "sampled", "unchanged")
+SIZED = ("imported", "copy", "metadata", "sampled", "unchanged")
 """What becomes of sources that are models of their own name."""
 
 

@@ -154,7 +154,9 @@ class Sampled:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of a source: imported, unchanged, alias, records, metadata, sampled or failed.
+    """What became of a source: imported, unchanged, alias, copy, records, metadata, sampled or failed.
+
+    A copy is another name of weights that are stored, with a card of its own.
 
     The last note of a failed one says why.
     """
@@ -164,6 +166,7 @@ class Outcome:
     status: str
     base: str | None = None
     notes: tuple[str, ...] = ()
+    same_as: str | None = None  # of a copy: the model whose weights it has
 
     @property
     def is_failed(self) -> bool:

@@ -11,7 +11,7 @@ import numpy as np
 
 from kinbase.errors import UsageError
 from kinbase.query.clustering import cluster
-from kinbase.query.models import Model, meant
+from kinbase.query.models import Model, meant, original
 from kinbase.store import Connection, names
 
 if TYPE_CHECKING:  # Polars is slow to import, and the terminal UI does without
@@ -176,7 +176,9 @@ def matrix_of(con: Connection, models: Sequence[str], block: str, layer: int | N
     """`matrix` of models that are named; of none, of all that have kinship. Raises KinbaseError for an unknown one."""
     if block not in BLOCKS:
         raise UsageError(f"there is no block {block!r}: choose of {', '.join(BLOCKS)}")
-    return matrix(con, [meant(con, model) for model in models] or with_kinship(con, None), block, layer)
+    return matrix(
+        con, [original(con, meant(con, model)) for model in models] or with_kinship(con, None), block, layer
+    )
 
 
 def relatives(con: Connection, model: int, limit: int) -> list[Model]:
@@ -269,7 +271,7 @@ def nearest_kin(con: Connection, model: str, k: int) -> "pl.DataFrame":
 
     from kinbase.query.frames import KIN
 
-    found = nearest(con, meant(con, model).id, k)
+    found = nearest(con, original(con, meant(con, model)).id, k)
     rows = [(m.name, kin.pcc, kin.cs, kin.ed, kin.stderr, kin.coverage, kin.method) for m, kin in found]
     return DataFrame(rows, schema=KIN, orient="row")
 

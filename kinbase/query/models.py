@@ -254,6 +254,18 @@ def meant(con: Connection, label: str) -> Model:
     return Model(id_, name)
 
 
+def original(con: Connection, model: Model) -> Model:
+    """The model whose weights a copy with a card of its own has, of which kinship is known; any other itself."""
+    rows = con.execute(
+        """
+        select s.model_id, s.name from raw.model m join raw.model s on s.model_id = m.same_id
+        where m.model_id = ? and m.digest is null
+        """,
+        [model.id],
+    ).fetchall()
+    return Model(*rows[0]) if rows else model
+
+
 def is_base(con: Connection, model: int) -> bool:
     """Whether others are measured against it."""
     return bool(con.execute("select 1 from raw.model where base_id = ? limit 1", [model]).fetchall())

@@ -12,13 +12,24 @@ if TYPE_CHECKING:  # importing numpy for an annotation would slow down every com
     from kinbase.kinship.sums import FloatArray, Pair, Weights
 
 
-def put_tensors(con: Connection, base_id: int, names: Sequence[str], numels: Sequence[int]) -> None:
-    """Store a base's tensors in the order of the pass, once."""
-    if not con.execute("select 1 from raw.tensor where base_id = ? limit 1", [base_id]).fetchone():
+def put_tensors(con: Connection, base_id: int, names: Sequence[str], numels: Sequence[int]) -> bool:
+    """Store a base's tensors in the order of the pass; whether they were others before.
+
+    Sums by the positions of other tensors are dropped: they are measured again when they are asked for.
+    """
+    stored = con.execute(
+        "select name, numel from raw.tensor where base_id = ? order by position", [base_id]
+    ).fetchall()
+    are_others = bool(stored) and stored != list(zip(names, numels, strict=True))
+    if are_others:
+        for table in ("tensor", "delta", "pair", "pair_part"):
+            con.execute(f"delete from raw.{table} where base_id = ?", [base_id])
+    if are_others or not stored:
         con.execute(
             "insert into raw.tensor select $1, unnest(range(1, len($2) + 1)), unnest($2), unnest($3)",
             [base_id, list(names), list(numels)],
         )
+    return are_others
 
 
 def put_deltas(con: Connection, model_id: int, base_id: int, columns: "Mapping[str, FloatArray]") -> None:

@@ -3,9 +3,11 @@
 All functions take a connection of `Store.writing()` and are part of its one transaction.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import PurePath
 
-from kinbase.checkpoint import Alias, Facts, FileStamp
+from kinbase.checkpoint import Alias, Edge, Facts, FileStamp
 from kinbase.errors import KinbaseError
 from kinbase.store import Connection, utc
 from kinbase.store.names import find, named
@@ -13,32 +15,154 @@ from kinbase.store.names import find, named
 FACTS = ("architecture", "license", "revision", "relation", "parameters", "dtype", "created_at")
 
 
-def put_model(
-    con: Connection, name: str, digest: str, source: str, files: Iterable[FileStamp]
-) -> tuple[int, str]:
-    """Store a model's identity; its model_id and name.
+@dataclass(frozen=True, slots=True)
+class Put:
+    """A model's row: its id and name, of a copy with a card of its own whose weights it has, and what is to be said of it."""
 
-    A row known only by name becomes whole. Weights that are stored already only gain a name; where they were read
-    first stays their place while the files there are as they were, so that a copy may come and go.
+    model_id: int
+    name: str
+    same_as: str | None = None
+    note: str | None = None
+
+
+def put_model(
+    con: Connection,
+    name: str,
+    digest: str,
+    source: str,
+    files: Collection[FileStamp],
+    said: Sequence[Edge | Facts] = (),
+) -> Put:
+    """Store a model's identity.
+
+    A row known only by name becomes whole. Weights that are stored already only gain a name, where nothing is said of
+    it that is not said of them; else the name has a row of its own, which is the same as theirs. Where they were read
+    first stays their place while the files there are as they were, so that a copy may come and go. Files that are read
+    otherwise than before keep their row, with another digest.
     Raises KinbaseError when the name stands for other weights.
     """
     known = con.execute("select model_id, name from raw.model where digest = ?", [digest]).fetchone()
-    holder = find(con, name)
-    row = con.execute("select name, digest from raw.model where model_id = ?", [holder]).fetchone()
-    if row is not None and row[1] is not None and row[1] != digest:
-        raise KinbaseError(
-            f"{name!r} is the name of other weights already ({row[1][:12]}): give this one another with --name"
-        )
+    holder, note = find(con, name), None
+    row = con.execute("select name, digest, to_reread from raw.model where model_id = ?", [holder]).fetchone()
+    if row is not None and holder is not None and row[1] is not None and row[1] != digest:
+        if row[0] == name and known is None and _are_read_anew(con, holder, files):
+            note = _reread(con, holder, digest, source)
+        elif row[0] != name and row[2] and known is None:
+            # It was called a copy by a digest that did not cover all of it.
+            con.execute("delete from raw.alias where alias = ?", [name])
+        else:
+            raise KinbaseError(
+                f"{name!r} is the name of other weights already ({row[1][:12]}): give this one another with --name"
+            )
     if known is not None:
+        is_own_name = holder == known[0] and known[1] == name
+        if not is_own_name and (_says_more(con, known[0], said) or _is_spoken_of(con, holder, known[0])):
+            con.execute("delete from raw.alias where alias = ? and model_id = ?", [name, known[0]])
+            return _put_copy(con, name, known, source, files)
         put_alias(con, known[0], Alias(name))
         model_id, name = known
     else:
         model_id = named(con, name)
-        con.execute("update raw.model set digest = ? where model_id = ?", [digest, model_id])
+        con.execute(
+            "update raw.model set digest = ?, same_id = null, same_how = null, to_reread = false where model_id = ?",
+            [digest, model_id],
+        )
     if known is None or not _still_there(con, model_id):
         put_source(con, model_id, source)
         put_files(con, model_id, files)
-    return model_id, name
+    if known is not None:
+        con.execute("update raw.model set to_reread = false where model_id = ?", [model_id])
+    return Put(model_id, name, note=note)
+
+
+def _put_copy(
+    con: Connection, name: str, original: tuple[int, str], source: str, files: Collection[FileStamp]
+) -> Put:
+    """A row for a name that says something of its own of weights that are stored already."""
+    model_id = named(con, name)
+    con.execute(
+        "update raw.model set same_id = ?, same_how = 'copy' where model_id = ?", [original[0], model_id]
+    )
+    put_source(con, model_id, source)
+    put_files(con, model_id, files)
+    return Put(model_id, name, same_as=original[1])
+
+
+def _says_more(con: Connection, original: int, said: Sequence[Edge | Facts]) -> bool:
+    """Whether something is said that is not said of the original: other parents, another licence, relation or date."""
+    row = con.execute(
+        "select license, relation, created_at from raw.model where model_id = ?", [original]
+    ).fetchone()
+    assert row
+    stored = set(
+        con.execute("select parent_id, relation from raw.claim where child_id = ?", [original]).fetchall()
+    )
+    if any((find(con, e.parent), e.relation) not in stored for e in said if isinstance(e, Edge)):
+        return True
+    return any(
+        value is not None and value != known
+        for facts in said
+        if isinstance(facts, Facts)
+        for value, known in zip((facts.license, facts.relation, utc(facts.created_at)), row, strict=True)
+    )
+
+
+def _is_spoken_of(con: Connection, holder: int | None, original: int) -> bool:
+    """Whether a name that has no weights yet has parents, a licence or scores of its own."""
+    if holder in (None, original):
+        return False
+    query = """
+        select 1 from raw.model m where model_id = $1 and digest is null and (
+            license is not null or relation is not null or created_at is not null
+            or exists (from raw.claim where child_id = $1) or exists (from raw.score where model_id = $1)
+        )
+    """
+    return con.execute(query, [holder]).fetchone() is not None
+
+
+def _are_read_anew(con: Connection, model_id: int, files: Collection[FileStamp]) -> bool:
+    """Whether a model's files are as they were and among these: then its digest differs by how they are read."""
+    rows = con.execute("select path, size, mtime_ns from raw.file where model_id = ?", [model_id]).fetchall()
+    return bool(rows) and {FileStamp(*row) for row in rows} <= set(files)
+
+
+def _reread(con: Connection, model_id: int, digest: str, source: str) -> str:
+    """Give a model the digest of all that its files hold, and free the names that other files gave it."""
+    rows = con.execute(
+        "select alias from raw.alias where model_id = ? and kind = 'path' and alias <> ?", [model_id, source]
+    ).fetchall()
+    freed = [label for path in rows for label in (path[0], PurePath(path[0]).stem, PurePath(path[0]).name)]
+    dropped = con.execute(
+        "delete from raw.alias where model_id = ? and list_contains(?, alias) returning alias, kind",
+        [model_id, freed],
+    ).fetchall()
+    con.execute("update raw.model set digest = ? where model_id = ?", [digest, model_id])
+    names = sorted(alias for alias, kind in dropped if kind == "name")
+    others = f"; {', '.join(names)} may be of other weights: import them again" if names else ""
+    return f"read again: its identity now covers all that its files hold{others}"
+
+
+def copies(con: Connection) -> dict[tuple[frozenset[FileStamp], str], str]:
+    """The names of copies with a card of their own, by the files and the source they were read from."""
+    rows = con.execute(
+        """
+        select m.name, m.source, list({'path': f.path, 'size': f.size, 'mtime_ns': f.mtime_ns})
+        from raw.model m join raw.file f using (model_id) where m.same_id is not null and m.digest is null group by all
+        """
+    ).fetchall()
+    return {(frozenset(FileStamp(**file) for file in files), source): name for name, source, files in rows}
+
+
+def stale(con: Connection) -> set[str]:
+    """The models that are to be read again, because their digests do not cover all that their files hold."""
+    return {name for (name,) in con.execute("select name from raw.model where to_reread").fetchall()}
+
+
+def put_same(con: Connection, model_id: int, original: int) -> None:
+    """Say that a model has the weights of another one in another layout."""
+    con.execute(
+        "update raw.model set same_id = ?, same_how = 'layout' where model_id = ?", [original, model_id]
+    )
 
 
 def _still_there(con: Connection, model_id: int) -> bool:
@@ -85,17 +209,18 @@ def put_facts(con: Connection, model_id: int, facts: Facts) -> None:
     put_many_facts(con, [(model_id, facts)])
 
 
-def put_many_facts(con: Connection, said: Sequence[tuple[int, Facts]]) -> None:
-    """Fill in what is said of models; of several words on one thing the last counts."""
+def put_many_facts(con: Connection, said: Sequence[tuple[int, Facts]], *, is_new_only: bool = False) -> None:
+    """Fill in what is said of models, or only what was not said yet; of several words on one thing the last counts."""
     merged: dict[int, dict[str, object]] = {}
     for model_id, facts in said:
         told = merged.setdefault(model_id, dict.fromkeys(FACTS))
         told |= {name: value for name in FACTS if (value := getattr(facts, name)) is not None}
         told["created_at"] = utc(facts.created_at) or told["created_at"]
+    order = "coalesce(model.{name}, new.{name})" if is_new_only else "coalesce(new.{name}, model.{name})"
     if merged:
         con.execute(
             f"""
-            update raw.model set {", ".join(f"{name} = coalesce(new.{name}, model.{name})" for name in FACTS)}
+            update raw.model set {", ".join(f"{name} = {order.format(name=name)}" for name in FACTS)}
             from (
                 select unnest($1::integer[]) as model_id, unnest($2::varchar[]) as architecture,
                     unnest($3::varchar[]) as license, unnest($4::varchar[]) as revision, unnest($5::varchar[]) as relation,
@@ -197,6 +322,7 @@ def _join(con: Connection, old: int, new: int) -> None:
         ("claim", "parent_id"),
         ("offspring", "child_id"),
         ("sketch", "onto_id"),
+        ("model", "same_id"),
     ):
         con.execute(f"update raw.{table} set {column} = ? where {column} = ?", [new, old])
     con.execute(

@@ -28,7 +28,7 @@ left join (
 create or replace view models as
 select
     m.name,
-    m.digest,
+    coalesce(m.digest, s.digest) as digest,
     b.name as base,
     coalesce(b.name, case when m.model_id in (select base_id from raw.placed) then m.name end) as family,
     m.architecture,
@@ -39,10 +39,14 @@ select
     m.source,
     m.revision,
     coalesce(m.relation, c.relation) as relation,
-    m.digest is not null as has_weights,
+    m.digest is not null or s.digest is not null as has_weights,
     m.created_at,
-    m.imported_at
+    m.imported_at,
+    s.name as same_as,
+    m.same_how,
+    coalesce(m.to_reread, false) as to_reread
 from raw.model m
+left join raw.model s on s.model_id = m.same_id
 left join raw.placed p on p.model_id = m.model_id
 left join raw.model b on b.model_id = p.base_id
 left join (
@@ -64,6 +68,9 @@ comment on column models.relation is 'how it was made: finetune, merge, adapter,
 comment on column models.has_weights is 'false for a model known only by name';
 comment on column models.created_at is 'when it was made, as its source says';
 comment on column models.imported_at is 'when it came into this database';
+comment on column models.same_as is 'another model of the same weights: an earlier one, of which kinship is known';
+comment on column models.same_how is 'copy: the same bytes under a card of its own; layout: fused, split, stacked or turned';
+comment on column models.to_reread is 'read by a version that did not cover all its files hold: import it again';
 
 create or replace view deltas as
 select
