@@ -12,6 +12,7 @@ from kinbase.query.models import Model
 from kinbase.tui.context import Context
 from kinbase.tui.screens.evolution import EvolutionScreen
 from kinbase.tui.screens.families import FamiliesScreen
+from kinbase.tui.screens.keys import KeysWindow, keys_of
 from kinbase.tui.screens.kinship import KinshipScreen
 from kinbase.tui.screens.lineage import LineageScreen
 from kinbase.tui.screens.model_picker import ModelCommands, ModelPicker
@@ -38,14 +39,20 @@ class KinbaseApp(Context):
     COMMANDS = App.COMMANDS | {ModelCommands}
     BINDINGS: ClassVar[list[BindingType]] = [
         *(
-            Binding(f"{number},f{number + 1}", f"show('{mode}')", title(mode), show=False, priority=False)
+            Binding(f"{number}", f"show('{mode}')", title(mode), show=False)
+            for number, mode in enumerate(MODES, 1)
+        ),
+        # From everywhere: an editor takes digits, and some of the F keys too.
+        *(
+            Binding(f"f{number + 1}", f"show('{mode}')", title(mode), show=False, priority=True)
             for number, mode in enumerate(MODES, 1)
         ),
         Binding(
             "ctrl+f", "find", "Find a model", show=False, tooltip="Find a model by name, wherever you are"
         ),
         Binding("ctrl+t", "theme", "Light or dark", show=False),
-        Binding("f1", "help", "Help", tooltip="What the focused part does, and its keys"),
+        Binding("question_mark", "help", "Keys", key_display="?", tooltip="The keys of this screen"),
+        Binding("f1", "help", "Keys", show=False, priority=True, tooltip="The keys of this screen"),
     ]
 
     def __init__(self, db_path: str | Path) -> None:
@@ -72,7 +79,7 @@ class KinbaseApp(Context):
         self.theme = LIGHT.name if self.current_theme.dark else DARK.name
 
     def action_help(self) -> None:
-        if self.screen.query("HelpPanel"):
-            self.action_hide_help_panel()
-        else:
-            self.action_show_help_panel()
+        if isinstance(self.screen, KeysWindow):
+            self.screen.dismiss(None)
+        elif not isinstance(self.screen, ModalScreen):
+            self.push_screen(KeysWindow(keys_of(self.screen)))

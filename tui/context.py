@@ -40,6 +40,7 @@ class Context(App[None]):
         super().__init__()
         self.path = Path(db_path)
         self.chosen: dict[int, Model] = {}
+        self._unmarked: dict[int, Model] = {}
         self._orders: tuple[tuple[int, int] | None, Orders] | None = None
         self.turn = asyncio.Lock()
         """Held by what the Families screen asks: two such questions at once would both be late."""
@@ -117,6 +118,13 @@ class Context(App[None]):
         """A message nobody has a better place for."""
         self.notify(str(content(error)), severity="error", markup=False, timeout=8)
 
+    async def learn_scores(self) -> None:
+        """Read the scores of all models, beside where they stand."""
+        known = self.orders
+        if known is not None:
+            with contextlib.suppress(KinbaseError):
+                await self.ask(partial(models.scored, known=known), quiet=True)
+
     # Going places.
 
     def action_show(self, mode: str) -> None:
@@ -128,6 +136,11 @@ class Context(App[None]):
         self.current = model
         if self.current_mode != mode:
             self.switch_mode(mode)
+
+    def unmark(self) -> int:
+        """Take all models out of the heatmap's selection; when none is in, put back those that were. How many are in now."""
+        self.chosen, self._unmarked = ({}, self.chosen) if self.chosen else (self._unmarked, {})
+        return len(self.chosen)
 
     def choose(self, model: Model) -> bool:
         """Put a model into the heatmap's selection or take it out; whether it is in now."""

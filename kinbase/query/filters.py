@@ -4,18 +4,20 @@ Words must be in the name; `key:text` and `key>number` ask for more, so `merge l
 """
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from kinbase.query.generations import bits
+from kinbase.query.generations import OPERATORS, generations_where
+from kinbase.query.orders import Orders, read_scores
 from kinbase.store import Connection
 
 HELP = """\
 Words must all be in the name. Besides:
 
 - `license:mit`, `arch:llama`, `relation:merge`, `base:mistral`
-- `score>0.6`: mean of its scores; `mmlu>=0.6`: any benchmark by its name
+- `score>0.6`: its score, as the view model_scores has it; `mmlu>=0.6`: any benchmark by its name
 - `params<8b`, `gen=2`: parameters; steps from where its line begins
 - `weights:no`: known only by name
 """
@@ -35,7 +37,7 @@ UNITS = {"k": 1e3, "m": 1e6, "b": 1e9, "g": 1e9, "t": 1e12}
 class Filter:
     """A condition on `raw.model m`; `complaint` says which part of the text was not understood.
 
-    A parameter may be a function of the connection and of the steps in `Standing`: what it returns is meant.
+    A parameter may be a function of the connection and of `Orders`, where they are known: what it returns is meant.
     """
 
     typed: str = ""
@@ -43,9 +45,9 @@ class Filter:
     parameters: list[object] = field(default_factory=list)
     complaint: str = ""
 
-    def values(self, con: Connection, steps: np.ndarray | None = None) -> list[object]:
+    def values(self, con: Connection, known: Orders | None = None) -> list[object]:
         """The parameters, as the query takes them."""
-        return [given(con, steps) if callable(given) else given for given in self.parameters]
+        return [given(con, known) if callable(given) else given for given in self.parameters]
 
 
 def parse(typed: str) -> Filter:
@@ -84,17 +86,40 @@ def parse(typed: str) -> Filter:
             op = "=" if op == ":" else op
             if key in ("gen", "generation"):
                 conditions.append("get_bit(?::bit, m.model_id) = 1")
-                parameters.append(bits(op, number))
+                parameters.append(_generations(op, number))
             elif key in ("params", "parameters"):
                 conditions.append(f"m.parameters {op} ?")
                 parameters.append(int(number))
+            elif key == "score":
+                conditions.append("get_bit(?::bit, m.model_id) = 1")
+                parameters.append(_scores(op, number))
             else:
-                inner = "true" if key == "score" else _contains("benchmark", key, parameters)
+                inner = _contains("benchmark", key, parameters)
                 conditions.append(
                     f"m.model_id in (select model_id from raw.score where {inner} group by model_id having avg(value) {op} ?)"
                 )
                 parameters.append(number)
     return Filter(typed, " and ".join(conditions) or "true", parameters, complaint)
+
+
+def _generations(op: str, number: float) -> Callable[[Connection, Orders | None], str]:
+    def asked(con: Connection, known: Orders | None) -> str:
+        return _bits(generations_where(con, op, number, None if known is None else known.steps))
+
+    return asked
+
+
+def _scores(op: str, number: float) -> Callable[[Connection, Orders | None], str]:
+    def asked(con: Connection, known: Orders | None) -> str:
+        scores = known.scores.get("score") if known is not None else None
+        return _bits(OPERATORS[op](read_scores(con) if scores is None else scores, number))
+
+    return asked
+
+
+def _bits(wanted: np.ndarray) -> str:
+    """What `get_bit(?::bit, model_id) = 1` takes: wanted is bool by model_id."""
+    return (wanted.astype(np.uint8) + ord("0")).tobytes().decode()
 
 
 def _contains(column: str, word: str, parameters: list[object]) -> str:

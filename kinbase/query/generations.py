@@ -81,12 +81,7 @@ def generations(found: Edges) -> np.ndarray:
     return steps
 
 
-def bits(op: str, number: float) -> Callable[[Connection, np.ndarray | None], str]:
-    """What the condition `get_bit(?::bit, model_id) = 1` takes for models of such a generation; of known steps none are read."""
-
-    def asked(con: Connection, known: np.ndarray | None) -> str:
-        steps = generations(edges(con)) if known is None else known
-        wanted = OPERATORS[op](steps, number) & (steps < NONE)
-        return (wanted.astype(np.uint8) + ord("0")).tobytes().decode()
-
-    return asked
+def generations_where(con: Connection, op: str, number: float, known: np.ndarray | None) -> np.ndarray:
+    """Which models are in such a generation: bool by model_id; of `known` steps none are read."""
+    steps = generations(edges(con)) if known is None else known
+    return OPERATORS[op](steps, number) & (steps < NONE)

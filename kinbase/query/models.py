@@ -42,10 +42,7 @@ JOINED = {
     ),
     "score": (
         "s.score",
-        """
-        left join (select model_id, avg(value) as score from raw.score
-            where model_id {among} group by 1) s on s.model_id = m.model_id
-        """,
+        "left join raw.model_score s on s.model_id = m.model_id",
     ),
 }
 
@@ -129,7 +126,7 @@ def matching(
 ) -> Page:
     """A page of the models a filter lets through."""
     query = f"select model_id as id from raw.model m where {wanted.where}"
-    values = wanted.values(con, known.steps if known else None)
+    values = wanted.values(con, known)
     if known is not None and sort in known.places:
         return _known(con, con.execute(query, values).fetchnumpy()["id"], sort, offset, known)
     return _asked(con, query, values, sort, offset)
@@ -139,17 +136,22 @@ def ordered(con: Connection, sort: str, known: Orders | None) -> Orders:
     """Where all models stand, and their order by `sort`: with both, a page of any list comes soonest."""
     found = orders.read(con) if known is None else known
     if sort not in found.places:
-        # How many are beneath is known by now: by name, and then by that.
-        _, joined = JOINED["score"] if sort == "score" else ("", "")
-        order = SORTS["name" if sort == "largest" else sort]
-        query = (
-            f"select m.model_id as id from raw.model m {joined.format(among='is not null')} order by {order}"
-        )
-        ids = con.execute(query).fetchnumpy()["id"]
+        # How many are beneath and the scores are known by now: by name, and then by that.
+        order = SORTS["name" if sort in ("largest", "score") else sort]
+        ids = con.execute(f"select m.model_id as id from raw.model m order by {order}").fetchnumpy()["id"]
         if sort == "largest":
             ids = ids[np.argsort(-found.beneath[ids], kind="stable")]
+        elif sort == "score":
+            ids = ids[np.argsort(-scored(con, found).scores["score"][ids], kind="stable")]
         found.place(sort, ids)
     return found
+
+
+def scored(con: Connection, known: Orders) -> Orders:
+    """`known` with the scores of all models, which take longest to read."""
+    if "score" not in known.scores:
+        known.scores["score"] = orders.read_scores(con, len(known.steps))
+    return known
 
 
 def count_all(con: Connection) -> int:
@@ -190,7 +192,7 @@ def _count(con: Connection, query: str, parameters: list[Any]) -> int:
 def _known(con: Connection, ids: np.ndarray, sort: str, offset: int, known: Orders) -> Page:
     """A page of the models `ids`, in an order that is known."""
     page = known.page(ids, sort, offset, PAGE).tolist()
-    scores = _scores(con, page) if sort == "score" else {}
+    scores = _scores(con, page, known) if sort == "score" else {}
     return Page(_entries(con, page, {id_: int(known.beneath[id_]) for id_ in page}, scores), len(ids))
 
 
@@ -221,9 +223,9 @@ def _entries(
     ]
 
 
-def _scores(con: Connection, ids: list[int]) -> dict[int, float | None]:
-    query = "select model_id, avg(value) from raw.score where model_id in (select unnest($1::integer[])) group by 1"
-    return dict(con.execute(query, [ids]).fetchall())
+def _scores(con: Connection, ids: list[int], known: Orders) -> dict[int, float | None]:
+    scores = scored(con, known).scores["score"]
+    return {id_: float(scores[id_]) for id_ in ids if not np.isnan(scores[id_])}
 
 
 def _beneath(con: Connection, ids: list[int]) -> dict[int, int]:
@@ -241,6 +243,35 @@ def _beneath(con: Connection, ids: list[int]) -> dict[int, int]:
         """
     ).fetchall()
     return dict(rows)
+
+
+# By a model.
+
+
+PARENT = """
+with claimed as materialized (select parent_id, relation <> 'base' as told from raw.claim where child_id = $1)
+select min(parent_id) from (
+    select parent_id from claimed where told
+    union all
+    select parent_id from claimed where not exists (from claimed where told)
+    union all
+    select base_id from raw.model where model_id = $1 and base_id is not null and not exists (from claimed where told)
+)
+"""
+
+
+def path_to(con: Connection, model: int) -> list[Entry]:
+    """The way down to a model in the tree, from a root to the model itself; a circle of claims is cut.
+
+    Of several parents the one that came first into the database. Empty when the model is gone.
+    """
+    path = [model]
+    while len(path) < 200:
+        ((parent,),) = con.execute(PARENT, [path[0]]).fetchall()
+        if parent is None or parent in path:
+            break
+        path.insert(0, parent)
+    return _entries(con, path, _beneath(con, path), {})
 
 
 # By name.

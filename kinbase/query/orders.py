@@ -24,6 +24,8 @@ class Orders:
     child: np.ndarray
     parent: np.ndarray
     places: dict[str, np.ndarray] = field(default_factory=dict)
+    scores: dict[str, np.ndarray] = field(default_factory=dict)
+    """Under "score": that of each model as the view `model_scores` has it, float64, NaN where there is none."""
 
     @property
     def roots(self) -> np.ndarray:
@@ -47,6 +49,16 @@ class Orders:
             first = np.argpartition(places, end - 1)[:end]
             ids, places = ids[first], places[first]
         return ids[np.argsort(places)[offset:end]]
+
+
+def read_scores(con: Connection, size: int = 0) -> np.ndarray:
+    """The score of each model by model_id, float64 of `size` or as many as there are; NaN where there is none."""
+    if not size:
+        ((size,),) = con.execute("select coalesce(max(model_id), 0) + 1 from raw.model").fetchall()
+    found = con.execute("select model_id, score from raw.model_score where score is not null").fetchnumpy()
+    scores = np.full(size, np.nan)
+    scores[found["model_id"]] = found["score"]
+    return scores
 
 
 def read(con: Connection) -> Orders:

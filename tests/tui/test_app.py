@@ -40,10 +40,23 @@ def test_find_palette_help_and_themes(path):
         dark = app.theme
         await press(app, pilot, "ctrl+t")
         assert app.theme != dark and not app.current_theme.dark
-        await press(app, pilot, "f1")
-        assert app.screen.query("HelpPanel")
-        await press(app, pilot, "f1")
-        assert not app.screen.query("HelpPanel")
+        for opened, closed in (("f1", "f1"), ("question_mark", "escape"), ("f1", "question_mark")):
+            await press(app, pilot, opened)
+            assert "Light or dark" in screen_text(app)
+            await press(app, pilot, closed)
+            assert "Light or dark" not in screen_text(app)
+        # From the SQL editor too, which takes characters and some of the F keys; and away from it.
+        await press(app, pilot, "f5", "f1")
+        assert "Run" in screen_text(app) and app.screen.is_modal
+        await press(app, pilot, "escape", "f6")
+        assert app.current_mode == "evolution"
+        # What a key does, the palette does.
+        await press(app, pilot, "f2", "ctrl+p")
+        await type_in(app, pilot, app.screen.query_one(Input), "Sort")
+        await until(lambda: 0 < app.screen.query_one(OptionList).option_count < 5)
+        before = app.screen_stack[0].query_one(ModelTree).sort
+        await press(app, pilot, "enter")
+        assert app.screen.query_one(ModelTree).sort != before
         for widget in (
             ModelTree,
             FilterInput,

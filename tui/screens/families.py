@@ -10,7 +10,7 @@ from textual.screen import Screen
 from textual.widgets import Footer, Input
 
 from kinbase.query import filters as filtering
-from kinbase.query.models import SORTS
+from kinbase.query.models import SORTS, Model
 from kinbase.tui.context import Context, context
 from kinbase.tui.widgets.details import DetailsPane
 from kinbase.tui.widgets.model_tree import ModelTree
@@ -44,13 +44,14 @@ class FamiliesScreen(Screen[None]):
         Binding("s", "sort", "Sort"),
         Binding("k", "kinship", "Kinship", tooltip="The marked models, or the model's kin, as a heatmap"),
         Binding("l", "lineage", "Lineage"),
+        Binding("u", "unmark", "Unmark all", show=False, tooltip="Take all marks away; again: put them back"),
         Binding("backspace", "back", "Back", show=False),
         Binding("r", "reload", "Reload", show=False),
     ]
 
     def __init__(self) -> None:
         super().__init__()
-        self.trail: list[int] = []
+        self.trail: list[Model] = []
 
     @property
     def _app(self) -> Context:
@@ -100,10 +101,25 @@ class FamiliesScreen(Screen[None]):
     def _show_current(self) -> None:
         model = self._app.current
         if model is not None and self.is_attached:
-            if not self.trail or self.trail[-1] != model.id:
-                self.trail.append(model.id)
+            if not self.trail or self.trail[-1].id != model.id:
+                self.trail.append(model)
                 del self.trail[:-50]
             self.query_one(DetailsPane).show(model)
+            self._reveal(model)
+
+    def on_screen_resume(self) -> None:
+        """The tree is where the pane is: models are opened, and marked, on other screens too."""
+        self.query_one(ModelTree).redraw()
+        if self._app.current is not None:
+            self._reveal(self._app.current)
+
+    def _reveal(self, model: Model) -> None:
+        """Put the tree's cursor on a model; a filter that hides it is taken away."""
+        tree, typed = self.query_one(ModelTree), self.query_one(FilterInput)
+        if tree.wanted is None:
+            tree.reveal(model)
+        elif tree.settled and not tree.go_to(model):
+            typed.value = ""  # the tree is read again, and reveals the current model
 
     # Keys.
 
@@ -123,6 +139,13 @@ class FamiliesScreen(Screen[None]):
             tree.redraw()
             tree.action_cursor_down()
 
+    def action_unmark(self) -> None:
+        number = self._app.unmark()
+        self.query_one(ModelTree).redraw()
+        self.notify(
+            f"{number} marked" if number else "no model is marked: u again marks them again", timeout=3
+        )
+
     def action_kinship(self) -> None:
         self._app.action_show("kinship")
 
@@ -133,10 +156,9 @@ class FamiliesScreen(Screen[None]):
 
     def action_back(self) -> None:
         """To the details before this one."""
-        pane = self.query_one(DetailsPane)
         if len(self.trail) > 1:
             self.trail.pop()
-            pane.show_id(self.trail[-1])
+            self._app.current = self.trail.pop()
 
     def action_reload(self) -> None:
         self.query_one(ModelTree).reload()

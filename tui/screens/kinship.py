@@ -182,9 +182,10 @@ class KinshipScreen(Screen[None]):
             self._set([model for model in self.models if model.id != models[0].id])
 
     def _set(self, models: list[Model]) -> None:
-        """A selection made here is the one marked in Families, too."""
-        self._app.chosen = {model.id: model for model in models}
-        self._shown_for = tuple(self._app.chosen)
+        """A selection made here is the one marked in Families, too, where anything is marked."""
+        if self._app.chosen or len(models) > len(self.models):
+            self._app.chosen = {model.id: model for model in models}
+            self._shown_for = tuple(self._app.chosen)
         self.models = models
         self.action_reload()
 

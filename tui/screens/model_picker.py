@@ -1,5 +1,6 @@
 """Finding a model by name: in a window of its own, and in the command palette."""
 
+from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import ClassVar
 
@@ -16,7 +17,7 @@ from textual.widgets.option_list import Option
 from kinbase.errors import KinbaseError
 from kinbase.query.models import Model, search
 from kinbase.tui.context import Context, context
-from kinbase.tui.showing import content, title
+from kinbase.tui.showing import content
 
 
 class ModelPicker(ModalScreen[Model | None]):
@@ -83,30 +84,37 @@ class ModelPicker(ModalScreen[Model | None]):
 
 
 class ModelCommands(Provider):
-    """Models and screens in the command palette."""
+    """Models, and every action of the screen, in the command palette."""
 
     @property
     def _app(self) -> Context:
         return context(self.screen)
 
-    async def discover(self) -> Hits:
-        for mode in self._app.MODES:
-            yield DiscoveryHit(
-                f"Show {title(mode)}",
-                partial(self._app.action_show, mode),
-                help=f"Go to the screen {title(mode)}",
+    def _actions(self) -> list[tuple[str, str, Callable[[], Awaitable[object]]]]:
+        """What the keys of the screen and of its focused part do: name, key, and the doing of it."""
+        found: dict[str, tuple[str, str, Callable[[], Awaitable[object]]]] = {}
+        for active in self.screen.active_bindings.values():
+            binding = active.binding
+            moves = binding.action.startswith(
+                ("cursor_", "scroll_", "move(", "page", "app.focus", "screen.focus")
             )
-        yield DiscoveryHit(
-            "Find a model", partial(self._app.run_action, "find"), help="By a part of its name"
-        )
+            if active.enabled and binding.description and not moves and binding.action != "command_palette":
+                run = partial(self._app.run_action, binding.action, active.node)
+                key = self._app.get_key_display(binding)
+                found.setdefault(
+                    binding.tooltip or binding.description, (binding.tooltip or binding.description, key, run)
+                )
+        return list(found.values())
+
+    async def discover(self) -> Hits:
+        for what, key, run in self._actions():
+            yield DiscoveryHit(what, run, help=f"Key {key}")
 
     async def search(self, query: str) -> Hits:
         matcher = self.matcher(query)
-        for mode in self._app.MODES:
-            if (score := matcher.match(f"Show {title(mode)}")) > 0:
-                yield Hit(
-                    score, matcher.highlight(f"Show {title(mode)}"), partial(self._app.action_show, mode)
-                )
+        for what, key, run in self._actions():
+            if (score := matcher.match(what)) > 0:
+                yield Hit(score, matcher.highlight(what), run, help=f"Key {key}")
         if len(query.strip()) < 2:
             return
         try:

@@ -20,7 +20,7 @@ from textual.widgets.tree import TreeNode
 from kinbase.errors import KinbaseError
 from kinbase.query import models
 from kinbase.query.filters import Filter
-from kinbase.query.models import Entry
+from kinbase.query.models import Entry, Model
 from kinbase.store import Connection
 from kinbase.text import count
 from kinbase.tui.context import Context, context
@@ -58,8 +58,6 @@ The models: foundation models first, then what was made from each. A merge stand
         Binding("space", "screen.mark", "Mark", tooltip="Choose the model for the heatmap, or take it out"),
         Binding("right", "open", "Open", show=False),
         Binding("left", "close", "Close", show=False),
-        Binding("j", "cursor_down", "Down", show=False),
-        Binding("g", "scroll_home", "First", show=False),
     ]
 
     @dataclass
@@ -82,6 +80,10 @@ The models: foundation models first, then what was made from each. A merge stand
         """Whether it pays to know where all models stand."""
         self._rest: Timer | None = None
         self._open: set[int] = set()
+        self._bound: int | None = None
+        """The model the cursor is to be put on once it is here: what it passes on the way is not told."""
+        self._pages: dict[int, int] = {}
+        """How many children of each node were read, by its id in the tree."""
         self.border_title = "Families"
 
     @property
@@ -103,17 +105,19 @@ The models: foundation models first, then what was made from each. A merge stand
         self._open = {
             n.data.id for n in self._beneath(self.root) if n.is_expanded and isinstance(n.data, Entry)
         }
-        at = self.under_cursor
-        self._refill(at.id if at else None)
+        at = self.under_cursor or self._app.current
+        self._refill(self._bound or (at.id if at else None))
 
     def narrow(self, wanted: Filter | None) -> None:
         """Show what a filter lets through; None: everything."""
         self.wanted = wanted
         self._open = set()
-        self._refill(None)
+        current = self._app.current
+        self._refill(current.id if wanted is None and current is not None else None)
 
     def _refill(self, at: int | None) -> None:
         self.settled = False
+        self._bound = at
         self._fill_root(at)
 
     def sort_by(self, sort: str) -> None:
@@ -138,17 +142,22 @@ The models: foundation models first, then what was made from each. A merge stand
             page = await self._app.ask(partial(self._page, None, 0))
         except KinbaseError as error:
             self.clear()
+            self._bound = None
             self.border_subtitle = ""
             self.post_message(self.Filled(0, str(error)))
             return
         entries = page.entries
         self.clear()
+        self._pages.clear()
         self._add(self.root, entries, 0)
         self.root.expand()
         found = next((n for n in self.root.children if isinstance(n.data, Entry) and n.data.id == at), None)
-        if found is not None or entries:
+        if at is not None and found is None and self.wanted is None:
+            self.reveal(Model(at, ""))
+        elif found is not None or entries:
+            self._bound = None
             at_node = found or self.root.children[0]
-            self.move_cursor(at_node)
+            self._put_cursor(at_node)
             # The cursor's line is the same as before, so that nothing else tells of the new model on it.
             self._rest_on(at_node)
         self.settled = True
@@ -172,6 +181,61 @@ The models: foundation models first, then what was made from each. A merge stand
     async def _learn(self) -> None:
         """In the background, and not of those that take turns: nobody waits for it."""
         await self._app.learn_orders(self.sort)
+        await self._app.learn_scores()
+
+    @work(exclusive=True, group="reveal")
+    async def reveal(self, model: Model) -> None:
+        """Put the cursor on a model that was opened elsewhere: open what it stands under, as far as that is needed.
+
+        A model on a page that was not read yet comes first beneath its parent until its page is.
+        """
+        at = self.under_cursor
+        if at is not None and at.id == model.id:
+            self._bound = None
+            return
+        self._bound = model.id
+        try:
+            path = await self._app.ask(partial(models.path_to, model=model.id))
+        except KinbaseError:
+            self._bound = None
+            return  # the pane beside tells it
+        node = self.root
+        for number, entry in enumerate(path):
+            if node is not self.root and node.id not in self._pages:
+                try:
+                    page = await self._app.ask(partial(self._page, path[number - 1], 0))
+                except KinbaseError:
+                    self._bound = None
+                    return
+                if node.id not in self._pages:
+                    self._add(node, page.entries, 0)
+            node.expand()
+            found = next(
+                (n for n in node.children if isinstance(n.data, Entry) and n.data.id == entry.id), None
+            )
+            node = found or node.add(self._label(entry), entry, before=0, allow_expand=entry.beneath > 0)
+        self._bound = None
+        if path:
+            self._put_cursor(node)
+            self._rest_on(node)
+
+    def go_to(self, model: Model) -> bool:
+        """Put the cursor on a model of the first level, as under a filter; whether it is there."""
+        at = self.under_cursor
+        if at is not None and at.id == model.id:
+            return True
+        node = next(
+            (n for n in self.root.children if isinstance(n.data, Entry) and n.data.id == model.id), None
+        )
+        if node is not None:
+            self._put_cursor(node)
+        return node is not None
+
+    def _put_cursor(self, node: TreeNode[Line]) -> None:
+        """Move the cursor to a node that may just have been added."""
+        _ = self.last_line  # nodes have lines once these are counted
+        self.move_cursor(node)
+        self.scroll_to_node(node, animate=False)
 
     @work(group="branch")
     async def _fill(self, node: TreeNode[Line], offset: int) -> None:
@@ -186,20 +250,26 @@ The models: foundation models first, then what was made from each. A merge stand
             node.collapse()
             return
         more = node.children[-1] if node.children else None
-        if len(node.children) != (offset + 1 if offset else 0):
+        if offset != self._pages.get(node.id, 0):
             return  # asked for twice, and here already
         if more is not None and isinstance(more.data, More):
             more.remove()
         self._add(node, page.entries, offset)
-        if offset and more is not None and len(node.children) > offset:
-            self.move_cursor(node.children[offset])
+        if offset and more is not None and page.entries:
+            first = next((n for n in node.children if n.data == page.entries[0]), None)
+            if first is not None:
+                self._put_cursor(first)
 
     def _add(self, node: TreeNode[Line], entries: list[Entry], offset: int) -> None:
+        there = {n.data.id for n in node.children if isinstance(n.data, Entry)}
         for entry in entries:
+            if entry.id in there:  # it was revealed before its page came
+                continue
             child = node.add(self._label(entry), entry, allow_expand=entry.beneath > 0)
             if entry.id in self._open:
                 self._open.discard(entry.id)
                 child.expand()
+        self._pages[node.id] = offset + models.PAGE
         if len(entries) == models.PAGE:
             node.add_leaf(
                 Text(f"… more after {offset + models.PAGE:,}", style="italic"), More(offset + models.PAGE)
@@ -226,6 +296,8 @@ The models: foundation models first, then what was made from each. A merge stand
 
     def redraw(self) -> None:
         """Labels anew, after marks changed."""
+        marked = len(self._app.chosen)
+        self.border_title = f"Families · {marked} marked" if marked else "Families"
         for node in self._beneath(self.root):
             if isinstance(node.data, Entry):
                 node.set_label(self._label(node.data))
@@ -273,12 +345,14 @@ The models: foundation models first, then what was made from each. A merge stand
     def on_tree_node_expanded(self, event: Tree.NodeExpanded[Line]) -> None:
         event.stop()
         node = event.node
-        if node is not self.root and not node.children:
+        if node is not self.root and node.id not in self._pages:
             self._fill(node, 0)
 
     def on_tree_node_highlighted(self, event: Tree.NodeHighlighted[Line]) -> None:
         event.stop()
-        self._rest_on(event.node)
+        data = event.node.data
+        if self._bound is None or (isinstance(data, Entry) and data.id == self._bound):
+            self._rest_on(event.node)
 
     def _rest_on(self, node: TreeNode[Line]) -> None:
         if self._rest is not None:
@@ -301,13 +375,14 @@ The models: foundation models first, then what was made from each. A merge stand
     def _tell(self, entry: Entry) -> None:
         if self._rest is not None:
             self._rest.stop()
-        if entry != self._app.current:
+        current = self._app.current
+        if current is None or current.id != entry.id:
             self._app.current = entry
 
     def open_first(self) -> None:
         """Tell of the first model, as after a filter was typed."""
         if self.root.children and isinstance(self.root.children[0].data, Entry):
-            self.move_cursor(self.root.children[0])
+            self._put_cursor(self.root.children[0])
             self._tell(self.root.children[0].data)
 
     def action_open(self) -> None:
