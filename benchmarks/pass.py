@@ -1,10 +1,11 @@
-"""The kinship pass against `cat` over the same bytes, side by side, on a synthetic family.
+"""The kinship pass against reading the same bytes, side by side, on a synthetic family.
 
     python benchmarks/pass.py                       # base + 8 members of 0.5B bf16 parameters, 8.9 GB
     python benchmarks/pass.py --parameters 30e6 --rounds 3
 
-Writes the family once (seeded; under --folder), then runs rounds of `cat`, and of the pass in a process
-of its own, in turn, and prints medians; then the errors of pcc, cs and ed against float64, dtype by
+Writes the family once (seeded; under --folder), then runs rounds of one process that reads the files through `readinto`
+(`cat` into the null device copies nothing on some systems), and of the pass in a process of its own, in turn, and prints
+medians; `--device cuda` runs the pass there; then the errors of pcc, cs and ed against float64, dtype by
 dtype. The family is Gaussian: a base, fine-tunes in correlated pairs
 with another scale in every tensor, a near twin and linear merges.
 """
@@ -18,10 +19,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
-from kinbase.checkpoint import Checkpoint, Tensor
+from kinbase.checkpoint import Checkpoint, Extent, Tensor
 from kinbase.errors import CheckpointError
 
 MEMBERS = ("ft_a", "ft_b", "ft_c", "ft_d", "twin_a", "merge_ab", "merge_cd", "merge_abcd")
@@ -109,12 +111,14 @@ def open_folder(folder: Path) -> Checkpoint:
         (length,) = struct.unpack("<Q", os.pread(fd, 8, 0))
         for name, entry in json.loads(os.pread(fd, length, 8)).items():
             if name != "__metadata__":
-                place = partial(read, fd, 8 + length + entry["data_offsets"][0])
-                tensors.append(Tensor(name, entry["dtype"], tuple(entry["shape"]), place))
+                origin = 8 + length + entry["data_offsets"][0]
+                extent = Extent(partial(nullcontext, fd), origin)
+                shape = tuple(entry["shape"])
+                tensors.append(Tensor(name, entry["dtype"], shape, partial(read, fd, origin), extent))
     return Checkpoint(folder.name, str(folder), tensors)
 
 
-def measure_pass(folder: Path, members: int, new: int, threads: int | None) -> dict[str, float]:
+def measure_pass(folder: Path, members: int, new: int, threads: int | None, device: str) -> dict[str, float]:
     """Run the pass in this process: seconds and bytes of the pass, seconds to import and compile, peak RSS."""
     began = time.perf_counter()
     from kinbase.kinship import stream as kinship
@@ -124,9 +128,9 @@ def measure_pass(folder: Path, members: int, new: int, threads: int | None) -> d
     plan = kinship.Plan(base, family, new=new, hash_base=new > 0)
     tiny = Tensor("weight", "BF16", (1,), lambda start, out: None)
     one = Checkpoint("one", "", [tiny])
-    list(kinship.run(kinship.Plan(one, [one])))
+    list(kinship.run(kinship.Plan(one, [one]), device=device))
     ready = time.perf_counter()
-    for _ in kinship.run(plan, threads=threads):
+    for _ in kinship.run(plan, threads=threads, device=device):
         pass
     done = time.perf_counter()
     status = Path("/proc/self/status").read_text().splitlines()
@@ -141,12 +145,14 @@ def measure_pass(folder: Path, members: int, new: int, threads: int | None) -> d
     }
 
 
-def child(folder: Path, members: int, new: int, threads: int | None) -> dict[str, float]:
+def child(folder: Path, members: int, new: int, threads: int | None, device: str) -> dict[str, float]:
     command = [
         sys.executable,
         __file__,
         "--child",
         f"{members},{new},{threads or 0}",
+        "--device",
+        device,
         "--folder",
         str(folder),
     ]
@@ -154,35 +160,47 @@ def child(folder: Path, members: int, new: int, threads: int | None) -> dict[str
     return result
 
 
-def cat(folder: Path, members: int) -> dict[str, float]:
-    """One process reading the same files."""
+def reading(folder: Path, members: int) -> dict[str, float]:
+    """One process reading the same files into a buffer of 256 KiB."""
     models = ["base", *(MEMBERS[i % len(MEMBERS)] for i in range(members))]
     files = [str(path) for model in models for path in sorted((folder / model).glob("*.safetensors"))]
-    began = time.perf_counter()
-    subprocess.run(["cat", *files], check=True, stdout=subprocess.DEVNULL)
-    seconds = time.perf_counter() - began
-    return {"seconds": seconds, "gigabytes": sum(Path(file).stat().st_size for file in files) / 1e9}
+    result: dict[str, float] = json.loads(
+        subprocess.run([sys.executable, "-c", READ, *files], check=True, capture_output=True).stdout
+    )
+    return result
+
+
+READ = """
+import json, sys, time
+buffer = bytearray(256 << 10)
+nbytes, began = 0, time.perf_counter()
+for path in sys.argv[1:]:
+    with open(path, "rb", buffering=0) as file:
+        while count := file.readinto(buffer):
+            nbytes += count
+print(json.dumps({"seconds": time.perf_counter() - began, "gigabytes": nbytes / 1e9}))
+"""
 
 
 def speed(rounds: list[dict[str, float]]) -> float:
     return statistics.median(r["gigabytes"] / r["seconds"] for r in rounds)
 
 
-def sweep(folder: Path, sizes: list[int], rounds: int, threads: int | None) -> Iterator[str]:
-    """Rows of the table: for each N, `cat` and the pass with every member new, in turn."""
-    yield "  N     GB  cat GB/s  pass GB/s  ratio  pass s  CPU s  start s  RSS MiB"
+def sweep(folder: Path, sizes: list[int], rounds: int, threads: int | None, device: str) -> Iterator[str]:
+    """Rows of the table: for each N, reading and the pass with every member new, in turn."""
+    yield "  N     GB  read GB/s  pass GB/s  ratio  pass s  CPU s  start s  RSS MiB"
     for members in sizes:
-        cats, passes = [], []
+        reads, passes = [], []
         for _ in range(rounds):
-            cats.append(cat(folder, members))
-            passes.append(child(folder, members, members, threads))
+            reads.append(reading(folder, members))
+            passes.append(child(folder, members, members, threads, device))
         ratio = statistics.median(
             (p["gigabytes"] / p["seconds"]) / (c["gigabytes"] / c["seconds"])
-            for p, c in zip(passes, cats, strict=True)
+            for p, c in zip(passes, reads, strict=True)
         )
         median = {key: statistics.median(p[key] for p in passes) for key in passes[0]}
         yield (
-            f"{members:3} {median['gigabytes']:6.2f} {speed(cats):9.2f} {speed(passes):10.2f} {ratio:6.0%} "
+            f"{members:3} {median['gigabytes']:6.2f} {speed(reads):10.2f} {speed(passes):10.2f} {ratio:6.0%} "
             f"{median['seconds']:7.2f} {median['cpu']:6.2f} {median['start']:8.2f} {median['mebibytes']:8.0f}"
         )
 
@@ -250,18 +268,19 @@ def main() -> None:
     parser.add_argument("--parameters", type=float, default=0.5e9)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int)
+    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:N or mps")
     parser.add_argument("--members", type=int, nargs="+", default=[2, 4, 8, 16, 32])
     parser.add_argument("--child", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
         members, new, threads = map(int, options.child.split(","))
-        print(json.dumps(measure_pass(options.folder, members, new, threads or None)))
+        print(json.dumps(measure_pass(options.folder, members, new, threads or None, options.device)))
         return
     folder = options.folder / f"{options.parameters:.0e}"
     if not (folder / MEMBERS[-1] / "model.safetensors.index.json").exists():
         print(f"writing the family to {folder}", file=sys.stderr)
         write_family(folder, options.parameters)
-    for row in sweep(folder, options.members, options.rounds, options.threads):
+    for row in sweep(folder, options.members, options.rounds, options.threads, options.device):
         print(row, flush=True)
     print()
     for row in exactness():

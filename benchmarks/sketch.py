@@ -141,7 +141,8 @@ def sketch_of(change: Vector, seed: int) -> np.ndarray:
 
 
 def errors(seeds: int) -> Iterator[str]:
-    from kinbase.kinship.sketch import BUCKETS, similarity
+    from kinbase.kinship.layout import BUCKETS
+    from kinbase.kinship.sketch import similarity
 
     yield f"{'change':22}{'cosine':>8}{'bias':>10}{'rms':>9}{'theory':>9}{'ratio':>7}{'stated':>9}{'within 2':>9}"
     for title, make in KINDS.items():
@@ -234,7 +235,8 @@ def query(models: int, rounds: int) -> Iterator[str]:
     import polars as pl
 
     from kinbase.ingest import estimate as meeting
-    from kinbase.kinship.sketch import BUCKETS, SCHEME, folded
+    from kinbase.kinship.layout import BUCKETS
+    from kinbase.kinship.sketch import SCHEME, folded
     from kinbase.store import Store, sketches
 
     g = np.random.default_rng(0)

@@ -17,7 +17,7 @@ import numpy as np
 from kinbase.checkpoint import FLOAT_DTYPES, Checkpoint, FileStamp
 from kinbase.errors import CheckpointError
 from kinbase.ingest.steps import OnProgress
-from kinbase.kinship.sketch import BUCKETS
+from kinbase.kinship.layout import BUCKETS
 from kinbase.kinship.stream import Plan, run
 from kinbase.kinship.sums import STATISTICS, FamilySums, FloatArray, TensorSums, Weights
 from kinbase.store import Store

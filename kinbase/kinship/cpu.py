@@ -5,34 +5,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kinbase.checkpoint import FLOAT_DTYPES
 from kinbase.kinship import native
+from kinbase.kinship.layout import NARROW, PADDING
 
 SCRATCH_BYTES = 1 << 19
 """Room for the float32 deltas of one block of all members: half a second-level cache."""
-
-BF16 = FLOAT_DTYPES.index("BF16")
-
-NARROW = FLOAT_DTYPES.index("F16")
-"""The dtype codes from here on are those of 16 and 8 bits."""
-
-PADDING = 16
-"""Elements between rows: rows a multiple of 4 KiB apart would share one set of the first-level cache."""
-
-STATE = 640
-"""Bytes between the hashing states of two rows: XXH3_state_t has 576, aligned to 64."""
-
-LEAVES = 4
-"""Leaves of a span (`digest.SPAN`)."""
-
-LANE = 13
-"""Numbers of a lane as the span's kernel takes it: descriptor (-1: in memory), offset in the file of the tensor's first
-element or address of the first one asked for, elements, bytes an element, dtype code, row, whether it is hashed, whether
-it is sketched, the sketch's key, whether its elements lie in place, the address of its window, where to read it to (0: the
-row of the tile), and whether what follows is read behind that or over it."""
-
-INTERVAL = 4
-"""Numbers of an interval: where it stops, how many members take part, how many of them are new, whether all are narrow."""
 
 
 class CpuTiles:

@@ -17,9 +17,8 @@ from numba.extending import intrinsic
 
 from kinbase.checkpoint.digest import LEAF
 from kinbase.kinship import sketch_kernels
-from kinbase.kinship.cpu import INTERVAL, LANE, LEAVES, PADDING, STATE
 from kinbase.kinship.kernels import add_tile, compiled
-from kinbase.kinship.sketch import BUCKETS, CELL
+from kinbase.kinship.layout import BUCKETS, CELL, INTERVAL, LANE, LEAVES, PADDING, STATE
 
 _i8, _i4, _u8 = types.int64, types.int32, types.uint64
 

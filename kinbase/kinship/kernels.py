@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from kinbase.kinship.cpu import BF16, PADDING
+from kinbase.kinship.layout import BF16, PADDING
 
 compiled: Any = njit(
     nogil=True, error_model="numpy", boundscheck=False, fastmath={"reassoc", "contract", "nsz"}

@@ -22,7 +22,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-SOURCES = ("kernels.py", "sketch_kernels.py", "entries.py", "sketch.py", "cpu.py")
+SOURCES = ("kernels.py", "sketch_kernels.py", "entries.py", "layout.py")
 """What the machine code is made of, beside this file."""
 
 UNUSED = "NRT_MemInfo_call_dtor"

@@ -24,9 +24,8 @@ from numpy.typing import NDArray
 
 from kinbase.checkpoint import DTYPE_BYTES, FLOAT_DTYPES
 from kinbase.kinship import native
+from kinbase.kinship.layout import BUCKETS, CELL, ROW
 
-BUCKETS = 1 << 14
-CELL = 1 << 11
 SEED = 0
 SCHEME = f"block-countsketch-3 k={BUCKETS} cell={CELL} seed={SEED}"
 """Names algorithm and parameters: only sketches of one scheme compare."""
@@ -37,21 +36,6 @@ MOMENTS = ("sum", "sumsq", "ulpsq")
 The third, of 16- and 8-bit dtypes, is counted in the first cell of each leaf; the others have their part in
 proportion to their squares, to which it stands as 4^-bits to 1..4.
 """
-
-ROOM = 1e-24
-"""Mean squares of a cell between this and its inverse leave those of its elements room in float32."""
-
-PAIRS = CELL // 2
-"""Sums that a later cell is laid over. Neighbours share one: two bfloat16 fill a word, and what the pass waits for are stores."""
-
-STARTS = 1 << 6
-"""Stretches of a row of random signs that a cell may take, each 16 words after the last: whole cache lines."""
-
-ROW = np.uint64(16 * STARTS + PAIRS)
-"""Words of a row of random signs."""
-
-GRAIN = 1.5 * 2.0**12
-"""Adding it in float64 rounds to multiples of 2**-40, whose sums below 2**12 are exact, so in any order equal."""
 
 GROUPS = 16
 """Parts of a sketch left out in turn to see how far its estimates spread."""

@@ -12,9 +12,8 @@ import numpy as np
 from numba import njit
 
 from kinbase.checkpoint.digest import LEAF
-from kinbase.kinship.cpu import BF16, NARROW
 from kinbase.kinship.kernels import compiled, decode32
-from kinbase.kinship.sketch import BUCKETS, CELL, GRAIN, PAIRS, ROOM, ROW, STARTS
+from kinbase.kinship.layout import BF16, BUCKETS, CELL, GRAIN, NARROW, PAIRS, ROOM, ROW, STARTS
 
 
 @compiled

@@ -23,8 +23,8 @@ from kinbase.checkpoint import DTYPE_BYTES, FLOAT_DTYPES
 from kinbase.checkpoint.digest import LEAF, SPAN
 from kinbase.errors import KinbaseError
 from kinbase.kinship import native
-from kinbase.kinship.cpu import LEAVES
 from kinbase.kinship.lanes import LaneReader
+from kinbase.kinship.layout import LEAVES
 from kinbase.kinship.parts import Part, Piece, result, sketches_of
 from kinbase.kinship.plan import Job, Lane, Plan
 from kinbase.kinship.sketch import Buffers

@@ -17,7 +17,8 @@ from kinbase.checkpoint.digest import LEAF, SPAN
 from kinbase.checkpoint.files import shown
 from kinbase.errors import CheckpointError
 from kinbase.kinship import native
-from kinbase.kinship.cpu import INTERVAL, LANE, LEAVES, STATE, CpuTiles, is_narrow
+from kinbase.kinship.cpu import CpuTiles, is_narrow
+from kinbase.kinship.layout import INTERVAL, LANE, LEAVES, STATE
 from kinbase.kinship.parts import Part
 from kinbase.kinship.plan import Job, Lane, Plan
 from kinbase.kinship.sketch import STEPS, Buffers, TensorSketch, signs_table

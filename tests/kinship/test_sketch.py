@@ -16,7 +16,8 @@ from kinbase.checkpoint import FLOAT_DTYPES
 from kinbase.checkpoint.alignment import labels
 from kinbase.checkpoint.digest import LEAF, SPAN
 from kinbase.kinship import stream
-from kinbase.kinship.sketch import BUCKETS, CELL, Buffers, TensorSketch, compare, empty, similarity
+from kinbase.kinship.layout import BUCKETS, CELL
+from kinbase.kinship.sketch import Buffers, TensorSketch, compare, empty, similarity
 from kinbase.kinship.sketch_correction import misfit
 from kinbase.kinship.stream import Plan, run
 

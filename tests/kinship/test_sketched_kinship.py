@@ -14,7 +14,8 @@ from safetensors.torch import load_file, save_file
 
 import kinbase
 from kinbase.checkpoint.names import bare
-from kinbase.kinship.sketch import BUCKETS, SCHEME
+from kinbase.kinship.layout import BUCKETS
+from kinbase.kinship.sketch import SCHEME
 from kinbase.store import sketches
 from kinbase.store.models import put_base
 
