@@ -3,15 +3,15 @@
 import subprocess
 import sys
 
-CHILDREN = 250_000
+CHILDREN = 200_000
 
 ASK = """
 import sys
 import kinbase
 
 db = kinbase.open(sys.argv[1])
-for _ in range(3):  # the crash of a recursion that begins with a bare value does not come every time
-    (count,) = db.sql("select count(*) as n from descendants('hub')")["n"]
+for _ in range(2):  # what crashes there does not do so every time
+    count = len(db.sql("from descendants('hub')"))
     assert count == int(sys.argv[2]), count
 assert db.sql("from ancestors('child-17')").rows() == [("hub", 1)]
 """
