@@ -12,7 +12,7 @@ from functools import lru_cache
 from types import MappingProxyType
 from typing import Any
 
-from kinbase.checkpoint import Blob, Checkpoint, Edge, Facts, Problem, Record, Tensor
+from kinbase.checkpoint import UNSAID, Blob, Checkpoint, Edge, Facts, Problem, Record, Tensor
 from kinbase.checkpoint.files import (
     absolute,
     inside,
@@ -24,8 +24,9 @@ from kinbase.checkpoint.files import (
     snapshot_sha,
     stamp,
 )
+from kinbase.checkpoint.ids import revised
 from kinbase.checkpoint.tensors import torch_dtype
-from kinbase.checkpoint.untrusted import name as label
+from kinbase.checkpoint.untrusted import model_id
 from kinbase.errors import CheckpointError
 from kinbase.importers import pytorch, safetensors
 from kinbase.importers.folder import ADAPTER_CONFIG, Opener, holds_weights
@@ -55,6 +56,13 @@ _REFUSED = {
     "lora_bias": "it trains biases of its own",
 }
 """Settings whose adapter is more than scale * B @ A, and why."""
+
+_TOLD = {
+    "peft_type": str, "r": int, "lora_alpha": int | float, "alpha": int | float, "use_rslora": bool, "use_dora": bool,
+    "init_r": int, "target_r": int, "oft_block_size": int, "boft_block_size": int, "n_frequency": int,
+    "num_virtual_tokens": int, "revision": str, "peft_version": str, "task_type": str,
+}  # fmt: skip
+"""What configs of PEFT's methods say that describes the adapter, and of what kind it is."""
 
 _LARGEST_DELTA = 1 << 34
 """Elements; two thin factors of a few megabytes can claim any product."""
@@ -101,14 +109,16 @@ def open_as(
     config_path = inside(folder, ADAPTER_CONFIG)
     config = read_json(config_path)
     what = shown(folder)
-    _refuse_other_methods(config, what)
     refused: list[str] = []
-    parent = label(config.get("base_model_name_or_path"), refused)
-    if parent is None:
-        raise CheckpointError(
-            f"{what} does not say what it adapts: write its base's name as base_model_name_or_path "
-            f"in {ADAPTER_CONFIG}"
-        )
+    revision = config.get("revision")
+    stated = model_id(config.get("base_model_name_or_path"), refused)
+    parent = revised(stated, revision if isinstance(revision, str) else None) if stated else UNSAID
+    kind = config.get("peft_type")
+    method = kind.lower() if isinstance(kind, str) and kind else None
+    # What it adapts and how is told before its weights are opened, which may have to be refused.
+    yield Edge(parent, "adapter", "adapter", method=method, detail=_detail(config))
+    yield Facts(relation="adapter")
+    _refuse_other_methods(config, what)
     there = {*listing(folder), *elsewhere}
     file = next((file for file in FILES if file in there), None)
     if file is None:
@@ -119,9 +129,7 @@ def open_as(
     whole.name, whole.source, whole.delta_of = name, folder, parent
     whole.files = [*factors.files, stamp(config_path)]  # the scale is in there
     yield whole
-    yield Edge(parent, "adapter", "adapter", method="lora", detail=_detail(config))
     yield Facts(
-        relation="adapter",
         parameters=sum(tensor.numel for tensor in factors.tensors if tensor.name not in whole.skipped),
         dtype=torch_dtype(factors.tensors),
     )
@@ -137,7 +145,8 @@ def _refuse_other_methods(config: Mapping[str, Any], what: str) -> None:
     kind = config.get("peft_type")
     if kind != "LORA":
         raise CheckpointError(
-            f"{what} is a PEFT adapter of type {shown(kind)}; only LoRA adapters have a delta to read"
+            f"{what} is a PEFT adapter of type {shown(kind)}; only LoRA adapters have a delta to read: "
+            "merge it into its base with PEFT and import the merged model"
         )
     init = config.get("init_lora_weights")
     reasons = [reason for key, reason in _REFUSED.items() if config.get(key)]
@@ -264,13 +273,12 @@ def _matches(pattern: str, module: str, what: str) -> bool:
 
 def _detail(config: Mapping[str, Any]) -> dict[str, object]:
     """What of the config describes the edge: JSON values of the kinds PEFT writes there."""
-    kinds = {"r": int, "lora_alpha": int | float, "use_rslora": bool, "revision": str, "peft_version": str,
-             "task_type": str}  # fmt: skip
     detail: dict[str, object] = {
-        key: config[key] for key, kind in kinds.items() if isinstance(config.get(key), kind)
+        key: config[key] for key, kind in _TOLD.items() if isinstance(config.get(key), kind)
     }
-    targets = config.get("target_modules")
-    targets = [targets] if isinstance(targets, str) else targets
-    if isinstance(targets, list) and all(isinstance(target, str) for target in targets):
-        detail["target_modules"] = sorted(targets)
+    for key in ("target_modules", "feedforward_modules", "modules_to_save"):
+        targets = config.get(key)
+        targets = [targets] if isinstance(targets, str) else targets
+        if isinstance(targets, list) and targets and all(isinstance(target, str) for target in targets):
+            detail[key] = sorted(targets)
     return detail

@@ -15,6 +15,10 @@ class CheckpointError(KinbaseError):
     """A file that was to be imported is truncated, lying, unsafe or of an unknown kind."""
 
 
+class WeightsRefused(CheckpointError):
+    """Weights that cannot be read where all else that is said beside them can; that is kept."""
+
+
 class DiskError(KinbaseError):
     """The disk is full, or a file cannot be written: not the fault of what was to be written."""
 

@@ -18,7 +18,7 @@ from tempfile import TemporaryDirectory
 from kinbase.checkpoint import Alias, Checkpoint, Commit, Edge, Facts, Problem, Record, Relative
 from kinbase.checkpoint.files import CONFIG_LIMIT, shown
 from kinbase.checkpoint.untrusted import name as label
-from kinbase.errors import CheckpointError
+from kinbase.errors import CheckpointError, WeightsRefused
 from kinbase.importers import adapter, card, eval_results, folder, mergekit, safetensors
 from kinbase.importers.hub import cache as hub_cache
 from kinbase.importers.hub.client import Hub, Repo, Tell, is_offline
@@ -161,11 +161,17 @@ def _whole(hub: Hub, repo: Repo) -> Iterator[Record]:
                 f"hf:{repo.name}: its index names {shown(absent[0])}, which the repository lacks"
             )
     path = fetch(hub, repo, [*configs, *_beside(repo), *weights])
-    for record in _opened(str(path), repo.name, {}):
-        if isinstance(record, Checkpoint):
-            record.source = f"hf:{repo.name}@{repo.commit}"
-        yield record
+    refused: CheckpointError | None = None
+    try:
+        for record in _opened(str(path), repo.name, {}):
+            if isinstance(record, Checkpoint):
+                record.source = f"hf:{repo.name}@{repo.commit}"
+            yield record
+    except CheckpointError as error:
+        refused = error
     yield from _told(path, repo)
+    if refused:
+        raise WeightsRefused(str(refused))
 
 
 def _ranged(hub: Hub, repo: Repo, depth: str) -> Iterator[Record]:

@@ -25,6 +25,9 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 
+UNSAID = ""
+"""The parent of an edge, or `Checkpoint.delta_of`, where a file says that there is one but not which: --base tells."""
+
 DTYPE_BYTES = {
     "F64": 8,
     "F32": 4,

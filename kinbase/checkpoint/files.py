@@ -21,6 +21,9 @@ _SNAPSHOT = re.compile(r"[0-9a-f]{40}")
 _LONGEST_READ = 1 << 30
 """preadv refuses or cuts longer ones, differently on each system."""
 
+_POINTER, _LONGEST_POINTER = b"version https://git-lfs", 1024
+"""What stands in a clone in the place of a large file."""
+
 KEPT_OPEN = 16
 """Descriptors one checkpoint keeps; see WeightsFile."""
 
@@ -200,6 +203,10 @@ class WeightsFile:
         status = os.fstat(fd)
         os.close(fd)
         self.stamp = FileStamp(os.path.realpath(path), status.st_size, status.st_mtime_ns)
+        if status.st_size < _LONGEST_POINTER and read_bounded(path, _LONGEST_POINTER).startswith(_POINTER):
+            raise CheckpointError(
+                f"{shown(path)} is a Git LFS pointer, not the weights: `git lfs pull` in its folder gets them"
+            )
 
     def read(self, offset: int, out: memoryview) -> None:
         """Fill `out` with the bytes from `offset` on.

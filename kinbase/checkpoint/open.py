@@ -9,7 +9,7 @@ from types import ModuleType
 from typing import TypeVar
 
 from kinbase.checkpoint import Alias, Checkpoint, Commit, Edge, Facts, Problem, Record, Score, Training
-from kinbase.errors import CheckpointError, KinbaseError
+from kinbase.errors import CheckpointError, KinbaseError, WeightsRefused
 
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf")
 """Files of a checkpoint folder that hold weights, not records beside them."""
@@ -37,7 +37,8 @@ class Opened:
     `records` are pairs of the file that said something beside the weights and what it said. `notes` are lines for the person, and
     `problem` says in one why nothing can be had of the source, None where something can. `importer` is set for
     what lies elsewhere, `commit` where it has versions; `is_unchanged` says that the version is stored already and
-    that no more was read of it; `is_renamed` that a person chose the name.
+    that no more was read of it; `is_renamed` that a person chose the name. `refused` says why the weights were not
+    read of a source of which all else is kept.
     """
 
     source: str
@@ -50,6 +51,7 @@ class Opened:
     importer: ModuleType | None = None
     commit: Commit | None = None
     is_unchanged: bool = False
+    refused: str | None = None
 
     def said(self, kind: type[Kind]) -> list[tuple[str, Kind]]:
         """The records of one kind, with the file each comes from."""
@@ -110,11 +112,15 @@ def read(
 
 def _read_here(source: str, name: str | None, depth: str) -> Opened:
     """`read` of what is on this machine; raises CheckpointError when there is nothing in it, and OSError."""
-    yielded = _open(source, importers())
+    yielded, refused = _open_part(source, importers())
+    if refused and depth == "kept":
+        raise refused
     checkpoint = next((r for _, r in yielded if isinstance(r, Checkpoint)), None)
     try:
         records = [said for said in yielded if not isinstance(said[1], Checkpoint)]
-        records += _beside(source, checkpoint, depth, is_recognised=bool(yielded))
+        records += _beside(source, checkpoint, depth, is_recognised=bool(yielded) or refused is not None)
+        if refused and not any(_tells(record) for _, record in records):
+            raise refused
         if name and not checkpoint:
             records = _renamed(records, name)
         opened = Opened(
@@ -123,7 +129,11 @@ def _read_here(source: str, name: str | None, depth: str) -> Opened:
             is_renamed=name is not None,
             checkpoint=checkpoint,
             records=tuple(records),
-            notes=tuple(record.message for _, record in records if isinstance(record, Problem)),
+            notes=tuple(
+                [record.message for _, record in records if isinstance(record, Problem)]
+                + ([str(refused)] if refused else [])
+            ),
+            refused=str(refused) if refused else None,
         )
         if checkpoint and name:
             checkpoint.name = name
@@ -206,11 +216,39 @@ def _read_elsewhere(
                 continue
             records.append((said, record))
         _refuse_unnamed(replace(opened, records=tuple(records)))
+    except WeightsRefused as error:
+        opened.close()
+        opened = replace(opened, checkpoint=None, refused=str(error))
+        notes.append(str(error))
     except KinbaseError as error:
         opened.close()
         opened = replace(opened, checkpoint=None)
         problem = str(error)
     return replace(opened, records=tuple(records), notes=tuple(notes), problem=problem)
+
+
+def _open_part(
+    source: str, known: Iterable[ModuleType]
+) -> tuple[list[tuple[str, Record]], CheckpointError | None]:
+    """What an importer yields of a source before it has to refuse its weights, if it has to, and the refusal."""
+    importer = next((importer for importer in known if importer.recognises(source)), None)
+    records: list[tuple[str, Record]] = []
+    try:
+        for record in importer.open(source) if importer else ():
+            records.append((source, record))
+    except CheckpointError as error:
+        for _, record in records:
+            if isinstance(record, Checkpoint):
+                record.close()
+        return [said for said in records if not isinstance(said[1], Checkpoint)], error
+    return records, None
+
+
+def _tells(record: Record) -> bool:
+    """Whether a record is worth keeping where the weights are refused: a claim, a score, or a fact of a card."""
+    return isinstance(record, Edge | Score | Training) or (
+        isinstance(record, Facts) and record.license is not None
+    )
 
 
 def _open(source: str, known: Iterable[ModuleType]) -> list[tuple[str, Record]]:

@@ -68,6 +68,7 @@ def import_(
                 "records": f"read {source}",
                 "metadata": f"{model}, without its weights",
                 "sampled": f"sampled {model}{against}",
+                "refused": f"{model}: what is said of it was stored, its weights were refused",
                 "failed": f"{source} failed: {notes[-1] if notes else ''}",
             }[status]
         )
@@ -86,7 +87,7 @@ def import_(
         say(
             f"no base is known for {', '.join(waiting)}: what were they tuned from? Import them again with --base"
         )
-    if tally.get("failed"):
+    if tally.get("failed") or tally.get("refused"):
         raise SystemExit(1)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from kinbase.checkpoint import Alias, Edge
 from kinbase.checkpoint.open import Known, Opened, elsewhere, read
 from kinbase.errors import KinbaseError
+from kinbase.ingest.paths import settled
 from kinbase.ingest.steps import ImportOptions, Placed, Todo
 from kinbase.ingest.stored import StoredFamily, stored_family
 from kinbase.store import Connection, Store, models, sketches
@@ -90,7 +91,7 @@ def _place(
     con: Connection | None, opened: Sequence[Opened], base: str | None, options: ImportOptions
 ) -> Placement:
     """Choose each checkpoint's base, and tell which are stored already, by their files."""
-    unique = without_namesakes(opened)
+    unique = without_namesakes(settled(con, opened, base))
     stored = _StoredAlready(con, options) if con is not None else None
     arriving = {s.name: s.opened for s in unique if s.opened.checkpoint and s.todo is not Todo.FAIL}
     placed: list[Placed] = []

@@ -95,7 +95,7 @@ def _store(con: Connection, done: Measured | Sampled, has_kinship: bool) -> list
     rows = _store_names(con, rows)
     told = _told_ids(con, rows)  # again: an alias may have made two rows one
     _store_facts(con, rows, told)
-    _store_claims(con, rows)
+    rows = _store_claims(con, rows)
     _store_sizes(con, rows, told)
     return rows
 
@@ -106,7 +106,7 @@ def _store(con: Connection, done: Measured | Sampled, has_kinship: bool) -> list
 def _store_models(con: Connection, done: Measured | Sampled) -> list[Row]:
     """Every source with its model's row."""
     statuses = [_status(source, done) for source in done.sources]
-    light = ("metadata", "sampled", "unchanged")
+    light = ("metadata", "sampled", "unchanged", "refused")
     named = naming.named_all(
         con,
         [str(s.name) for s, status in zip(done.sources, statuses, strict=True) if status in light and s.name],
@@ -131,6 +131,8 @@ def _status(source: Placed, done: Measured | Sampled) -> str:
             return "unchanged"
         case Todo.MEASURE | Todo.READ | Todo.REREAD:
             return "sampled" if isinstance(done, Sampled) else "imported"
+    if source.opened.refused is not None and source.name is not None:
+        return "refused"
     is_model = source.opened.checkpoint or source.opened.commit
     return "metadata" if source.name is not None and is_model else "records"
 
@@ -328,8 +330,8 @@ def _store_facts(con: Connection, rows: Sequence[Row], ids: Mapping[str, int]) -
     models.put_many_facts(con, [(i, facts) for i, facts, of_copy in said if not of_copy])
 
 
-def _store_claims(con: Connection, rows: Sequence[Row]) -> None:
-    """Edges, scores, trainings, reported kinship and tasks, file by file."""
+def _store_claims(con: Connection, rows: Sequence[Row]) -> list[Row]:
+    """Edges, scores, trainings, reported kinship and tasks, file by file; a loop is said."""
     told = [row for row in rows if row.is_told]
     claims: list[tuple[str | None, str, list[Edge]]] = []
     for row in told:
@@ -339,13 +341,26 @@ def _store_claims(con: Connection, rows: Sequence[Row]) -> None:
             claims.append((name, file, edges.get(file, [])))
             put_scores(con, name, scores.get(file, []))
         put_trainings(con, name, [training for _, training in opened.said(Training)])
-    put_claims(con, claims)
+    loops: dict[str, list[str]] = {}
+    for file, model in put_claims(con, claims):
+        loops.setdefault(file, []).append(model)
     if claims:
         drop_reported(con, [file for _, file, _ in claims])
     for row in told:
         for file, pairs in _by_file(row.placed.opened.said(ReportedKinship)).items():
             put_reported(con, file, pairs)
     put_tasks(con, [task for row in told for _, task in row.placed.opened.said(Task)])
+    return [row.noted(*_loops_of(row, loops)) if loops and row.is_told else row for row in rows]
+
+
+def _loops_of(row: Row, loops: Mapping[str, Sequence[str]]) -> list[str]:
+    """One line for each file of a source that says of a model that it is its own parent."""
+    lines = []
+    for file in dict.fromkeys(file for file, _ in _records(row)):
+        if named := loops.get(file):
+            more = f" and {len(named) - 1} more" if len(named) > 1 else ""
+            lines.append(f"{Path(file).name}: left out: {named[0]}{more} as a parent of its own")
+    return lines
 
 
 def _by_file(said: Sequence[tuple[str, Kind]]) -> dict[str, list[Kind]]:
@@ -355,7 +370,7 @@ def _by_file(said: Sequence[tuple[str, Kind]]) -> dict[str, list[Kind]]:
     return files
 
 
-SIZED = ("imported", "copy", "metadata", "sampled", "unchanged")
+SIZED = ("imported", "copy", "metadata", "sampled", "unchanged", "refused")
 """What becomes of sources that are models of their own name."""
 
 
@@ -378,7 +393,7 @@ def _store_sizes(con: Connection, rows: Sequence[Row], ids: Mapping[str, int]) -
     models.put_sizes(con, sizes)
     places = {}
     for row in told:
-        if row.outcome.status in ("metadata", "sampled"):
+        if row.outcome.status in ("metadata", "sampled", "refused"):
             opened = row.placed.opened
             places[ids[str(row.outcome.name)]] = (
                 opened.checkpoint.source if opened.checkpoint else opened.source

@@ -154,11 +154,10 @@ class Sampled:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of a source: imported, unchanged, alias, copy, records, metadata, sampled or failed.
+    """What became of a source: imported, unchanged, alias, copy, records, metadata, sampled, refused or failed.
 
     A copy is another name of weights that are stored, with a card of its own.
-
-    The last note of a failed one says why.
+    Of a refused one all is stored but its weights, and a note says why. The last note of a failed one says why.
     """
 
     source: str

@@ -17,10 +17,15 @@ def put_edges(con: Connection, subject: str | None, source: str, edges: Sequence
     put_claims(con, [(subject, source, edges)])
 
 
-def put_claims(con: Connection, said: Sequence[tuple[str | None, str, Sequence[Edge]]]) -> None:
-    """Store the claims of several sources, (subject, source, edges), in place of what each claimed before."""
+def put_claims(
+    con: Connection, said: Sequence[tuple[str | None, str, Sequence[Edge]]]
+) -> list[tuple[str, str]]:
+    """Store the claims of several sources, (subject, source, edges), in place of what each claimed before.
+
+    Returns (source, model) of the claims that a model is its own parent, which are left out.
+    """
     if not said:
-        return
+        return []
     con.execute(
         "delete from raw.claim where list_contains($1::varchar[], source)",
         [[source for _, source, _ in said]],
@@ -41,7 +46,7 @@ def put_claims(con: Connection, said: Sequence[tuple[str | None, str, Sequence[E
             json.dumps(edge.detail, default=str) if edge.detail else None, source,
         )
         for child, edge, source in claims
-        if ids[child] != ids[edge.parent]  # a card that names itself
+        if ids[child] != ids[edge.parent]
     ]  # fmt: skip
     if rows:
         con.execute(
@@ -52,6 +57,9 @@ def put_claims(con: Connection, said: Sequence[tuple[str | None, str, Sequence[E
             """,
             [list(column) for column in zip(*rows, strict=True)],
         )
+    return list(
+        dict.fromkeys((source, child) for child, edge, source in claims if ids[child] == ids[edge.parent])
+    )
 
 
 def put_link(

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 
 from kinbase.checkpoint import ADDRESS, FileStamp
+from kinbase.checkpoint.ids import canonical, folded, hub_id
 from kinbase.errors import KinbaseError
 from kinbase.store import Connection
 
@@ -26,12 +27,32 @@ class Member:
 
 
 def find(con: Connection, label: str) -> int | None:
-    """The model_id behind an exact name or alias, or None."""
+    """The model_id behind a name or alias, or an id of the Hub in any spelling; or None."""
     row = con.execute(
         "select model_id from raw.model where name = $1 union all select model_id from raw.alias where alias = $1",
         [label],
     ).fetchone()
-    return row[0] if row else None
+    return row[0] if row else _spelled(con, [label]).get(label)
+
+
+def _spelled(con: Connection, labels: Iterable[str]) -> dict[str, int]:
+    """The model_ids behind ids of the Hub that are stored in another spelling: in another case, or without an address."""
+    wanted = {label: folded(label) for label in labels if hub_id(label) is not None}
+    if not wanted:
+        return {}
+    rows = con.execute(
+        """
+        select name, model_id from raw.model where lower(name) in (select unnest($1::varchar[]))
+        union all
+        select alias, model_id from raw.alias where kind <> 'path' and lower(alias) in (select unnest($1::varchar[]))
+        order by model_id
+        """,
+        [sorted({name.lower() for name in wanted.values()})],
+    ).fetchall()
+    known: dict[str, int] = {}
+    for name, model_id in rows:
+        known.setdefault(folded(name), model_id)
+    return {label: known[name] for label, name in wanted.items() if name in known}
 
 
 def resolve(con: Connection, label: str) -> str:
@@ -57,6 +78,8 @@ def resolve(con: Connection, label: str) -> str:
 
 def meant(con: Connection, label: str) -> str | None:
     """`resolve` for a label that may be new: None when nothing is called so. Raises KinbaseError when it is ambiguous."""
+    if (known := find(con, label)) is not None:
+        return name_of(con, known)
     rows = con.execute(
         """
         select distinct model from (
@@ -78,7 +101,8 @@ def meant(con: Connection, label: str) -> str | None:
 
 
 def ids(con: Connection, labels: Iterable[str]) -> dict[str, int]:
-    """The model_ids behind exact names and aliases, of those that stand for a model."""
+    """The model_ids behind names and aliases, of those that stand for a model."""
+    wanted = list(dict.fromkeys(labels))
     rows = con.execute(
         """
         select label, coalesce(m.model_id, a.model_id)
@@ -87,9 +111,10 @@ def ids(con: Connection, labels: Iterable[str]) -> dict[str, int]:
         left join raw.alias a on a.alias = label
         where coalesce(m.model_id, a.model_id) is not null
         """,
-        [list(dict.fromkeys(labels))],
+        [wanted],
     ).fetchall()
-    return dict(rows)
+    found = dict(rows)
+    return found | _spelled(con, [label for label in wanted if label not in found])
 
 
 def named(con: Connection, label: str) -> int:
@@ -97,7 +122,9 @@ def named(con: Connection, label: str) -> int:
     found = find(con, label)
     if found is not None:
         return found
-    row = con.execute("insert into raw.model (name) values (?) returning model_id", [label]).fetchone()
+    row = con.execute(
+        "insert into raw.model (name) values (?) returning model_id", [canonical(label)]
+    ).fetchone()
     assert row
     return int(row[0])
 
@@ -115,12 +142,18 @@ def named_all(con: Connection, labels: Iterable[str]) -> dict[str, int]:
         [wanted],
     ).fetchall()
     found = {label: model_id for label, model_id in rows if model_id is not None}
-    missing = [label for label in wanted if label not in found]
+    found |= _spelled(con, [label for label in wanted if label not in found])
+    # Of several spellings of a new name the first is how it is called.
+    missing: dict[str, list[str]] = {}
+    for label in wanted:
+        if label not in found:
+            missing.setdefault(folded(label), []).append(label)
     if missing:
+        new = {canonical(spellings[0]): spellings for spellings in missing.values()}
         rows = con.execute(
-            "insert into raw.model (name) select unnest($1::varchar[]) returning name, model_id", [missing]
+            "insert into raw.model (name) select unnest($1::varchar[]) returning name, model_id", [list(new)]
         ).fetchall()
-        found |= dict(rows)
+        found |= {label: model_id for name, model_id in rows for label in new[name]}
     return found
 
 

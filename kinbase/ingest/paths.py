@@ -1,0 +1,132 @@
+"""Paths that files name models by, made into names: a path means something to its author alone.
+
+A path that is a source of this import, or the base asked for, is that model; one of a place on this machine is that
+place, and the model stored from there. Any other is a place on its author's disk: it becomes a name of the folder that
+says it, `./merged#1a2b3c4d`, so that two strangers' ./merged are two models. A parent that a file leaves out, or names
+by a path that is nowhere here, is the base asked for, if one is.
+"""
+
+import hashlib
+import os
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+from kinbase.checkpoint import UNSAID, Alias, Edge, Facts, Record, Score, Training
+from kinbase.checkpoint.ids import is_path
+from kinbase.checkpoint.open import Opened
+from kinbase.store import Connection
+from kinbase.store import names as naming
+
+_TABLES = (".csv", ".tsv", ".parquet", ".jsonl", ".ndjson")
+_SCOPED = re.compile(r".*#[0-9a-f]{8}")
+_ONE_BASE = ("adapter", "finetune", "quantized", "base")
+"""Relations of which a model has one parent, so that --base can stand for it."""
+
+
+def settled(con: Connection | None, opened: Sequence[Opened], base: str | None) -> list[Opened]:
+    """The sources with their paths as names; one whose base nobody says has its weights refused."""
+    places: dict[str, str] = {}
+    for source in opened:
+        if source.name and (source.checkpoint or source.commit or Path(source.source).is_dir()):
+            for place in (source.source, os.path.normpath(source.source), _real(Path(source.source))):
+                places.setdefault(place, source.name)
+    return [_settled(con, source, places, base) for source in opened]
+
+
+def _settled(con: Connection | None, source: Opened, places: dict[str, str], base: str | None) -> Opened:
+    strange: dict[str, str] = {}
+
+    def called(label: str, file: str) -> str:
+        if not is_path(label) or _SCOPED.fullmatch(label) or Path(file).suffix.lower() in _TABLES:
+            return label
+        return _known(con, label, file, places) or strange.setdefault(label, _scoped(label, file))
+
+    records: list[tuple[str, Record]] = []
+    for file, record in source.records:
+        renamed = _renamed(record, partial(called, file=file), strange, base, source.name)
+        if renamed:
+            records.append((file, renamed))
+    checkpoint, refused, notes = source.checkpoint, source.refused, source.notes
+    if checkpoint and checkpoint.delta_of is not None:
+        onto = checkpoint.delta_of and called(
+            checkpoint.delta_of, str(Path(checkpoint.source) / "adapter_config.json")
+        )
+        if base is not None and (not onto or onto in strange.values()):
+            onto = base
+        if onto:
+            checkpoint = replace(checkpoint, delta_of=onto)
+        else:
+            refused = (
+                f"{source.source} does not say what it adapts: import it again with --base, or write its base's name "
+                "as base_model_name_or_path in adapter_config.json"
+            )
+            notes = (*notes, refused)
+            checkpoint.close()
+            checkpoint = None
+    if strange:
+        first = next(iter(strange))
+        more = f" (and {len(strange) - 1} more)" if len(strange) > 1 else ""
+        notes = (
+            *notes,
+            f"{first}{more} is a path on its author's disk: it is the model {strange[first]} here",
+        )
+    return replace(source, records=tuple(records), checkpoint=checkpoint, refused=refused, notes=notes)
+
+
+def _renamed(
+    record: Record,
+    called: Callable[[str], str],
+    strange: dict[str, str],
+    base: str | None,
+    subject: str | None,
+) -> Record | None:
+    """A record with names in the place of paths; None for an edge from a parent that nobody says."""
+    if isinstance(record, Edge):
+        parent = record.parent and called(record.parent)
+        is_nowhere = not parent or (parent in strange.values() and record.child in (None, subject))
+        if base is not None and is_nowhere and record.relation in _ONE_BASE:
+            said = {"path": record.parent} if record.parent else {}
+            strange.pop(record.parent, None)
+            return replace(record, parent=base, evidence="user", detail={**record.detail, **said})
+        if parent == UNSAID:
+            return None
+        detail = record.detail if parent == record.parent else {**record.detail, "path": record.parent}
+        child = record.child and called(record.child)
+        return record if (parent, child) == (record.parent, record.child) else replace(
+            record, parent=parent, child=child, detail=detail
+        )  # fmt: skip
+    if isinstance(record, Facts | Score | Training | Alias) and record.model and is_path(record.model):
+        return replace(record, model=called(record.model))
+    return record
+
+
+def _known(con: Connection | None, label: str, file: str, places: dict[str, str]) -> str | None:
+    """The model at a path: a source of this import as it was typed or lies, or a place on this machine."""
+    typed = os.path.normpath(label)
+    if label in places or typed in places:
+        return places.get(label) or places[typed]
+    plain = label.removeprefix("file://")
+    at = Path(plain) if Path(plain).is_absolute() else Path(file).parent / plain
+    real = _real(at)
+    if real in places:
+        return places[real]
+    if not os.path.lexists(real):
+        return None
+    stored = naming.find(con, real) if con is not None else None
+    return naming.name_of(con, stored) if con is not None and stored is not None else real
+
+
+def _real(path: Path) -> str:
+    try:
+        return os.path.realpath(path)
+    except (OSError, ValueError):  # a loop of links, or a NUL
+        return str(path)
+
+
+def _scoped(label: str, file: str) -> str:
+    """The name of a path that only its author knows: of the folder, or the page, of the file that says it."""
+    where = file if "://" in file or file.startswith("hf:") else _real(Path(file).parent)
+    return f"{label}#{hashlib.sha256(f'{where} {label}'.encode('utf-8', 'replace')).hexdigest()[:8]}"

@@ -1,0 +1,143 @@
+"""One thing has one name and two things have two: ids in any spelling, paths, and weights that cannot be read."""
+
+import json
+
+import pytest
+
+
+@pytest.fixture
+def db(empty):
+    return empty
+
+
+def card(folder, text):
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "README.md").write_text(f"---\n{text}\n---\n")
+    return str(folder)
+
+
+def parents(db, child):
+    rows = db.sql("select parent, relation from lineage where child = ? order by all", [child]).rows()
+    return [tuple(row) for row in rows]
+
+
+def notes(found):
+    return " ".join(note for row in found["notes"] for note in row)
+
+
+def test_spellings_of_one_id_are_one_model(db, tmp_path):
+    spellings = ["Org/Base", "org/base", "https://huggingface.co/ORG/base/", "hf.co/org/Base"]
+    db.import_([card(tmp_path / f"m{i}", f"base_model: {s}") for i, s in enumerate(spellings)])
+    assert db.sql("select distinct parent from lineage").rows() == [("Org/Base",)]
+    for spelling in ("oRG/bASE", "https://hf.co/org/base"):
+        assert db.resolved([spelling]) == ["Org/Base"]
+    db.import_([card(tmp_path / "later", "base_model: ORG/BASE")])
+    assert parents(db, "later") == [("Org/Base", "finetune")]
+
+
+def test_revisions_are_models_of_their_own(db, tmp_path):
+    db.import_([card(tmp_path / "a", "base_model: org/b@v1"), card(tmp_path / "b", "base_model: org/b@main")])
+    assert parents(db, "a") == [("org/b@v1", "finetune")]
+    assert parents(db, "b") == [("org/b", "finetune")]
+
+
+def test_the_same_path_of_two_strangers_is_two_models(db, tmp_path):
+    found = db.import_([card(tmp_path / name, "base_model: ./merged") for name in ("a", "b")])
+    ((a, _),), ((b, _),) = parents(db, "a"), parents(db, "b")
+    assert a != b and a.startswith("./merged#") and b.startswith("./merged#")
+    assert "path on its author's disk" in notes(found)
+    again = db.sql("select count(*) from models").item()
+    db.import_([str(tmp_path / "a")])
+    assert db.sql("select count(*) from models").item() == again
+
+
+@pytest.mark.parametrize(
+    "path", ["/home/somebody/models/base", "../base", "C:\\models\\base", "~/base", "runs/1/base"]
+)
+def test_a_path_of_an_authors_disk_is_no_name(db, tmp_path, path):
+    db.import_([card(tmp_path / "a", f"base_model: '{path}'")])
+    (((parent, _),)) = parents(db, "a")
+    assert parent.startswith(path + "#")
+
+
+def test_a_path_that_is_a_source_of_the_import_is_that_model(db, tmp_path):
+    base = card(tmp_path / "base", "license: mit")
+    child = card(tmp_path / "models" / "child", "base_model: ../../base")
+    db.import_([base, child])
+    assert parents(db, "child") == [("base", "finetune")]
+
+
+def test_a_path_as_it_is_typed_is_that_source(db, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    card(tmp_path / "x" / "base", "license: mit")
+    card(tmp_path / "y" / "child", "base_model: ./x/base")
+    db.import_(["x/base", "y/child"])
+    assert parents(db, "child") == [("base", "finetune")]
+
+
+def test_a_place_on_this_machine_joins_what_is_imported_from_there_later(db, tmp_path, family):
+    base = str(family["base"])
+    db.import_([card(tmp_path / "child", f"base_model: {base}")])
+    db.import_([base])
+    assert parents(db, "child") == [("base", "finetune")]
+
+
+def test_what_is_said_of_a_model_by_itself_is_told(db, tmp_path):
+    found = db.import_([card(tmp_path / "a", "base_model: [a, org/b]\nbase_model_relation: finetune")])
+    assert parents(db, "a") == [("org/b", "finetune")]
+    assert "a as a parent of its own" in notes(found)
+
+
+def adapter(folder, config, weights=b"x"):
+    folder.mkdir()
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    (folder / "adapter_model.safetensors").write_bytes(weights)
+    return str(folder)
+
+
+@pytest.mark.parametrize(
+    "kind", ["LOHA", "LOKR", "IA3", "ADALORA", "OFT", "BOFT", "PROMPT_TUNING", "PREFIX_TUNING", "VERA"]
+)
+def test_adapters_of_every_kind_keep_what_they_say(db, tmp_path, kind):
+    config = {"peft_type": kind, "base_model_name_or_path": "org/base", "r": 4, "target_modules": ["q_proj"]}
+    found = db.import_([adapter(tmp_path / "a", config)])
+    assert found["status"].to_list() == ["refused"]
+    assert kind in notes(found) and "merge it into its base" in notes(found)
+    (row,) = db.sql(
+        "select parent, relation, method, detail->>'r', detail->>'target_modules' from lineage"
+    ).rows()
+    assert row == ("org/base", "adapter", kind.lower(), "4", '["q_proj"]')
+    assert db.sql("select relation, has_weights from models where name = 'a'").rows() == [("adapter", False)]
+
+
+def test_the_base_asked_for_stands_for_one_that_is_not_said(db, tmp_path):
+    card(tmp_path / "base", "license: mit")
+    db.import_([str(tmp_path / "base")])
+    nothing = adapter(tmp_path / "a", {"peft_type": "LOHA", "base_model_name_or_path": None})
+    elsewhere = adapter(
+        tmp_path / "b", {"peft_type": "LOHA", "base_model_name_or_path": "/other/machine/base"}
+    )
+    db.import_([nothing, elsewhere], base="base")
+    assert parents(db, "a") == [("base", "adapter")] == parents(db, "b")
+    assert db.sql("select count(*) from models").item() == 3
+
+
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 4976698672\n"
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "pytorch_model.bin"])
+def test_a_clone_without_its_weights_keeps_its_card(db, tmp_path, file):
+    folder = card(tmp_path / "m", "base_model: org/base\nlicense: mit")
+    (tmp_path / "m" / "config.json").write_text('{"architectures": ["LlamaForCausalLM"]}')
+    (tmp_path / "m" / file).write_text(POINTER)
+    found = db.import_([folder])
+    assert found["status"].to_list() == ["refused"] and "git lfs pull" in notes(found)
+    assert parents(db, "m") == [("org/base", "finetune")]
+    assert db.sql("select license from models where name = 'm'").item() == "mit"
+
+
+def test_weights_that_are_refused_with_nothing_beside_them_fail(db, tmp_path):
+    folder = tmp_path / "m"
+    folder.mkdir()
+    (folder / "model.safetensors").write_text(POINTER)
+    assert db.import_([str(folder)])["status"].to_list() == ["failed"]
