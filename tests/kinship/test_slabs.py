@@ -11,7 +11,7 @@ from gaussian import TOLERANCE, checkpoint, gaussian_family, vocabulary_family
 
 from kinbase.checkpoint import Checkpoint, Tensor
 from kinbase.errors import CheckpointError, KinbaseError
-from kinbase.kinship import slabs
+from kinbase.kinship import slab_readers, slabs
 from kinbase.kinship.spans import Spans
 from kinbase.kinship.stream import Plan, run
 
@@ -65,7 +65,7 @@ def device(request, monkeypatch):
 @pytest.fixture
 def small(monkeypatch):
     """Slabs of 4,096 elements, so that a tiny family takes many."""
-    monkeypatch.setattr(slabs, "SLAB_BYTES", 1)
+    monkeypatch.setattr(slab_readers, "SLAB_BYTES", 1)
 
 
 def said(sums):
