@@ -381,7 +381,7 @@ def main() -> None:
     if "none" in wanted:
         table(
             "No merges",
-            ["dtype", "delta", "models", "false parents: merge", "one parent", "verdict merge", "one parent plus training",
+            ["dtype", "delta", "models", "false parents: merge", "one parent", "verdict merge", "fine-tune of one",
              "undecidable"],
             (strangers(seed + 60 + k, *case, trials) for k, case in enumerate(some)),
         )  # fmt: skip
@@ -393,7 +393,7 @@ def main() -> None:
                 "method",
                 "density",
                 "merges",
-                "TIES/DARE-like",
+                "TIES/DARE-like merge",
                 "of them with the right parents",
                 "taken for merges",
             ],

@@ -106,7 +106,7 @@ def recipe(
 ) -> None:  # fmt: skip
     """Of which models MODEL was made, and with what coefficients, by the weights alone.
 
-    The verdict is merge, copy, one parent plus training, TIES/DARE-like, none of these, or undecidable. Only models
+    The verdict is merge, adapter merged, copy, fine-tune, unrelated or undecidable (docs/recipes.md). Only models
     of one family can be told from each other; pairs that were not measured yet are measured first.
     """
     import json

@@ -180,8 +180,33 @@ def test_no_move_betters_a_tree_that_was_searched():
     tree = _tree(points, {}, None, MODEL)
     tree.search()
     best = tree.score(tree.parents)
-    assert all(tree.score(trial) <= best + 1e-9 for trial in tree._moves(tree.parents))
-    assert all(tree.margin(c)[0] >= -1e-9 for c in range(tree.size) if tree.parents[c] >= 0)
+    for child in range(tree.size):
+        for parent in range(tree.size):
+            below = tree._below(tree.parents, child)
+            if tree.parents[child] >= 0 and tree.allowed[parent, child] and not below[parent]:
+                trial = tree.parents.copy()
+                trial[child] = parent
+                assert tree.score(trial) <= best + 1e-9
+    assert all(tree.score(trial) <= best + 1e-9 for trial in tree._turns(tree.parents))
+    assert all(margin >= -1e-9 for margin, _ in tree.margins().values())
+
+
+@given(st.integers(0, 10_000))
+@settings(max_examples=10, deadline=None)
+def test_what_a_move_gains_is_the_difference_of_scores(seed):
+    tree = _tree(points_of(grow(SHAPE, seed=seed % 7)), {}, None, MODEL)
+    rng = np.random.default_rng(seed)
+    for _ in range(6):  # any tree of the same models
+        gains = tree._branches(tree.parents)
+        rows, columns = np.nonzero(np.isfinite(gains))
+        at = rng.integers(len(rows))
+        trial = tree.parents.copy()
+        trial[columns[at]] = rows[at]
+        # Sums of a few hundred logarithms of float64.
+        assert tree.score(trial) - tree.score(tree.parents) == pytest.approx(
+            gains[rows[at], columns[at]], abs=1e-8
+        )
+        tree.parents = trial
 
 
 def test_a_tree_keeps_its_merges_and_runs_in_no_circle():

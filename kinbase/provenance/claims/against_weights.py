@@ -12,14 +12,19 @@ from kinbase.ingest.steps import OnProgress as Report
 from kinbase.provenance.claims.claims import EXPLAINED, Claim, Model, all_claims, with_recipe, worth_a_recipe
 from kinbase.provenance.recipes import stored_grams as grams
 from kinbase.provenance.recipes.intervals import LEAST
+from kinbase.provenance.recipes.least_squares import LIMIT, Grams
 from kinbase.provenance.recipes.partial_merges import ALIKE
-from kinbase.provenance.recipes.search import load
+from kinbase.provenance.recipes.search import Recipes, load
 from kinbase.provenance.recipes.verdict import (
+    ADAPTER,
     COPY,
     MERGE,
+    MERGES,
     NONE,
+    ONWARD,
     SELECTED,
     TRAINED,
+    UNRELATED,
     Finding,
     Parent,
     fitted,
@@ -36,6 +41,9 @@ PRINTED = 0.005
 
 NO_PART = 0.02
 """A coefficient that is no share in a merge."""
+
+NAMED = 4
+"""Tensors that are named one by one."""
 
 CLEARLY = 4.0
 """Residual over rounding from which a combination is clearly not the model, unless most of it is explained."""
@@ -69,10 +77,11 @@ def findings(
     for base_id, base in dict.fromkeys((base_id, base) for *_, base_id, base in measured):
         family = load(con, base_id, base)
         worth = None if names else worth_a_recipe(family.totals)
+        recipes = Recipes(con, family)
         members = [(name, i) for name, i, its_base, _ in measured if its_base == base_id]
         for start in range(0, len(members), AT_ONCE):
             models = [
-                with_recipe(con, family, name, i, base_id, said.get(name, []), worth is None or name in worth)
+                with_recipe(recipes, name, i, base_id, said.get(name, []), worth is None or name in worth)
                 for name, i in members[start : start + AT_ONCE]
             ]
             family.sums.pairs.clear()
@@ -128,17 +137,25 @@ def _held_merge(con: Connection, claim: Claim, model: Model) -> tuple[str, str]:
     if isinstance(stored, str):
         return "undecidable", stored
     found = fitted(stored.grams, range(len(parents)))
-    if found.verdict != MERGE and (found.ratio or 1.0) >= LEAST:  # more coefficients would leave still less
+    if (
+        found.verdict not in MERGES and (found.ratio or 1.0) >= LEAST
+    ):  # more coefficients would leave still less
         found = graded(stored.grams) or found
     shares = {p.parent: p for p in (*found.parents, *found.nearest)}
     absent = [name for name in parents if name not in shares or _no_part(shares[name])]
     numbers = _numbers(found)
-    if found.verdict == MERGE:
+    if stored.grams.adapters and (lacking := without_it(stored.grams)):
+        return "contradicted", f"{lacking}; {numbers}"
+    if found.verdict in MERGES:
         if absent:
             return "contradicted", f"{', '.join(absent)} has no part in it: {numbers}"
+        if found.verdict == ADAPTER:
+            return _held_adapter(claim, found, numbers)
         return _held_weights(claim, found, shares, numbers)
     if absent:
         return "contradicted", f"{', '.join(absent)} has no part in it: {numbers}{_instead(model, parents)}"
+    if len(parents) == 1 and (found.rho or 0) <= LIMIT and abs(found.nearest[0].coefficient - 1) < NO_PART:
+        return "contradicted", f"nothing was merged: it is {parents[0]} but for rounding"
     if method not in CLOSED:
         chosen = judge(stored.grams, stored.zeros)
         if chosen.verdict == SELECTED:
@@ -149,6 +166,35 @@ def _held_merge(con: Connection, claim: Claim, model: Model) -> tuple[str, str]:
         if instead or (found.residual or 0) > EXPLAINED:
             return "contradicted", numbers + instead
     return "undecidable", f"{numbers}: trained on after the merge, or other parents"
+
+
+def without_it(sums: Grams) -> str | None:
+    """Which tensors of an adapter are not in a model that has it in others; None where it is in all or in none."""
+    lacking = []
+    for i, name in enumerate(sums.names):
+        own = sums.gram[:, i, i]
+        touched = np.flatnonzero(own > 0)
+        # An adapter's part may be shorter than rounding: then nothing is said of that tensor.
+        touched = touched[own[touched] > 4 * sums.noise[touched]]
+        slope = sums.cross[touched, i] / own[touched]
+        if name in sums.adapters and (slope > 0.5).any():
+            lacking += [sums.tensors[t] for t, there in zip(touched, slope, strict=True) if there < 0.25]
+    if not lacking:
+        return None
+    more = f" and {len(lacking) - NAMED} more" if len(lacking) > NAMED else ""
+    return f"the adapter is not in {', '.join(lacking[:NAMED])}{more}"
+
+
+def _held_adapter(claim: Claim, found: Finding, numbers: str) -> tuple[str, str]:
+    """The scale of a merged adapter: 1, or what was printed."""
+    parent = found.parents[0]
+    printed = next((w for name, _, _, w in claim.edges if name == parent.parent and w is not None), 1.0)
+    if parent.low - PRINTED <= printed <= parent.high + PRINTED:
+        return "supported", f"adapter merged at scale {parent.coefficient:.4f}: {numbers}"
+    return (
+        "contradicted",
+        f"the adapter was merged at scale {parent.coefficient:.4f}, not {printed:.4g}: {numbers}",
+    )
 
 
 def _held_weights(claim: Claim, found: Finding, shares: dict[str, Parent], numbers: str) -> tuple[str, str]:
@@ -209,29 +255,34 @@ def _held_finetune(con: Connection, claim: Claim, model: Model) -> tuple[str, st
     if found is not None and found.verdict in (MERGE, SELECTED) and len(found.parents) > 1:
         return "contradicted", f"the weights say {found.verdict}: {_numbers(found)}"
     if others:
-        stored = _read(con, claim, model, others[:1])
-        if isinstance(stored, str):
-            return "undecidable", stored
-        near = judge(stored.grams, stored.zeros)
-        sums = stored.grams
-        cosine = float(
-            sums.cross[:, 0].sum() / np.sqrt(sums.gram[:, 0, 0].sum() * max(sums.sumsq.sum(), 1e-300))
+        return _held_trained(con, claim, model, others[0])
+    if found is None or found.verdict == NONE:
+        return "supported", f"no others of the family of {base} make it" + (
+            f": {found.reason}" if found else ""
         )
-        if near.verdict in (TRAINED, COPY):
-            return "supported", f"{_combination(near.parents)}, kinship {cosine:.3f} (cosine)"
-        nearest = _nearest(con, claim.child)
-        told = f"kinship {cosine:.3f} (cosine) with {others[0]}; nearest is {nearest}"
-        return ("contradicted" if cosine < ALIKE / 4 else "undecidable"), told
-    if found is None:
-        return "supported", f"no others of the family of {base} explain it"
-    if found.verdict in (TRAINED, COPY) and found.parents[0].parent != base:
-        return "contradicted", f"nearer is {found.parents[0].parent}: {_numbers(found)}"
-    if found.verdict == NONE:
+    if found.verdict == UNRELATED:
+        return "contradicted", found.reason
+    if found.verdict in (TRAINED, ONWARD):
         return (
-            "supported",
-            f"no others of the family of {base} make it: {found.reason}",
+            "undecidable",
+            f"the weights read as well as {found.verdict} of {_combination(found.parents)}: {found.reason}",
         )
+    if found.verdict in (COPY, ADAPTER):  # all of these are made from the base too
+        return "supported", f"{found.verdict}: {found.reason}"
     return "undecidable", found.reason
+
+
+def _held_trained(con: Connection, claim: Claim, model: Model, parent: str) -> tuple[str, str]:
+    """A fine-tune of another than the base."""
+    stored = _read(con, claim, model, [parent])
+    if isinstance(stored, str):
+        return "undecidable", stored
+    near, sums = judge(stored.grams, stored.zeros), stored.grams
+    cosine = float(sums.cross[:, 0].sum() / np.sqrt(sums.gram[:, 0, 0].sum() * max(sums.sumsq.sum(), 1e-300)))
+    if near.verdict in (TRAINED, COPY):
+        return "supported", f"{_combination(near.parents)}, kinship {cosine:.3f} (cosine)"
+    told = f"kinship {cosine:.3f} (cosine) with {parent}; nearest is {_nearest(con, claim.child)}"
+    return ("contradicted" if cosine < ALIKE / 4 else "undecidable"), told
 
 
 def _held_base(con: Connection, claim: Claim, model: Model) -> list[Row]:
@@ -266,14 +317,18 @@ def _silent(model: Model, *, asked: bool) -> list[Row]:
     if recipe is None:
         return []
     found = recipe.finding
-    if found.verdict in (MERGE, SELECTED, COPY) or (found.verdict == TRAINED and asked):
+    if found.verdict in (MERGE, ADAPTER, SELECTED):
         return [
             (name, "no parents named", "contradicted", f"the weights say {found.verdict}: {_numbers(found)}")
         ]
     if not asked:
         return []
-    verdict = "supported" if found.verdict == NONE else "undecidable"
-    return [(name, "no parents named", verdict, found.reason)]
+    if found.verdict in (NONE, COPY):  # the same weights under another name contradict nobody
+        return [(name, "no parents named", "supported", found.reason)]
+    if found.verdict in (TRAINED, ONWARD):
+        told = f"the weights read as {found.verdict} of {_combination(found.parents)}: {found.reason}"
+        return [(name, "no parents named", "undecidable", told)]
+    return [(name, "no parents named", "undecidable", found.reason)]
 
 
 def _no_part(parent: Parent) -> bool:

@@ -12,7 +12,8 @@ import numpy as np
 
 from kinbase.errors import KinbaseError
 from kinbase.provenance.recipes import stored_grams as grams
-from kinbase.provenance.recipes.search import Family, Recipe, Screened, from_stored
+from kinbase.provenance.recipes.recipe import Recipe
+from kinbase.provenance.recipes.search import Family, Recipes, Screened
 from kinbase.store import Connection
 
 MANY = 64
@@ -103,9 +104,10 @@ def all_claims(con: Connection) -> dict[str, list[Claim]]:
 
 
 def with_recipe(
-    con: Connection, family: Family, name: str, model_id: int, base_id: int, claims: list[Claim], look: bool
+    recipes: Recipes, name: str, model_id: int, base_id: int, claims: list[Claim], look: bool
 ) -> Model:
     """A model with its recipe yet to be worked out, if it is worth a `look`."""
+    family = recipes.family
     if not look:
         return Model(name, model_id, base_id, family, claims)
 
@@ -116,7 +118,7 @@ def with_recipe(
     @cache
     def recipe() -> Recipe | None:
         try:
-            return from_stored(con, family, screened())
+            return recipes.of(model_id)
         except KinbaseError:
             return None
 

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from kinbase.provenance.recipes.least_squares import BITS, FloatArray
 
@@ -21,7 +22,9 @@ class Points:
     `squared` [T, N, N] are squared distances over the aligned elements, `sumsq` [T, N] squared lengths of the
     weights, `noise` [T, N] squared rounding floors (sum of squared units in the last place / 12), `numel` [T];
     `dtypes` are safetensors codes, `dates` in seconds where known. With `exact` false the distances are
-    estimates, and neither copies nor merges are looked for.
+    estimates, and neither copies nor merges are looked for. `bits` [T, N] are significant bits by tensor, where a
+    model keeps several dtypes; `zeros` [T, N] the share of elements equal to those of the model at `reference`;
+    `tensors` are their names, by which blocks and layers are known.
     """
 
     names: list[str]
@@ -32,6 +35,10 @@ class Points:
     dtypes: list[str]
     dates: list[float | None]
     exact: bool = True
+    bits: NDArray[np.int64] | None = None
+    zeros: FloatArray | None = None
+    reference: int | None = None
+    tensors: list[str] | None = None
 
     def of(self, rows: Sequence[int]) -> "Points":
         """Some of the models."""
@@ -44,6 +51,9 @@ class Points:
             noise=self.noise[:, rows],
             dtypes=[self.dtypes[i] for i in rows],
             dates=[self.dates[i] for i in rows],
+            bits=None if self.bits is None else self.bits[:, rows],
+            zeros=None if self.zeros is None else self.zeros[:, rows],
+            reference=rows.index(self.reference) if self.reference in rows else None,
         )
 
     @property

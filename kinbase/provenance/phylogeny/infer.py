@@ -22,7 +22,7 @@ from kinbase.ingest.missing import measure_missing
 from kinbase.ingest.steps import OnProgress as Report
 from kinbase.provenance.phylogeny.distances import Points
 from kinbase.provenance.phylogeny.merges import Family, infer_family
-from kinbase.provenance.recipes.least_squares import FloatArray
+from kinbase.provenance.recipes.least_squares import BITS, FloatArray
 from kinbase.store import Connection, Store
 from kinbase.store import kinship as sums
 from kinbase.store import names as naming
@@ -169,8 +169,12 @@ def _stored(con: Connection, group: list[Member], base: int) -> Measured | None:
     ).fetchall()
     count = len(tensors)
     lengths, numel = np.zeros((count, len(ids))), np.zeros((count, len(ids)))
-    query = "select model_id, position, numel, sumsq from raw.delta where base_id = ? and list_contains(?, model_id)"
-    for model_id, position, n, sumsq in con.execute(query, [base, ids]).fetchall():
+    zeros = np.zeros((count, len(ids)))
+    query = """
+        select model_id, position, numel, sumsq, zeros from raw.delta where base_id = ? and list_contains(?, model_id)
+    """
+    for model_id, position, n, sumsq, same in con.execute(query, [base, ids]).fetchall():
+        zeros[position - 1, at[model_id]] = same or 0
         lengths[position - 1, at[model_id]] = np.nan if sumsq is None else sumsq
         numel[position - 1, at[model_id]] = n
     dots = np.full((count, len(ids), len(ids)), np.nan)
@@ -193,7 +197,7 @@ def _stored(con: Connection, group: list[Member], base: int) -> Measured | None:
     whole = (numel == np.array([[n] for _, n in tensors])).all(axis=1)
     return _measured(
         [m.name for m in group], [name for name, _ in tensors], dots, whole, [weights[i] for i in ids],
-        _dates(con, ids), at.get(base),
+        _dates(con, ids), at.get(base), zeros, at.get(base),
     )  # fmt: skip
 
 
@@ -205,9 +209,12 @@ def _dates(con: Connection, ids: Sequence[int]) -> list[float | None]:
 
 def _measured(
     names: list[str], tensors: list[str], dots: FloatArray, whole: FloatArray, weights: list[Weights],
-    dates: list[float | None], base: int | None,
+    dates: list[float | None], base: int | None, zeros: FloatArray | None = None, reference: int | None = None,
 ) -> Measured | None:  # fmt: skip
-    """Points from inner products [T, N, N] of deltas, of the tensors that all models have whole and finite."""
+    """Points from inner products [T, N, N] of deltas, of the tensors that all models have whole and finite.
+
+    `zeros` [T, N] are how many elements of each are those of the model at `reference`, from which the deltas are.
+    """
     own = np.full((4, len(tensors), len(names)), np.nan)
     for i, facts in enumerate(weights):
         for t, tensor in enumerate(tensors):
@@ -221,7 +228,15 @@ def _measured(
     squared = np.maximum(length[:, :, None] + length[:, None, :] - 2 * dots, 0)[usable]
     numel, total, sumsq, ulpsq = own[:, usable]
     dtypes = [_dtype(facts) for facts in weights]
-    points = Points(names, squared, sumsq, ulpsq / 12, numel[:, 0], dtypes, dates)
+    kept = [tensor for tensor, use in zip(tensors, usable, strict=True) if use]
+    bits = np.array(
+        [[BITS.get((facts.get(bare(t)) or facts[t])[0], BITS["F32"]) for facts in weights] for t in kept]
+    )
+    share = zeros[usable] / np.maximum(numel[:, :1], 1) if zeros is not None else None
+    points = Points(
+        names, squared, sumsq, ulpsq / 12, numel[:, 0], dtypes, dates, bits=bits, zeros=share, reference=reference,
+        tensors=kept,
+    )  # fmt: skip
     return Measured(points, (total / numel).T @ total, base)
 
 
@@ -356,7 +371,8 @@ def _of_pass(found: "FamilySums", dates: list[float | None]) -> Measured | None:
         total, sumsq, ulpsq = own.moments.T
         facts = zip(own.dtypes, own.numels, total.tolist(), sumsq.tolist(), ulpsq.tolist(), strict=True)
         weights.append(dict(zip(own.tensors, facts, strict=True)))
-    return _measured(names, [name for name, _ in found.tensors], dots, whole, weights, dates, None)
+    zeros = np.concatenate([np.zeros((tensors, 1)), found.columns["zeros"]], axis=1)
+    return _measured(names, [name for name, _ in found.tensors], dots, whole, weights, dates, None, zeros, 0)
 
 
 # What is kept of it.

@@ -7,20 +7,17 @@ likeliest tree (kinbase.provenance.phylogeny.tree_search). Everything is compute
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import combinations
 
 import numpy as np
 
 from kinbase.provenance.phylogeny.distances import SAME, Points, find_copies
 from kinbase.provenance.phylogeny.tree_search import MODEL, Model, Tree, hung
 from kinbase.provenance.recipes import verdict as verdicts
-from kinbase.provenance.recipes.least_squares import BITS, LIMIT, Grams, Normal, find_parents, solve
-
-WORTH_A_LOOK = 4.0
-"""A combination that leaves more than so many floors in the tensors' own best fits is not judged further."""
+from kinbase.provenance.recipes.judgement import Judgement, plausibility
+from kinbase.provenance.recipes.least_squares import BITS, LIMIT, Grams
 
 ROOTS = 3
-"""How many roots are tried first: that of the likeliest tree without merges, and the next ones; and at most twice as many."""
+"""Roots that are tried at most, where merges do not add up to 1."""
 
 FEW = 3
 """Parents of an equation that is taken for a merge though its residual does not prove it."""
@@ -34,7 +31,7 @@ LEAST_SHARE = 0.02
 SMALL = 500
 """A tensor of fewer elements has no say in how cosines vary from tensor to tensor."""
 
-CONFIDENCE = {"merge": 0.96, "undecided": 0.8, "quantized": 0.97, "duplicate": 0.5}
+CONFIDENCE = {"merge": 0.96, "undecided": 0.8, "selected": 0.85, "quantized": 0.97, "duplicate": 0.5}
 """Of edges that rounding floors decide, by their share of right ones in generated families; the direction of
 equal weights of one dtype is not decidable."""
 
@@ -102,44 +99,37 @@ def infer_family(points: Points, *, root: int | None = None, model: Model = MODE
 
 @dataclass(frozen=True, slots=True)
 class Merge:
-    """A merge's parents with their coefficients, its residual over what rounding would leave, and whether that is certain."""
+    """A merge's parents with their coefficients, what is known of it in words, and how certain it is."""
 
     parents: dict[int, float]
-    ratio: float
-    sure: bool
-
-    @property
-    def strangeness(self) -> tuple[bool, bool, int, float]:
-        """What speaks against this reading of an equation between models: read the least strange first."""
-        closeness = abs(float(np.log(max(self.ratio, 1e-6))))
-        return min(self.parents.values()) < 0, not self.sure, len(self.parents), closeness
+    confidence: float
+    words: str
+    affine: bool
 
 
 def _grow(points: Points, root: int | None, model: Model) -> tuple[Tree, dict[int, Merge]]:
     """The tree and the merges: merges are told in coordinates of the root, the root among what is no merge.
 
-    Of several roots the one counts from which most models are merges, then the one of the likelier tree.
+    An average of models is one from wherever it is looked at. What does not add up to 1 holds from its base alone, so
+    where there is such a merge another root is tried, and the one counts from which most models are merges, then the
+    one of the likelier tree.
     """
     tree = _likeliest(points, {}, root, model)
     if not points.exact or len(points.names) < 3:
         return tree, {}
     best: tuple[tuple[int, float], Tree, dict[int, Merge]] | None = None
-    todo = [tree.root, *tree.roots()[: ROOTS - 1]]
-    seen: set[int] = set()
-    while todo:
+    todo, seen = [tree.root], set[int]()
+    while todo and len(seen) < ROOTS:
         at = todo.pop(0)
         if at in seen:
             continue
         seen.add(at)
         merges = find_merges(points, at)
         tree = _likeliest(points, merges, root, model)
-        if tree.root != at:
-            if root is None and len(seen) < 2 * ROOTS:
-                todo.append(tree.root)
-            if any(abs(sum(merge.parents.values()) - 1) > LEAST_SHARE for merge in merges.values()):
-                tree = _likeliest(
-                    points, merges, at, model
-                )  # what does not add up to 1 holds from this root alone
+        if root is None and not all(merge.affine for merge in merges.values()):
+            todo += [tree.root, *tree.roots()[:1]]
+            if tree.root != at:
+                tree = _likeliest(points, merges, at, model)
         worth = (len(merges), tree.score(tree.parents))
         if best is None or worth > best[0]:
             best = worth, tree, merges
@@ -185,24 +175,37 @@ def _tree(points: Points, merges: dict[int, Merge], root: int | None, model: Mod
 
 
 def find_merges(points: Points, root: int) -> dict[int, Merge]:
-    """The models that are combinations of others' deltas from `root` but for what rounding leaves.
+    """The models that are made of others by the one judgement of the family (kinbase.provenance.recipes.judgement).
 
-    An equation between models can be read in several directions. Few parents and positive coefficients go first,
-    and whoever would be made from its own child is judged again without it.
+    Differences of models, which read as well in other directions, come last, and none closes a circle.
     """
-    everybody = range(len(points.names))
-    read = {child: _judged(points, root, child, everybody) for child in everybody if child != root}
-    first = {child: merge for child, merge in read.items() if merge is not None}
+    judgement = judged(points, root)
+    everybody = [i for i in range(len(points.names)) if i != root]
+    findings = {i: finding for i in everybody if (finding := judgement.of(i)) is not None}
     found: dict[int, Merge] = {}
-    for child, merge in sorted(first.items(), key=lambda item: item[1].strangeness):
-        if any(_descends(found, parent, child) for parent in merge.parents):
-            others = [i for i in everybody if not _descends(found, i, child)]
-            again = _judged(points, root, child, others)
-            if again is None or min(again.parents.values()) < 0:
-                continue
-            merge = again
-        found[child] = merge
+    for child in sorted(findings, key=lambda i: plausibility(findings[i])):
+        merge = _told(points, root, child, findings[child])
+        if merge is not None and not any(_descends(found, parent, child) for parent in merge.parents):
+            found[child] = merge
     return found
+
+
+def judged(points: Points, root: int) -> Judgement:
+    """The judgement of a family by its distances, seen from one of its models."""
+    count = len(points.names)
+
+    def read(child: int, without: frozenset[int]) -> verdicts.Finding | None:
+        others = [i for i in range(count) if i not in (child, root) and i not in without]
+        zeros = None
+        if points.zeros is not None and points.reference == root:
+            zeros = points.zeros[:, [*others, child]]
+        return verdicts.judge(grams_of(points, root, child, others), zeros)
+
+    def fit(child: int, others: list[int]) -> verdicts.Finding:
+        return verdicts.fitted(grams_of(points, root, child, others), range(len(others)))
+
+    ids = {name: i for i, name in enumerate(points.names) if i != root}
+    return Judgement(read, fit, lambda child: [i for i in ids.values() if i != child], ids)
 
 
 def _descends(merges: dict[int, Merge], child: int, origin: int) -> bool:
@@ -212,28 +215,31 @@ def _descends(merges: dict[int, Merge], child: int, origin: int) -> bool:
     )
 
 
-def _judged(points: Points, root: int, child: int, among: Sequence[int]) -> Merge | None:
-    """The merge that `child` is of models `among` the others; None if it is none."""
-    others = [i for i in among if i not in (child, root)]
-    grams = grams_of(points, root, child, others)
-    if not _may_be_merge(grams):
+def _told(points: Points, root: int, child: int, finding: verdicts.Finding) -> Merge | None:
+    """A finding as a merge; None where it is none."""
+    sure = finding.verdict in verdicts.MERGES
+    if finding.verdict == verdicts.SELECTED:
+        kind, words = "selected", "elements of its parents' changes, others left out"
+    elif sure:
+        kind, words = (
+            "merge",
+            f"a combination of {len(finding.parents)} that leaves {finding.ratio:.2f} of what rounding would",
+        )
+    elif _is_plain(points, root, child, finding):
+        kind = "undecided"
+        words = f"a combination of {len(finding.nearest)} that leaves {finding.ratio:.2f} of what rounding would, unevenly"
+    else:
         return None
-    finding = verdicts.judge(grams)
-    sure = finding.verdict == verdicts.MERGE
-    listed = finding.parents if sure else finding.nearest
-    if not sure and not _is_plain(grams, finding):
-        return None
-    at = {points.names[i]: column for column, i in enumerate(others)}
-    share = {at[p.parent]: p.coefficient for p in listed if abs(p.coefficient) >= LEAST_SHARE}
-    if finding.gradient is None:
-        share = _fewest(grams, share)
-    parents = {others[column]: value for column, value in share.items()}
-    if len(parents) == 1 and LEAST_SHARE < next(iter(parents.values())) < 1 - LEAST_SHARE:
+    at = {name: i for i, name in enumerate(points.names)}
+    listed = finding.parents or finding.nearest
+    parents = {at[p.parent]: p.coefficient for p in listed if abs(p.coefficient) >= LEAST_SHARE}
+    affine = abs(sum(parents.values()) - 1) <= LEAST_SHARE and min(parents.values(), default=0.0) > 0
+    if len(parents) == 1 and LEAST_SHARE < next(iter(parents.values())) < 1 - LEAST_SHARE and sure:
         parents[root] = 1 - next(iter(parents.values()))
-    return Merge(parents, finding.ratio or 0.0, sure) if len(parents) > 1 else None
+    return Merge(parents, CONFIDENCE[kind], words, affine) if len(parents) > 1 else None
 
 
-def _is_plain(grams: Grams, finding: verdicts.Finding) -> bool:
+def _is_plain(points: Points, root: int, child: int, finding: verdicts.Finding) -> bool:
     """Whether an undecided equation can hardly be anything else: positive, within rounding, and far from one parent alone.
 
     Whole coefficients (task vectors added as they are) hardly round, so what is left tells nothing.
@@ -242,22 +248,9 @@ def _is_plain(grams: Grams, finding: verdicts.Finding) -> bool:
         return False
     if not 2 <= len(finding.nearest) <= FEW or min(p.coefficient for p in finding.nearest) < LEAST_SHARE:
         return False
-    apart = grams.sumsq - 2 * grams.cross[:, :-1].T + np.diagonal(grams.gram, axis1=1, axis2=2)[:, :-1].T
-    return bool(apart.sum(axis=1).min() > (FAR * LIMIT) ** 2 * grams.noise.sum())
-
-
-def _fewest(grams: Grams, share: dict[int, float]) -> dict[int, float]:
-    """The fewest of the parents that leave no more than rounding does: a merge beside its own parents is one too many."""
-    normal = Normal.beside_base(grams)
-    for count in range(1, min(len(share), 5)):
-        fits = []
-        for some in combinations(share, count):
-            values, left = normal.solve(some)
-            fits.append((left, dict(zip(some, values.tolist(), strict=True))))
-        left, best = min(fits, key=lambda fit: fit[0])
-        if left <= LIMIT**2 * normal.floor:
-            return best
-    return share
+    apart = points.squared[:, child].sum(axis=0)
+    nearest = min(float(apart[i]) for i in range(len(points.names)) if i not in (child, root))
+    return bool(nearest > (FAR * LIMIT) ** 2 * points.noise[:, child].sum())
 
 
 def grams_of(points: Points, root: int, child: int, others: Sequence[int]) -> Grams:
@@ -273,23 +266,11 @@ def grams_of(points: Points, root: int, child: int, others: Sequence[int]) -> Gr
     full[:, count, count] = points.sumsq[:, root]
     cross = np.concatenate([gram[:, count, :count], along[:, count:]], axis=1)
     return Grams(
-        [points.names[i] for i in others], [str(t) for t in range(len(d))], points.numel, full, cross,
+        [points.names[i] for i in others], points.tensors or [str(t) for t in range(len(d))], points.numel, full, cross,
         gram[:, count, count], points.noise[:, child],
         dtypes=[points.dtypes[i] for i in (*others, root, child)],
+        bits=None if points.bits is None else points.bits[:, [*others, root, child]],
     )  # fmt: skip
-
-
-def _may_be_merge(grams: Grams) -> bool:
-    """Whether the best few columns come near to the child in each tensor's own fit: cheap, and leaves few to judge."""
-    if not len(grams.names) or grams.sumsq.sum() <= 0:
-        return False
-    chosen = find_parents(Normal.beside_base(grams))
-    if not chosen:
-        return False
-    rows = [*chosen, len(grams.names)]
-    gram, cross = grams.gram[:, rows][:, :, rows], grams.cross[:, rows]
-    left = np.maximum(grams.sumsq - (cross * solve(gram, cross)).sum(axis=1), 0).sum()
-    return bool(left <= WORTH_A_LOOK * LIMIT**2 * grams.noise.sum())
 
 
 # Edges.
@@ -299,10 +280,7 @@ def _merge_edges(points: Points, merges: dict[int, Merge]) -> list[Inferred]:
     apart = points.distance
     return [
         Inferred(
-            points.names[parent], points.names[child], "merge", CONFIDENCE["merge" if merge.sure else "undecided"],
-            float(apart[parent, child]),
-            f"a combination of {len(merge.parents)} that leaves {merge.ratio:.2f} of what rounding would"
-            + ("" if merge.sure else ", unevenly"),
+            points.names[parent], points.names[child], "merge", merge.confidence, float(apart[parent, child]), merge.words,
             float(weight),
         )
         for child, merge in merges.items()
@@ -313,10 +291,9 @@ def _merge_edges(points: Points, merges: dict[int, Merge]) -> list[Inferred]:
 def _tree_edges(points: Points, tree: Tree) -> list[Inferred]:
     apart = points.distance
     edges = []
-    for child in np.flatnonzero(tree.free & (tree.parents >= 0)):
+    for child, (margin, rival) in tree.margins().items():
         parent = int(tree.parents[child])
-        margin, rival = tree.margin(int(child))
-        cosine = tree.cosine(int(child))
+        cosine = tree.cosine(child)
         if cosine is not None:
             how = f"cosine {cosine:+.2f} with its parent's own change"
         else:

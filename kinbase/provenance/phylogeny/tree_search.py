@@ -25,6 +25,12 @@ CIRCULAR = 50.0
 """Taken from the score for each model too many in a circle: a search may begin in one, and leaves it first."""
 
 
+LARGE, NEAREST = 96, 24
+"""Models from which on a child's parent is looked for among so many nearest ones, and the one nearest to all."""
+
+RIVALS = 3
+"""Other parents of a child that are tried for a circle when the margin of its edge is taken."""
+
 TRACE = 0.0005
 """Density that is left everywhere: one strange pair does not decide a tree."""
 
@@ -104,6 +110,13 @@ class Tree:
             self.allowed[child, parents] = False
         if root is not None:
             self.allowed[:, root] = False
+        # Of a large family only the nearest can be parents, and whoever may be the root.
+        self.near = np.ones_like(self.allowed)
+        if self.size > LARGE:
+            order = np.argsort(np.argsort(self.total, axis=0), axis=0)
+            middle = root if root is not None else int(np.median(self.total, axis=1).argmin())
+            self.near = order <= NEAREST
+            self.near[middle] = True
         self._spreads: dict[tuple[int, int], FloatArray] = {}
         self.parents = self._start()
 
@@ -197,18 +210,83 @@ class Tree:
         """Climb to a tree that no single move betters: a branch moved, two neighbours swapped, another root."""
         best = self.score(self.parents) - self._circular(self.parents)
         while True:
-            moves = list(self._moves(self.parents))
-            scores = np.array([self.score(trial) for trial in moves])
-            better = None
-            for at in np.argsort(-scores, kind="stable"):
-                if scores[at] <= best + 1e-9:
-                    break
-                value = float(scores[at]) - self._circular(moves[at])
-                if value > best + 1e-9:
-                    better, best = moves[at], value
-            if better is None:
+            found = self._best_branch(best) or self._best_turn(best)
+            if found is None:
                 return
-            self.parents = better
+            best, self.parents = found
+
+    def _best_branch(self, best: float) -> tuple[float, Parents] | None:
+        """The best tree above `best` that one branch moved makes, and its score."""
+        gains = self._branches(self.parents)
+        score = self.score(self.parents)
+        order = np.argsort(-gains, axis=None, kind="stable")
+        for parent, child in zip(*np.unravel_index(order, gains.shape), strict=True):
+            if score + gains[parent, child] <= best + 1e-9:
+                return None
+            trial = _with(self.parents, {int(child): int(parent)})
+            value = score + float(gains[parent, child]) - self._circular(trial)
+            if value > best + 1e-9:
+                return value, trial
+        return None
+
+    def _best_turn(self, best: float) -> tuple[float, Parents] | None:
+        """The same of neighbours swapped and of other roots."""
+        trials = [(self.score(trial), trial) for trial in self._turns(self.parents)]
+        for score, trial in sorted(trials, key=lambda pair: -pair[0]):
+            if score <= best + 1e-9:
+                return None
+            value = score - self._circular(trial)
+            if value > best + 1e-9:
+                return value, trial
+        return None
+
+    def _branches(self, parents: Parents) -> FloatArray:
+        """What the score gains by giving a child (column) another parent (row), [N, N]; -inf where it may not have it.
+
+        Only what the move changes is scored: the child's own increment against all others, and its edges.
+        """
+        gains = np.full((self.size, self.size), -np.inf)
+        rows = np.flatnonzero((parents >= 0) & self.free)
+        if not len(rows):
+            return gains
+        above = parents[rows]
+        root = int(np.flatnonzero(parents < 0)[0])
+        hanging = int((above == root).sum())
+        length = np.sqrt(np.maximum(self.total[rows, above], 1e-280))
+        children: dict[int, list[int]] = {}
+        for child, parent in zip(rows.tolist(), above.tolist(), strict=True):
+            children.setdefault(parent, []).append(child)
+        for child in rows.tolist():
+            now = int(parents[child])
+            open_ = self.allowed[:, child] & ~self._below(parents, child) & self.near[:, child]
+            trial = np.union1d(np.flatnonzero(open_), [now])
+            terms = self._edge_terms(parents, child, trial, rows, above, length)
+            terms += self.model.hub * np.log(np.maximum(hanging - (now == root) + (trial == root), 1))
+            for below in children.get(child, []):
+                terms += np.array([self._spread(int(p), child)[below] for p in trial])
+            gains[trial, child] = terms - terms[trial == now]
+            gains[now, child] = -np.inf
+        return gains
+
+    def _edge_terms(
+        self, parents: Parents, child: int, trial: Parents, rows: Parents, above: Parents, length: FloatArray
+    ) -> FloatArray:
+        """What the edges from each of the parents on `trial` to a child bring to the score, but for hub and children."""
+        d = self.total
+        others = rows != child
+        j, up = rows[others], above[others]
+        own = np.maximum(d[child, trial], 1e-280)
+        products = (d[child, up] + d[np.ix_(trial, j)] - d[child, j] - d[np.ix_(trial, up)]) / 2
+        cosines = products / (np.sqrt(own)[:, None] * length[others])
+        chain = (trial[:, None] == j) | (up == child)
+        kinds = np.where(trial[:, None] == up, SIBLING, np.where(chain, CHAIN, OTHER))
+        terms = self._densities(cosines, kinds).sum(axis=1) - 0.5 * self.model.length * np.log(own)
+        terms += self.bonus[trial, child]
+        grand = [
+            self._spread(int(parents[p]), int(p))[child] if parents[p] >= 0 and self.free[p] else 0.0
+            for p in trial
+        ]
+        return np.asarray(terms + grand)
 
     def roots(self) -> list[int]:
         """Other roots by the likelihood of the tree's branches hung from them, best first."""
@@ -218,19 +296,28 @@ class Tree:
         scores = {i: self.score(trial) for i, trial in trials.items() if self._is_allowed(trial)}
         return sorted(scores, key=lambda i: -scores[i])
 
-    def margin(self, child: int) -> tuple[float, int | None]:
-        """How much better the tree is than the best one in reach where `child` has another parent, and which.
+    def margins(self) -> dict[int, tuple[float, int | None]]:
+        """Of each child, how much better the tree is than the best one in reach where it has another parent, and which.
 
         -1 is no parent: the child as the root. Infinite where there is no other.
         """
-        best = self.score(self.parents) - self._circular(self.parents)
-        margin, rival = np.inf, None
-        for trial in self._moves(self.parents):
-            if trial[child] != self.parents[child]:
-                less = best - self.score(trial) + self._circular(trial)
-                if less < margin:
-                    margin, rival = less, int(trial[child])
-        return float(margin), rival
+        found: dict[int, tuple[float, int | None]] = {}
+        score, gains = self.score(self.parents), self._branches(self.parents)
+        best = score - self._circular(self.parents)
+        turns = [(self.score(trial) - self._circular(trial), trial) for trial in self._turns(self.parents)]
+        for child in np.flatnonzero(self.free & (self.parents >= 0)).tolist():
+            margin, rival = np.inf, None
+            for parent in np.argsort(-gains[:, child])[:RIVALS].tolist():
+                if np.isfinite(gains[parent, child]):
+                    trial = _with(self.parents, {child: parent})
+                    less = best - score - float(gains[parent, child]) + self._circular(trial)
+                    if less < margin:
+                        margin, rival = less, parent
+            for value, trial in turns:
+                if trial[child] != self.parents[child] and best - value < margin:
+                    margin, rival = best - value, int(trial[child])
+            found[child] = float(margin), rival
+        return found
 
     def cosine(self, child: int) -> float | None:
         """The cosine of a child's change and its parent's; None where the parent is the root or a merge."""
@@ -242,12 +329,8 @@ class Tree:
         lengths = np.sqrt(self.total[rows, above])
         return float(self._products(rows, above)[0, 1] / max(float(lengths.prod()), 1e-300))
 
-    def _moves(self, parents: Parents) -> Iterator[Parents]:
+    def _turns(self, parents: Parents) -> Iterator[Parents]:
         for child in np.flatnonzero(self.free & (parents >= 0)):
-            below = self._below(parents, int(child))
-            for parent in np.flatnonzero(self.allowed[:, child] & ~below):
-                if parent != parents[child]:
-                    yield _with(parents, {int(child): int(parent)})
             yield from self._swaps(parents, int(child))
         if self.fixed is None:
             for root in np.flatnonzero(self.free & (parents >= 0)):

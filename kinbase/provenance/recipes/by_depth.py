@@ -10,6 +10,7 @@ merge is a linear combination of its parents, and its t follows from Grams.
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import combinations
 
 import numpy as np
 
@@ -35,6 +36,9 @@ WORTH = 0.05
 
 LUCK = 6.0
 """Variances of one element that each tensor may give to a useless candidate before that one counts."""
+
+PAIRS = 1.4
+"""Squared residual of two parents over that of more from which on the two are not enough."""
 
 UNKNOWN = 0.25
 """Standard error of a share that nothing is known of: 0 to 1 is two of them either way."""
@@ -87,13 +91,13 @@ def places(tensors: Sequence[str]) -> list[Place]:
 
 def find_parents_by_tensor(grams: Grams, *, most: int = MOST) -> list[int]:
     """Forward selection with a coefficient a tensor, the base's weights always in; then what matters little goes."""
-    normal = Normal.of(grams)
+    normal, trust = Normal.of(grams), grams.trust
     count = len(grams.names)
     chosen: list[int] = []
 
     def enough(rss: FloatArray) -> float:
         # One more coefficient takes the variance of one element from each tensor by chance.
-        return WORTH * normal.floor + LUCK * float((rss / np.maximum(grams.numel, 1)).sum())
+        return WORTH * normal.floor + LUCK * float((trust * rss / np.maximum(grams.numel, 1)).sum())
 
     while len(chosen) < min(most, count):
         gains, rss = _gains(grams, chosen)
@@ -102,10 +106,10 @@ def find_parents_by_tensor(grams: Grams, *, most: int = MOST) -> list[int]:
             break
         chosen.append(best)
     while len(chosen) > 1:
-        lost = [_residual(grams, [j for j in chosen if j != i]).sum() for i in chosen]
+        lost = [trust @ _residual(grams, [j for j in chosen if j != i]) for i in chosen]
         whole = _residual(grams, chosen)
         least = int(np.argmin(lost))
-        if lost[least] - whole.sum() > enough(whole):
+        if lost[least] - trust @ whole > enough(whole):
             break
         del chosen[least]
     return chosen
@@ -138,28 +142,44 @@ def _gains(grams: Grams, chosen: Sequence[int]) -> tuple[FloatArray, FloatArray]
     room = diagonal - (between * solve(inner[:, None], between)).sum(axis=-1)
     slope = grams.cross[:, :count] - np.einsum("tmp,tp->tm", between, each)
     usable = room > 1e-9 * diagonal
-    gains = np.where(usable, slope**2 / np.where(usable, room, 1.0), 0.0).sum(axis=0)
+    gains = grams.trust @ np.where(usable, slope**2 / np.where(usable, room, 1.0), 0.0)
     gains[list(chosen)] = 0.0
     return gains, rss
 
 
 def recover(grams: Grams) -> Gradient | None:
-    """The merge by depth that leaves no more than rounding does, or None. Needs two parents."""
+    """The merge by depth that leaves no more than rounding does, or None. Needs two parents.
+
+    Of more parents than two, pairs are tried first: an earlier merge of the same two, with a coefficient a tensor, explains
+    some of the rounding.
+    """
     chosen = find_parents_by_tensor(grams)
     if len(chosen) < 2:
         return None
-    rows = _columns(grams, chosen)
-    _, rss = by_tensor(grams, rows)
-    floor = Normal.of(grams).floor
-    if float(rss.sum()) > LIMIT**2 * floor:
+    trust, room = grams.trust, LIMIT**2 * Normal.of(grams).floor
+    whole = float(trust @ _residual(grams, chosen))
+    if whole > room:
         return None
-    where = places(grams.tensors)
+    pairs = (
+        [(trust @ _residual(grams, pair), pair) for pair in combinations(chosen, 2)]
+        if len(chosen) > 2
+        else []
+    )
+    for left, pair in sorted(pairs):
+        if left <= PAIRS * whole and (found := _told_by_depth(grams, list(pair), room)) is not None:
+            return found
+    return _told_by_depth(grams, chosen, room)
+
+
+def _told_by_depth(grams: Grams, chosen: list[int], room: float) -> Gradient | None:
+    """The best merge by depth of these, SLERP where two fit it as well; None beyond the `room` that rounding leaves."""
+    where, trust = places(grams.tensors), grams.trust
     found = _linear(grams, chosen, where)
     if len(chosen) == 2 and grams.based:
         curved = _slerp(grams, chosen, where, angles(grams, chosen))
-        if float(curved.rss.sum()) <= max(float(found.rss.sum()), LIMIT**2 * floor):
+        if float(trust @ curved.rss) <= max(float(trust @ found.rss), room):
             found = curved
-    return found if float(found.rss.sum()) <= LIMIT**2 * floor else None
+    return found if float(trust @ found.rss) <= room else None
 
 
 def fit(grams: Grams, like: Gradient) -> Gradient:

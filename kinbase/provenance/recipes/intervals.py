@@ -22,10 +22,14 @@ from kinbase.provenance.recipes.least_squares import (
     solve,
 )
 from kinbase.provenance.recipes.partial_merges import WHOLE
-from kinbase.provenance.recipes.rounding import DRAWS, bends, drawn, straightened
+from kinbase.provenance.recipes.rounding import DRAWS, Population, bends, drawn, straightened
 
-MERGE, COPY, TRAINED = "merge", "copy", "one parent plus training"
-SELECTED, NONE, UNDECIDABLE = "TIES/DARE-like", "none of these", "undecidable"
+MERGE, ADAPTER, COPY = "merge", "adapter merged", "copy"
+TRAINED, ONWARD, NONE = "fine-tune", "continued training of a merge", "fine-tune of the base"
+SELECTED, UNRELATED, UNDECIDABLE = "TIES/DARE-like merge", "unrelated", "undecidable"
+
+MERGES = (MERGE, ADAPTER)
+"""What a combination that leaves what rounding leaves is called."""
 
 LEAST = 0.8
 """Smallest residual of a merge over what rounding is expected to leave: training can leave less, rounding not."""
@@ -35,6 +39,15 @@ UNEVEN = 0.2
 
 HIDDEN = 0.9
 """Rounding over the child's delta from which on nothing is decided: small parents would be missed, and others found."""
+
+TIMES = 3.0
+"""Residuals that are so many tolerances from what rounding leaves are not what rounding left."""
+
+SIXTEEN = 0.12
+"""How far, as a logarithm, what is left may be from what 16-bit products leave."""
+
+FEW_PARENTS = 3
+"""Parents of a merge that is believed to have been computed in 16 bits, which leaves more than rounding once does."""
 
 STRICT = 1.25
 """LIMIT where rounding is more than half of that."""
@@ -74,7 +87,8 @@ class Finding:
     floor sqrt(sum ulp^2 / 12), and what rounding this recipe would leave; `rho` is residual / floor, `ratio` is
     residual / expected. `condition` is the condition number of the parents' Gram matrix, columns scaled to one
     length. `base` is the base's weight in the sum of raw weights. `nearest` is the best combination found where
-    it is not a recipe. `gradient` has the coefficients by depth.
+    it is not a recipe. `gradient` has the coefficients by depth. `opposed` is the lowest cosine between two parents'
+    changes: fine-tunes of one base are hardly ever opposed.
     """
 
     verdict: str
@@ -92,11 +106,39 @@ class Finding:
     alternatives: dict[str, list[str]] = field(default_factory=dict)
     gradient: Gradient | None = None
     errors: FloatArray | None = None
+    opposed: float | None = None
     notes: list[str] = field(default_factory=list)
 
 
-def fitted(grams: Grams, chosen: Sequence[int]) -> Finding:
-    """One coefficient a parent in all tensors: the fit, its intervals, and whether rounding is all it leaves."""
+def tolerance(grams: Grams) -> float:
+    """How far the logarithm of residual over expected may be from 0 for a set of parents to explain the child.
+
+    The simulated rounding is exact to its draws where deltas are many units in the last place; where they are one or less, it
+    hangs on the shape of the deltas, which is taken as Gaussian.
+    """
+    moved = np.diagonal(grams.gram, axis1=1, axis2=2)[:, :-1].mean(axis=1) if grams.names else grams.sumsq
+    unit = 12 * grams.noise / np.maximum(grams.numel, 1)
+    share = grams.noise / max(float(grams.noise.sum()), 1e-300)
+    units = float(share @ np.minimum(moved / np.maximum(grams.numel, 1) / np.maximum(unit, 1e-300), 1e6))
+    drawing = 3 * np.sqrt(0.5 / max(float(grams.numel.sum()), 1)) + (0.008 if bends(grams) else 0.0)
+    return float(0.012 + drawing + 0.03 / max(units, 0.5))
+
+
+def is_negative(found: Finding) -> bool:
+    """Whether a parent counts against the others."""
+    return any(p.coefficient < 0 for p in found.parents)
+
+
+def off(found: Finding) -> float:
+    """How far the residual is from what rounding leaves, as a logarithm."""
+    return abs(float(np.log(max(found.ratio or 1e-9, 1e-9))))
+
+
+def fitted(grams: Grams, chosen: Sequence[int], population: Population | None = None) -> Finding:
+    """One coefficient a parent in all tensors: the fit, its intervals, and whether rounding is all it leaves.
+
+    `population` is drawn to `grams`, for many fits among the same candidates.
+    """
     sub = grams.of(chosen)
     count = len(chosen)
     normal = Normal.of(sub, base=True)
@@ -107,9 +149,7 @@ def fitted(grams: Grams, chosen: Sequence[int]) -> Finding:
         based = without - with_base > normal.matters(with_base)
     rows = ends if based else deltas
 
-    # Tensors of large weights, such as norms' scales, are rounded coarsely: each counts by its own noise.
-    noise = sub.noise / np.maximum(sub.numel, 1)
-    trust = np.median(noise) / np.maximum(noise, 1e-300) if np.all(noise > 0) else np.ones(len(noise))
+    trust = sub.trust
 
     def estimate(sums: Grams) -> tuple[FloatArray, FloatArray]:
         values = np.zeros(count + 1)
@@ -118,10 +158,11 @@ def fitted(grams: Grams, chosen: Sequence[int]) -> Finding:
         return values, residuals(sums, ends, np.broadcast_to(values, (len(sums.tensors), count + 1)))
 
     fit, left = estimate(sub)
-    if float(left.sum()) > CLEAR**2 * normal.floor:
+    if float(trust @ left) > CLEAR**2 * normal.floor:
         straight, bend, expected = fit, np.zeros_like(fit), sub.rounded
     else:
-        straight, bend, expected = straightened(sub, estimate, lambda values: values)
+        some = population.of(chosen) if population is not None else None
+        straight, bend, expected = straightened(sub, estimate, lambda values: values, population=some)
     drawing = np.sqrt(np.diagonal(_covariance(sub, rows, left, trust)))
     if np.all(np.abs(bend[rows]) <= 2.5 * drawing):
         straight, bend = fit, bend / BLUR  # a correction that its own draws explain is none, but may be there
@@ -145,7 +186,7 @@ def fitted(grams: Grams, chosen: Sequence[int]) -> Finding:
         MERGE, "", float(np.sqrt(rss / sumsq)), sub.floor, parents,
         "linear" if adding_up else "task_arithmetic",
         float(np.sqrt(rss / sumsq)) / sub.floor, condition=condition,
-        base=0.0 if adding_up else rest,
+        base=0.0 if adding_up else rest, opposed=_lowest_cosine(inner),
     )  # fmt: skip
     return _held(finding, left, expected, sub, np.broadcast_to(straight, (len(left), count + 1)))
 
@@ -190,15 +231,22 @@ def _held(
     # Whole coefficients hardly need rounding: the little they leave is not compared to the last digit.
     least = EXACT * (grams.sumsq + grams.sumsq.mean()) + NEGLIGIBLE * grams.rounded
     left, expected = left + least, expected + least
-    share = expected / expected.sum()
+    share = np.where(silent, 0.0, grams.numel) if not silent.all() else grams.numel
+    share = share / share.sum()
     logs = np.log(left / expected)
     spread = float(np.sqrt((share * (logs - (share * logs).sum()) ** 2).sum()))
     # A tensor of n elements gives its variance to within sqrt(2 / n) by chance.
     chance = float(np.sqrt((share * 2 / np.maximum(grams.numel, 1)).sum()))
-    finding.ratio = float(np.sqrt(left.sum() / expected.sum()))
+    # Element by element, each in units of what rounding is expected to leave there.
+    heard = np.where(silent, 0.0, grams.numel)
+    finding.ratio = float(np.sqrt((heard @ (left / expected)) / heard.sum())) if heard.any() else 1.0
     finding.expected = (finding.residual or 0.0) / finding.ratio
     # Sums of whole deltas are rounded where they cross a power of two, and there alone: more or less by tensor.
-    share_rounded = float(np.clip(np.sqrt(expected.sum() / max(grams.rounded.sum(), 1e-300)), 0.25, 1))
+    trust = grams.trust
+    share_rounded = float(
+        np.clip(np.sqrt(trust @ expected / max(float(trust @ grams.rounded), 1e-300)), 0.25, 1)
+    )
+    enough = tolerance(grams)
     one = len(finding.parents) == 1 and abs(finding.parents[0].coefficient - 1) <= WHOLE
     hidden = float(np.sqrt(grams.rounded.sum() / max(float(grams.sumsq.sum()), 1e-300)))
     if finding.ratio <= LIMIT and hidden >= HIDDEN:
@@ -206,21 +254,54 @@ def _held(
         finding.reason = f"its whole change is {1 / hidden:.2g} times what rounding adds"
     elif finding.ratio > (LIMIT if hidden < HIDDEN / 2 else STRICT):
         finding.verdict, finding.reason = UNDECIDABLE, "it leaves more than rounding such a merge would"
+    elif finding.ratio > np.exp(_times(finding) * enough) and not _is_sixteen_bit(finding):
+        finding.verdict = UNDECIDABLE
+        finding.reason = (
+            f"it leaves {finding.ratio:.2f} of what rounding such a merge would: "
+            "a parent is not here, or merges of it alone are"
+        )
     elif finding.ratio < LEAST or spread > UNEVEN / share_rounded + 3 * chance:
         finding.verdict = UNDECIDABLE
         finding.reason = (
             "what is left is below the rounding floor, but is not what rounding such a merge leaves "
             f"(ratio {finding.ratio:.2f}, spread {spread:.2f} over the tensors)"
         )
+    elif len(finding.parents) == 1 and finding.parents[0].parent in grams.adapters:
+        finding.verdict, finding.method = ADAPTER, None
+        scale = finding.parents[0].coefficient
+        finding.reason = f"the adapter at scale {scale:.4g} leaves {finding.ratio:.2f} of what rounding would"
     elif one:
         finding.verdict, finding.method = UNDECIDABLE, None
         finding.reason = "what sets it apart from its nearest kin is as small as rounding"
     else:
         parents = f"{len(finding.parents)} parents" if len(finding.parents) > 1 else "one parent and the base"
         finding.reason = f"{parents} leave {finding.ratio:.2f} of what rounding would"
-    if finding.verdict != MERGE:
+    if finding.verdict not in MERGES:
         finding.nearest, finding.parents = finding.parents, []
     return finding
+
+
+def _times(finding: Finding) -> float:
+    """Tolerances that a reading may be off: with signs, or with coefficients by depth, more sets fit by chance."""
+    return 1.0 if is_negative(finding) else 1.5 if finding.gradient is not None else TIMES
+
+
+def _is_sixteen_bit(finding: Finding) -> bool:
+    """Whether a linear merge leaves what it does when its products are rounded too: sqrt(1 + sum a^2) of rounding once.
+
+    Then coefficients are multiples of 0.05, as people write them.
+    """
+    shares = [p.coefficient for p in finding.parents]
+    if (
+        finding.gradient is not None
+        or min(shares) < 0
+        or len(shares) > FEW_PARENTS
+        or finding.method != "linear"
+    ):
+        return False
+    leaves = float(np.sqrt(1 + sum(a * a for a in shares)))
+    human = all(abs(20 * a - round(20 * a)) <= 0.08 for a in shares)
+    return human and abs(float(np.log((finding.ratio or 1e-9) / leaves))) < SIXTEEN
 
 
 def _steps(grams: Grams) -> FloatArray:
@@ -228,6 +309,14 @@ def _steps(grams: Grams) -> FloatArray:
     unit = 12 * grams.noise / np.maximum(grams.numel, 1)
     moved = np.diagonal(grams.gram, axis1=1, axis2=2)[:, :-1].mean(axis=1)
     return np.asarray(moved / np.maximum(unit, 1e-300))
+
+
+def _lowest_cosine(gram: FloatArray) -> float | None:
+    """The lowest cosine between two different columns; None of one."""
+    if len(gram) < 2:
+        return None
+    length = np.sqrt(np.maximum(np.diagonal(gram), 1e-300))
+    return float((gram / np.outer(length, length) + 2 * np.eye(len(gram))).min())
 
 
 def _condition(gram: FloatArray) -> float:
@@ -250,10 +339,10 @@ def graded(grams: Grams) -> Finding | None:
     def spread(values: FloatArray) -> FloatArray:
         return gradients.coefficients(sub, inside, values)
 
-    straight, bend, expected = straightened(sub, estimate, spread, draws=4 * DRAWS)
+    straight, bend, expected = straightened(sub, estimate, spread, draws=2 * DRAWS)
     left = found.rss
     rss, sumsq = float(left.sum()), float(sub.sumsq.sum())
-    more = sub.numel.mean() / drawn(sub, 4 * DRAWS) if bends(sub) else 0.0
+    more = sub.numel.mean() / drawn(sub, 2 * DRAWS) if bends(sub) else 0.0
     chance = gradients.spread_of(inside, sub, left) * np.sqrt(1 + more)
     errors = np.hypot(1.96 * chance, np.abs(bend) + BLUR * np.median(np.abs(bend)) + SINGLE)
     result = gradients.told(sub, replace(inside, values=straight), errors)
@@ -272,7 +361,7 @@ def graded(grams: Grams) -> Finding | None:
         gradient=result, errors=errors,
     )  # fmt: skip
     finding = _held(finding, left, expected, sub, found.each)
-    if finding.verdict == MERGE:
+    if finding.verdict == MERGE and (len(parents) == 2 or not is_negative(finding)):
         finding.reason = (
             f"{found.method} by depth and block leaves {finding.ratio:.2f} of what rounding would"
         )

@@ -51,7 +51,9 @@ class Grams:
     child's delta with each of them; `sumsq` [T] of the child's delta; `noise` [T] the expected square
     of what rounding the child adds: sum of squared units in the last place / 12. Without the base's weights
     (`based` false) its row is zero. `centre` [T] is the mean of the base's weights, where
-    known. `dtypes` are safetensors codes of the candidates, the base and the child.
+    known. `dtypes` are safetensors codes of the candidates, the base and the child: those of most of their weights;
+    `bits` [T, M + 2] their significant bits tensor by tensor, where a model keeps several dtypes. `adapters` are
+    the candidates that are a change and no whole model: it was not rounded.
     """
 
     names: list[str]
@@ -64,6 +66,18 @@ class Grams:
     based: bool = True
     dtypes: list[str] = field(default_factory=list)
     centre: FloatArray | None = None
+    bits: "NDArray[np.int64] | None" = None
+    adapters: frozenset[str] = frozenset()
+
+    @property
+    def significant(self) -> "NDArray[np.int64]":
+        """Significant bits [T, M + 2] of candidates, base and child in each tensor."""
+        if self.bits is not None:
+            return self.bits
+        codes = self.dtypes or ["F32"] * (len(self.names) + 2)
+        return np.broadcast_to(
+            [BITS.get(code, BITS["F32"]) for code in codes], (len(self.tensors), len(codes))
+        )
 
     @property
     def floor(self) -> float:
@@ -77,11 +91,21 @@ class Grams:
 
         Scales of norms, which are about 1 and hardly move, would be most of the floor otherwise.
         """
-        if self.dtypes and BITS[self.dtypes[-2]] > BITS[self.dtypes[-1]]:
-            return self.noise
+        finer = self.significant[:, -2] > self.significant[:, -1]
         moved = np.diagonal(self.gram, axis1=1, axis2=2)[:, :-1]
         usual = np.median(moved, axis=1) if moved.shape[1] else 0.0
-        return np.asarray(np.minimum(self.noise, np.maximum(self.sumsq, usual)))
+        return np.where(finer, self.noise, np.minimum(self.noise, np.maximum(self.sumsq, usual)))
+
+    @property
+    def trust(self) -> FloatArray:
+        """What each tensor [T] counts: the inverse of its rounding noise an element, 1 for the usual one.
+
+        Scales of norms, which are about 1, are rounded a hundred times as coarsely as weights about 0.01.
+        """
+        noise = self.noise / np.maximum(self.numel, 1)
+        if not np.all(noise > 0):
+            return np.ones(len(noise))
+        return np.asarray(np.median(noise) / noise)
 
     def of(self, chosen: Sequence[int]) -> "Grams":
         """The same with some of the candidates only."""
@@ -89,6 +113,7 @@ class Grams:
         return replace(
             self, names=[self.names[i] for i in chosen], gram=self.gram[:, rows][:, :, rows], cross=self.cross[:, rows],
             dtypes=[self.dtypes[i] for i in rows] + self.dtypes[-1:] if self.dtypes else [],
+            bits=None if self.bits is None else self.bits[:, [*rows, -1]],
         )  # fmt: skip
 
     def at(self, tensors: "NDArray[np.intp] | list[int]") -> "Grams":
@@ -97,6 +122,7 @@ class Grams:
             self, tensors=[self.tensors[t] for t in tensors], numel=self.numel[tensors], gram=self.gram[tensors],
             cross=self.cross[tensors], sumsq=self.sumsq[tensors], noise=self.noise[tensors],
             centre=None if self.centre is None else self.centre[tensors],
+            bits=None if self.bits is None else self.bits[tensors],
         )  # fmt: skip
 
 
@@ -112,14 +138,15 @@ class Normal:
 
     @classmethod
     def of(cls, grams: Grams, *, base: bool = False) -> "Normal":
-        """All tensors together; the base's weights as last column where asked for."""
+        """All tensors together, each by its `trust`; the base's weights as last column where asked for."""
         end = None if base else -1
-        sumsq = float(grams.sumsq.sum())
+        trust = grams.trust
+        sumsq = float(trust @ grams.sumsq)
         return cls(
-            grams.gram.sum(axis=0)[:end, :end],
-            grams.cross.sum(axis=0)[:end],
+            np.einsum("t,tij->ij", trust, grams.gram)[:end, :end],
+            (trust @ grams.cross)[:end],
             sumsq,
-            max(float(grams.rounded.sum()), EXACT * sumsq),
+            max(float(trust @ grams.rounded), EXACT * sumsq),
             float(grams.numel.sum()),
         )
 

@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from io import StringIO
 
 from kinbase.errors import KinbaseError
-from kinbase.provenance.recipes.search import Recipe
-from kinbase.provenance.recipes.verdict import COPY, MERGE, SELECTED, Parent
+from kinbase.provenance.recipes.recipe import Recipe
+from kinbase.provenance.recipes.verdict import ADAPTER, COPY, MERGE, SELECTED, Parent
 
 DTYPES = {
     "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16",
@@ -25,7 +25,7 @@ def config(recipe: Recipe, paths: Mapping[str, str], dtype: str | None) -> str:
         raise KinbaseError(
             f"{recipe.model} looks like TIES or DARE: which elements they kept is not known, so it cannot be made again"
         )
-    if found.verdict not in (MERGE, COPY) or not found.parents:
+    if found.verdict not in (MERGE, ADAPTER, COPY) or not found.parents:
         raise KinbaseError(
             f"the verdict on {recipe.model} is {found.verdict!r}: there is no merge to make again"
         )

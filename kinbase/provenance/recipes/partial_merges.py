@@ -1,10 +1,10 @@
-"""What a child's sums show where no combination makes it: elements left out, or a parent's whole change inside it."""
+"""What a child's sums show where no combination makes it: elements left out, or the whole of parents inside it."""
 
 from collections.abc import Sequence
 
 import numpy as np
 
-from kinbase.provenance.recipes.least_squares import FloatArray, Grams, Normal
+from kinbase.provenance.recipes.least_squares import FloatArray, Grams, Normal, solve
 from kinbase.provenance.recipes.rounding import Population, bends
 
 WHOLE = 0.03
@@ -34,6 +34,8 @@ def left_out(grams: Grams, zeros: FloatArray | None, chosen: Sequence[int]) -> s
     weight = np.where(moved, grams.numel, 0) / grams.numel[moved].sum()
     own = float(weight @ zeros[:, -1])
     plain = zeros[:, list(chosen)].min(axis=1)
+    if own - float(weight @ plain) < SPARSE:  # what rounding leaves as it was only adds to it
+        return None
     values = np.append(Normal.of(sub).solve(range(len(chosen)))[0], 0.0)
     if bends(sub):
         plain = np.maximum(plain, Population(sub).unmoved(values))
@@ -94,3 +96,29 @@ def _carried(gram: FloatArray, cross: FloatArray, late: int, early: int) -> bool
     added = gram[late, late] + gram[early, early] - 2 * gram[late, early]
     shared = cross[late] - cross[early] - gram[late, early] + gram[early, early]
     return bool(added <= 0 or abs(shared / added - 1) <= 2 * ONWARD)
+
+
+def trained_from_merge(grams: Grams, chosen: Sequence[int]) -> tuple[list[tuple[int, float]], float] | None:
+    """Parents and shares of a merge that was trained on, and what is new; None where the sums do not say so.
+
+    What training adds lies about at right angles to all that was there, so the regression on a merge's parents gives
+    its shares, which sum to 1, in every tensor. Siblings that share a direction give less, unless they are many
+    or twins: so of two or three parents only.
+    """
+    if not 2 <= len(chosen) <= 3:
+        return None
+    sub = grams.of(chosen)
+    normal = Normal.of(sub)
+    shares, rss = normal.solve(range(len(chosen)))
+    explained = float(np.sqrt(max(1 - rss / normal.sumsq, 0.0)))
+    if shares.min() < 2 * WHOLE or abs(shares.sum() - 1) > WHOLE / 2 or explained < ALIKE:
+        return None
+    own = np.einsum("p,tpq,q->t", shares, sub.gram[:, :-1, :-1], shares)
+    if not _even(sub.cross[:, :-1] @ shares, own):
+        return None
+    large = np.flatnonzero(own > 0.2 * own.mean())
+    each = solve(sub.gram[large][:, :-1, :-1], sub.cross[large][:, :-1])
+    if (np.subtract(*np.percentile(each, [75, 25], axis=0)) > 2 * EVEN).any():
+        return None
+    order = sorted(range(len(chosen)), key=lambda i: -shares[i])
+    return [(chosen[i], float(shares[i])) for i in order], float(np.sqrt(rss / normal.sumsq))

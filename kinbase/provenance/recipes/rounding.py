@@ -8,26 +8,49 @@ stored sums: base weights with the child's units in the last place, deltas with 
 Gaussian, rounded as the models are. Seeded: the same sums give the same figures.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from kinbase.provenance.recipes.least_squares import BITS, FloatArray, Grams
 
 FINE = 20
 """From so many bits on, deltas that matter are many units long, and rounding is noise."""
 
-DRAWS = 1 << 17
-"""Elements drawn in all at least: a standard error of 0.003 floors in a coefficient; of large models more."""
+DRAWS = 1 << 16
+"""Elements drawn in all at least: a standard error of 0.004 floors in a coefficient; of large models more."""
 
-ROOM = 1 << 22
-"""Numbers drawn at most, of all parents together: 32 MiB."""
+ROOM = 1 << 20
+"""Numbers drawn at most, of all parents together: 8 MiB."""
+
+EXPONENT = np.uint64(0x7FF0000000000000)
+"""Sign and fraction of a float64 masked out: what is left is the power of two below it."""
+
+CALIBRATING = 1 << 13
+"""Elements on which the size of deltas before rounding is found, but for the last step, which takes all."""
 
 
-def to_dtype(values: FloatArray, dtype: str) -> FloatArray:
-    """Values rounded to so many significant bits, ties to even; exponents are not bounded."""
-    spare = BITS["F64"] - BITS[dtype]
+def to_dtype(values: FloatArray, bits: "str | int | NDArray[np.int64]") -> FloatArray:
+    """Values rounded to so many significant bits, ties to even; exponents are not bounded.
+
+    `bits` is a dtype's code, a number, or an array of numbers that broadcasts to the values' shape.
+    """
+    kept = BITS[bits] if isinstance(bits, str) else bits
+    if np.ndim(kept) and np.size(kept) and np.min(kept) == np.max(kept):
+        kept = int(np.min(kept))
+    if not np.ndim(kept):
+        return _to_bits(values, BITS["F64"] - int(kept))
+    spare = np.broadcast_to(BITS["F64"] - np.asarray(kept), np.shape(values))
+    result = np.array(values, np.float64)
+    for some in np.unique(spare):
+        result[spare == some] = _to_bits(result[spare == some], int(some))
+    return result
+
+
+def _to_bits(values: FloatArray, spare: int) -> FloatArray:
     if spare == 0:
         return values
     # On the bits themselves: half a unit less one, and one more where the last kept bit is odd.
@@ -40,10 +63,12 @@ def to_dtype(values: FloatArray, dtype: str) -> FloatArray:
     return bits.view(np.float64)
 
 
-def spacing(values: FloatArray, dtype: str) -> FloatArray:
-    """Units in the last place."""
-    units: FloatArray = np.ldexp(1.0, np.frexp(values)[1] - BITS[dtype])
-    return units
+def spacing(values: FloatArray, bits: "str | NDArray[np.int64]") -> FloatArray:
+    """Units in the last place of numbers, none of them 0 or smaller than float64's normal ones."""
+    kept = BITS[bits] if isinstance(bits, str) else bits
+    powers = (np.array(values, np.float64).view(np.uint64) & EXPONENT).view(np.float64)
+    powers *= np.ldexp(1.0, 1 - np.asarray(kept))
+    return np.asarray(powers)
 
 
 def drawn(grams: Grams, draws: int = DRAWS) -> int:
@@ -58,55 +83,75 @@ class Population:
     def __init__(self, grams: Grams, *, draws: int = DRAWS, seed: int = 0) -> None:
         rng = np.random.default_rng(seed)
         self.grams = grams
-        count = len(grams.tensors)
-        parents = len(grams.names)
+        count, parents = len(grams.tensors), len(grams.names)
         number = drawn(grams, draws)
-        self.dtype = grams.dtypes[-1] if grams.dtypes else "F32"
-        bases = grams.dtypes[-2] if grams.dtypes else "F32"
+        bits = grams.significant
+        self.bits = bits[:, -1:]
         self.weight = grams.numel / number
-        self.base = to_dtype(_weights(grams, rng.standard_normal((count, number)), self.dtype), bases)
+        self.base = to_dtype(_weights(grams, rng.standard_normal((count, number)), self.bits), bits[:, -2:-1])
         normal = rng.standard_normal((count, parents, number))
         target = grams.gram[:, :parents, :parents] / np.maximum(grams.numel, 1)[:, None, None]
         spread = np.maximum(np.sqrt(np.diagonal(target, axis1=1, axis2=2)), 1e-150)
         likeness = target / spread[:, :, None] / spread[:, None, :]
         scale, mixing = spread.copy(), likeness.copy()
-        for _ in range(5):
-            latent = scale[:, :, None] * (_root(mixing) @ normal)
-            moved = np.empty_like(latent)
-            for i in range(parents):
-                stored = to_dtype(self.base + latent[:, i], grams.dtypes[i] if grams.dtypes else "F32")
-                moved[:, i] = stored - self.base
-            found = moved @ moved.transpose(0, 2, 1) / number
-            length = np.sqrt(np.maximum(np.diagonal(found, axis1=1, axis2=2), 1e-300))
+        # The latent sizes that rounding turns into the stored ones are found on a part of the draws, then on all.
+        part = min(number, max(256, CALIBRATING // max(1, count)))
+        for size in (part, part, part, part, number):
+            moved = self._moved(scale, _root(mixing), normal[:, :, :size], bits[:, :parents])
+            gram = moved @ moved.transpose(0, 2, 1) / size
+            length = np.sqrt(np.maximum(np.diagonal(gram, axis1=1, axis2=2), 1e-300))
             scale = scale * np.clip(spread / length, 0.5, 2.0)
-            mixing = np.clip(mixing + likeness - found / length[:, :, None] / length[:, None, :], -1, 1)
+            mixing = np.clip(mixing + likeness - gram / length[:, :, None] / length[:, None, :], -1, 1)
+        moved = self._moved(scale, _root(mixing), normal, bits[:, :parents])
         self.columns = np.concatenate([moved, self.base[:, None, :]], axis=1)
-
         self.gram = self.weight[:, None, None] * (self.columns @ self.columns.transpose(0, 2, 1))
+
+    def _moved(
+        self, scale: FloatArray, root: FloatArray, normal: FloatArray, bits: "NDArray[np.int64]"
+    ) -> FloatArray:
+        """Deltas [T, P, K] of stored models: drawn, laid on the base, rounded, and the base taken off again."""
+        base = self.base[:, None, : normal.shape[2]]
+        latent = (scale[:, :, None] * root) @ normal
+        latent += base
+        moved = to_dtype(latent, bits[:, :, None])
+        moved -= base
+        return moved
+
+    def of(self, chosen: Sequence[int]) -> "Population":
+        """The same elements with some of the candidates only."""
+        rows = [*chosen, self.columns.shape[1] - 1]
+        if rows == list(range(self.columns.shape[1])):
+            return self
+        part = copy(self)
+        part.grams, part.columns = self.grams.of(chosen), self.columns[:, rows]
+        part.gram = self.gram[:, rows][:, :, rows]
+        return part
 
     def merged(self, coefficients: FloatArray) -> Grams:
         """The sums that a merge with `coefficients` ([P + 1] or [T, P + 1], the base's last) would have."""
         each = np.broadcast_to(coefficients, (len(self.base), self.columns.shape[1]))
-        delta = to_dtype(self.base + np.einsum("tp,tpk->tk", each, self.columns), self.dtype) - self.base
+        delta = (each[:, None, :] @ self.columns)[:, 0]
+        delta += self.base
+        delta = to_dtype(delta, self.bits) - self.base
         return replace(
             self.grams,
             gram=self.gram,
-            cross=self.weight[:, None] * np.einsum("tpk,tk->tp", self.columns, delta),
-            sumsq=self.weight * (delta**2).sum(axis=1),
+            cross=self.weight[:, None] * (self.columns @ delta[:, :, None])[:, :, 0],
+            sumsq=self.weight * np.einsum("tk,tk->t", delta, delta),
         )
 
     def unmoved(self, coefficients: FloatArray) -> FloatArray:
         """The share of weights [T] that a merge leaves as the base has them."""
-        exact = self.base + np.einsum("p,tpk->tk", coefficients, self.columns)
-        return np.asarray(np.mean(to_dtype(exact, self.dtype) == self.base, axis=1))
+        exact = self.base + coefficients @ self.columns
+        return np.asarray(np.mean(to_dtype(exact, self.bits) == self.base, axis=1))
 
 
-def _weights(grams: Grams, normal: FloatArray, dtype: str) -> FloatArray:
+def _weights(grams: Grams, normal: FloatArray, bits: "NDArray[np.int64]") -> FloatArray:
     """Weights [T, K] with the units in the last place that the child's have; about the base's mean where it is far from 0."""
     unit = np.maximum(12 * grams.noise / np.maximum(grams.numel, 1), 1e-300)
     weights = normal.copy()
     for _ in range(4):  # the spacing of numbers jumps at powers of two
-        weights *= np.sqrt(unit / np.mean(spacing(weights, dtype) ** 2, axis=1))[:, None]
+        weights *= np.sqrt(unit / np.mean(spacing(weights, bits) ** 2, axis=1))[:, None]
     if grams.centre is None or not grams.based:
         return weights
     square = grams.gram[:, -1, -1] / np.maximum(grams.numel, 1)
@@ -126,7 +171,7 @@ def _root(matrices: FloatArray) -> FloatArray:
 
 def bends(grams: Grams) -> bool:
     """Whether rounding this child can be anything but noise."""
-    return bool(grams.dtypes) and BITS[grams.dtypes[-1]] < FINE
+    return bool(grams.dtypes) and bool((grams.significant[:, -1] < FINE).any())
 
 
 Estimate = Callable[[Grams], tuple[FloatArray, FloatArray]]
@@ -134,7 +179,12 @@ Estimate = Callable[[Grams], tuple[FloatArray, FloatArray]]
 
 
 def straightened(
-    grams: Grams, estimate: Estimate, spread: Callable[[FloatArray], FloatArray], *, draws: int = DRAWS
+    grams: Grams,
+    estimate: Estimate,
+    spread: Callable[[FloatArray], FloatArray],
+    *,
+    draws: int = DRAWS,
+    population: Population | None = None,
 ) -> tuple[FloatArray, FloatArray, FloatArray]:
     """Fitted values without what rounding bent, the bend, and the expected squared residual by tensor [T].
 
@@ -144,7 +194,7 @@ def straightened(
     fitted, _ = estimate(grams)
     if not bends(grams):
         return fitted, np.zeros_like(fitted), _left_by_fine(grams, fitted, estimate, spread)
-    population = Population(grams, draws=draws)
+    population = population or Population(grams, draws=draws)
     straight, found, left = fitted, fitted, grams.rounded
     for _ in range(4):
         found, left = estimate(population.merged(spread(straight)))
@@ -171,6 +221,6 @@ def _left_by_fine(
     """The same for dtypes of many bits: noise, but for round coefficients, at which sums fall on the grid or midway."""
     rounded = np.round(20 * fitted) / 20
     near = np.abs(rounded - fitted) < 1e-4
-    if not near.any() or not grams.dtypes or BITS[grams.dtypes[-1]] > BITS["F32"]:
+    if not near.any() or not grams.dtypes or int(grams.significant[:, -1].max()) > BITS["F32"]:
         return grams.rounded
     return estimate(Population(grams).merged(spread(np.where(near, rounded, fitted))))[1]

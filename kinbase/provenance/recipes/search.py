@@ -8,7 +8,7 @@ No checkpoint is read whose sums are stored.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 import numpy as np
@@ -18,8 +18,22 @@ from kinbase.errors import KinbaseError
 from kinbase.ingest.missing import measure_missing
 from kinbase.ingest.steps import OnProgress as Report
 from kinbase.provenance.recipes import stored_grams as grams
-from kinbase.provenance.recipes.least_squares import EXACT, find_parents, step_gains
-from kinbase.provenance.recipes.verdict import COPY, MERGE, SELECTED, TRAINED, Finding, judge
+from kinbase.provenance.recipes.judgement import Judgement
+from kinbase.provenance.recipes.least_squares import EXACT, LIMIT, find_parents, step_gains
+from kinbase.provenance.recipes.recipe import Recipe
+from kinbase.provenance.recipes.verdict import (
+    ADAPTER,
+    COPY,
+    MERGE,
+    MERGES,
+    NONE,
+    ONWARD,
+    SELECTED,
+    TRAINED,
+    Finding,
+    fitted,
+    judge,
+)
 from kinbase.store import Connection, Store
 from kinbase.store import names as naming
 from kinbase.store.lineage import put_measured
@@ -30,79 +44,11 @@ SHORT = 32
 FAR = 0.02
 """Cosine by which a sketch, or a stored pair, tells a candidate worth measuring."""
 
-RELATIONS = {MERGE: "merge", SELECTED: "merge", TRAINED: "finetune", COPY: "quantized"}
+RELATIONS = {
+    MERGE: "merge", ADAPTER: "merge", SELECTED: "merge", TRAINED: "finetune", NONE: "finetune", ONWARD: "finetune",
+    COPY: "quantized",
+}  # fmt: skip
 """What a recipe's edges are called in the lineage."""
-
-
-@dataclass(slots=True)
-class Recipe:
-    """A model's recipe: the `finding`, over so many `candidates`, over `coverage` of the base's parameters."""
-
-    model: str
-    base: str
-    finding: Finding
-    candidates: int
-    coverage: float
-    notes: list[str] = field(default_factory=list)
-
-    def named(self) -> list[str]:
-        """The parents' names."""
-        return [parent.parent for parent in self.finding.parents]
-
-    def as_dict(self) -> dict[str, object]:
-        """Plain values, the contract's keys first: model, verdict, residual, floor, parents."""
-        found = self.finding
-        return {
-            "model": self.model,
-            "verdict": found.verdict,
-            "residual": found.residual,
-            "floor": found.floor,
-            "parents": [_parent(p) for p in found.parents],
-            "method": found.method,
-            "reason": found.reason,
-            "base": self.base,
-            "base_weight": found.base,
-            "rho": found.rho,
-            "expected": found.expected,
-            "ratio": found.ratio,
-            "condition": found.condition,
-            "nearest": [_parent(p) for p in found.nearest],
-            "alternatives": [{"parent": p, "or": other} for p, other in found.alternatives.items()],
-            "by": self.table(),
-            "lists": self.lists(),
-            "candidates": self.candidates,
-            "coverage": self.coverage,
-            "notes": self.notes + found.notes,
-        }
-
-    def table(self) -> list[dict[str, object]]:
-        """Coefficients by block and layer, a row each; of SLERP t, the share of the second parent."""
-        gradient, errors = self.finding.gradient, self.finding.errors
-        if gradient is None or errors is None:
-            return []
-        names = [p.parent for p in self.finding.parents] if gradient.method != "slerp" else ["t"]
-        return [
-            {"block": place.block, "layer": place.layer, "parent": name, "coefficient": float(value),
-             "low": float(value - error), "high": float(value + error)}
-            for place, values, off in zip(gradient.places, gradient.values, errors, strict=True)
-            for name, value, error in zip(names, values, off, strict=True)
-        ]  # fmt: skip
-
-    def lists(self) -> list[dict[str, object]]:
-        """mergekit's lists by block: of t, or of a parent's weight."""
-        gradient = self.finding.gradient
-        if gradient is None:
-            return []
-        names = [p.parent for p in self.finding.parents] if gradient.method != "slerp" else ["t"]
-        return [
-            {"block": block, "parent": name, "values": [float(v) for v in values[:, i]]}
-            for block, values in gradient.lists.items()
-            for i, name in enumerate(names)
-        ]
-
-
-def _parent(parent: object) -> dict[str, object]:
-    return {name: getattr(parent, name) for name in ("parent", "coefficient", "low", "high")}
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +102,26 @@ class Family:
                 notes.append(f"left out, because they {why}: {', '.join(told)}")
         return [i for i in self.born if i not in below | younger | {child_id}], notes
 
+    def is_copy_of(self, model_id: int, original_id: int) -> bool:
+        """Whether a model's weights are the other's, said in a finer dtype or later, or rounded to fewer bits."""
+        at = {i: row for row, i in enumerate(self.totals.ids)}
+        own, other = self.sums.weights.get(model_id), self.sums.weights.get(original_id)
+        if own is None or other is None or model_id not in at or original_id not in at:
+            return False
+        gram = self.totals.gram
+        a, b = at[model_id], at[original_id]
+        apart = gram[a, a] + gram[b, b] - 2 * gram[a, b]
+        bits = np.nanmean(own[4]), np.nanmean(other[4])
+        if apart <= EXACT * gram[b, b]:
+            return bool(bits[0] > bits[1]) or (
+                bits[0] == bits[1] and self._order(original_id) < self._order(model_id)
+            )
+        return bool(bits[0] < bits[1] and apart <= LIMIT**2 * np.nansum(own[2]) / 12)
+
+    def _order(self, model_id: int) -> tuple[float, str]:
+        date = self.born[model_id]
+        return (date.timestamp() if date is not None else float("inf")), self.sums.names[model_id]
+
     def screened(self, child_id: int, ids: Sequence[int]) -> Screened:
         """The candidates of which more is read, by the sums of all tensors; those not measured with the child are told."""
         totals = self.totals
@@ -181,7 +147,7 @@ def recover(
     device: str = "auto",
     report: Report = lambda done, total: None,
 ) -> Recipe:
-    """The recipe of `model` from the models `among` (none: from its family).
+    """The recipe of `model` from the models `among` (none: from its family, what descends from it left out).
 
     With `measure`, pairs that were not measured yet are, while their files are there. Raises KinbaseError for
     an unknown model, one without weights, without a base, of another family, and for an adapter.
@@ -196,9 +162,9 @@ def recover(
         notes += measure_missing(store, [name, *wanted], device=device, on_progress=report)
     with store.reading() as con:
         family = load(con, base_id, base) if wanted else family
-        found = from_stored(con, family, family.screened(child_id, ids))
-    found.notes = notes + found.notes
-    return found
+        recipes = Recipes(con, family)
+        found = recipes.read_among(child_id, ids) if among else recipes.of(child_id)
+    return replace(found, notes=notes + found.notes)
 
 
 def measure(
@@ -263,13 +229,13 @@ def load(con: Connection, base_id: int, base: str) -> Family:
 
 
 def from_stored(con: Connection, family: Family, screened: Screened) -> Recipe:
-    """The recipe by what is stored; raises KinbaseError when no tensor is common to all candidates."""
+    """The recipe by what is stored, descendants and all; raises KinbaseError when no tensor is common to all candidates."""
     name, child_id, short = family.sums.names[screened.child_id], screened.child_id, screened.short
     stored = grams.read(con, family.sums, child_id, short)
     if stored is None:
         raise KinbaseError(f"{name} shares no whole tensor with all its candidates: name fewer with --among")
     finding = judge(stored.grams, stored.zeros)
-    if stored.coverage < 0.999 and (finding.parents or finding.nearest):
+    if stored.coverage < 0.999:
         # A candidate of another shape takes tensors away from everybody: only those that matter stay.
         kept = {p.parent for p in (*finding.parents, *finding.nearest)}
         again = grams.read(con, family.sums, child_id, [i for i in short if family.sums.names[i] in kept])
@@ -281,6 +247,65 @@ def from_stored(con: Connection, family: Family, screened: Screened) -> Recipe:
             f"the sums of {family.base}'s own weights are not here, so SLERP is not looked for: import it again"
         )
     return Recipe(name, family.base, finding, screened.known, stored.coverage, notes)
+
+
+class Recipes:
+    """The recipes of a family by model_id, in one judgement of all its relations, worked out when asked for.
+
+    The connection must stay open as long as recipes are asked for.
+    """
+
+    def __init__(self, con: Connection, family: Family) -> None:
+        self._con, self.family = con, family
+        self._read_so_far: dict[tuple[int, frozenset[int]], Recipe] = {}
+        self._screened: dict[int, list[int]] = {}
+        ids = {family.sums.names[i]: i for i in family.born}
+        self.judgement = Judgement(self._finding, self._fit, self._candidates, ids)
+
+    def of(self, model_id: int) -> Recipe:
+        """A model's recipe; KinbaseError when no tensor is common to it and its candidates."""
+        finding = self.judgement.of(model_id)
+        recipe = self._recipe(model_id, self.judgement.left_out(model_id))
+        if finding is None:
+            return recipe
+        if finding.verdict == TRAINED:
+            above = self.judgement.of(self.judgement.ids[finding.parents[0].parent])
+            if above is not None and above.verdict in MERGES:
+                made = " and ".join(p.parent for p in above.parents)
+                finding = replace(
+                    finding, reason=f"{finding.reason}: continued training of a merge of {made}"
+                )
+        return replace(recipe, finding=finding).with_base()
+
+    def read_among(self, model_id: int, ids: Sequence[int]) -> Recipe:
+        """A model's recipe from just these candidates, whatever the others say."""
+        return from_stored(self._con, self.family, self.family.screened(model_id, ids)).with_base()
+
+    def _candidates(self, model_id: int) -> list[int]:
+        if model_id not in self._screened:
+            ids = [
+                i for i in self.family.candidates(model_id)[0]
+                if not self.family.is_copy_of(i, model_id)
+            ]  # fmt: skip
+            self._screened[model_id] = ids
+        return self._screened[model_id]
+
+    def _recipe(self, model_id: int, without: frozenset[int]) -> Recipe:
+        key = model_id, without
+        if key not in self._read_so_far:
+            ids = [i for i in self._candidates(model_id) if i not in without]
+            self._read_so_far[key] = from_stored(self._con, self.family, self.family.screened(model_id, ids))
+        return self._read_so_far[key]
+
+    def _finding(self, model_id: int, without: frozenset[int]) -> Finding | None:
+        try:
+            return self._recipe(model_id, without).finding
+        except KinbaseError:
+            return None
+
+    def _fit(self, model_id: int, others: list[int]) -> Finding | None:
+        stored = grams.read(self._con, self.family.sums, model_id, others)
+        return fitted(stored.grams, range(len(others))) if stored is not None else None
 
 
 def _complete(totals: grams.Totals, chosen: Sequence[int]) -> list[int]:

@@ -8,10 +8,14 @@ from dataclasses import dataclass, field
 from itertools import combinations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from kinbase.checkpoint.names import bare
-from kinbase.provenance.recipes.least_squares import FloatArray, Grams, Normal
+from kinbase.provenance.recipes.least_squares import BITS, FloatArray, Grams, Normal
 from kinbase.store import Connection
+
+UNROUNDED = "F64"
+"""What the product of an adapter's factors counts as."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +43,8 @@ class Sums:
     """What is stored of a family tensor by tensor, T tensors of the base: by model_id, NaN where it is lacking.
 
     `deltas` [3, T] are of each delta the elements, the squared length, and how many are as in the base; `weights`
-    [4, T] of each model's own weights, the base's too, numel, sumsq, ulpsq and sum; `dtypes` the main ones.
+    [5, T] of each model's own weights, the base's too, numel, sumsq, ulpsq, sum and significant bits; `dtypes` the
+    main ones. A model without `weights` is an adapter, a change and no whole model.
     `pairs` [T], by two ids in order, are inner products of deltas as far as `fetch` was asked for them: None where
     they were not measured, NaN where a tensor is not whole.
     """
@@ -149,10 +154,14 @@ def read(con: Connection, sums: Sums, child_id: int, candidates: Sequence[int]) 
     if np.isnan(gram).all(axis=0).any():
         return None
     whole = ~np.isnan(gram).any(axis=(1, 2)) & (numel == numel[:, :1]).all(axis=1)
-    own, dtypes = sums.weights, sums.dtypes
+    own = sums.weights
     noise = own[ids[0]][2] / 12 * numel[:, 0] / np.maximum(own[ids[0]][0], 1) if ids[0] in own else None
     if noise is not None:
         whole &= np.isfinite(noise)
+    along = _along_base(sums, ids, gram, numel)
+    if along is not None:
+        # A relative of other shape has no product with the base: that tensor says nothing of it beside the others.
+        whole &= np.isfinite(along).all(axis=1)
     if not whole.any():
         return None
     kept = np.flatnonzero(whole)
@@ -161,37 +170,59 @@ def read(con: Connection, sums: Sums, child_id: int, candidates: Sequence[int]) 
     columns[:, :-1, :-1] = gram[kept][:, 1:, 1:]
     cross = np.zeros((len(kept), size))
     cross[:, :-1] = gram[kept][:, 1:, 0]
-    based = base_id in own and child_id in own
     centre = None
-    if based:
-        base_numel, base_square, _, base_sum = own[base_id]
+    if along is not None:
+        base_numel, base_square, _, base_sum, _ = own[base_id]
         centre = np.nan_to_num((base_sum / np.maximum(base_numel, 1))[kept])
-        full = base_numel[kept] == numel[kept, 0]
-        columns[:, -1, -1] = np.where(full, base_square[kept], 0.0)
-        for i, model_id in enumerate(ids):
-            if model_id not in own:
-                continue  # an adapter's weights are nowhere: its delta counts as if it were across the base's
-            own_numel, square, *_ = own[model_id]
-            along = (square[kept] - base_square[kept] - gram[kept, i, i]) / 2
-            along = np.where(full & (own_numel[kept] == base_numel[kept]), along, 0.0)
-            if i == 0:
-                cross[:, -1] = along
-            else:
-                columns[:, i - 1, -1] = columns[:, -1, i - 1] = along
+        columns[:, -1, -1] = np.where(base_numel[kept] == numel[kept, 0], base_square[kept], 0.0)
+        cross[:, -1] = along[kept, 0]
+        columns[:, :-1, -1] = columns[:, -1, :-1] = along[kept, 1:]
     grams = Grams(
         [sums.names[i] for i in candidates], [sums.tensors[k] for k in kept], numel[kept, 0], columns, cross,
-        gram[kept, 0, 0], np.zeros(len(kept)) if noise is None else noise[kept], based,
-        [dtypes.get(i, dtypes.get(base_id, "F32")) for i in (*candidates, base_id, child_id)], centre,
+        gram[kept, 0, 0], np.zeros(len(kept)) if noise is None else noise[kept], along is not None,
+        [sums.dtypes.get(i, UNROUNDED) for i in (*candidates, base_id, child_id)], centre,
+        np.stack([_bits(sums, i)[kept] for i in (*candidates, base_id, child_id)], axis=1),
+        frozenset(sums.names[i] for i in candidates if i not in own),
     )  # fmt: skip
     share = zeros[kept] / np.maximum(numel[kept], 1)
     coverage = float(numel[kept, 0].sum()) / max(float(sums.sizes.sum()), 1)
     return Stored(grams, np.roll(share, -1, axis=1), coverage, lacking)
 
 
+def _along_base(sums: Sums, ids: Sequence[int], gram: FloatArray, numel: FloatArray) -> FloatArray | None:
+    """Inner products [T, M + 1] of deltas with the base's weights: (|theta|^2 - |theta_0|^2 - |d|^2) / 2.
+
+    NaN where a model has more or fewer elements than the base, 0 for all where the child itself has. An adapter's
+    weights are nowhere: its delta counts as if it were across the base's. None without sums of the base's own weights.
+    """
+    own = sums.weights
+    if sums.base_id not in own or ids[0] not in own:
+        return None
+    base_numel, base_square, *_ = own[sums.base_id]
+    result = np.zeros((len(sums.tensors), len(ids)))
+    for i, model_id in enumerate(ids):
+        if model_id in own:
+            own_numel, square, *_ = own[model_id]
+            found = (square - base_square - gram[:, i, i]) / 2
+            result[:, i] = np.where(own_numel == base_numel, found, np.nan)
+    resized = np.isnan(result[:, 0]) | (base_numel != numel[:, 0])
+    result[resized] = 0.0
+    return result
+
+
+def _bits(sums: Sums, model_id: int) -> "NDArray[np.int64]":
+    """Significant bits of a model's tensors [T]; of an adapter those of numbers that were not rounded."""
+    if model_id not in sums.weights:
+        return np.full(len(sums.tensors), BITS[UNROUNDED])
+    usual = BITS.get(sums.dtypes[model_id], BITS["F32"])
+    return np.where(np.isfinite(sums.weights[model_id][4]), sums.weights[model_id][4], usual).astype(np.int64)
+
+
 def _weights(
     con: Connection, ids: Sequence[int], tensors: Sequence[str]
 ) -> tuple[dict[int, FloatArray], dict[int, str]]:
-    """By model: numel, sumsq, ulpsq and sum of each tensor of the base [4, T], NaN where it is lacking; and the main dtype."""
+    """By model: numel, sumsq, ulpsq, sum and significant bits of each tensor of the base [5, T], NaN where it is lacking;
+    and the main dtype."""
     at: dict[str, int] = {}
     for position, name in enumerate(tensors, 1):
         at[bare(name)] = position
@@ -206,14 +237,15 @@ def _weights(
     ).fetchall()
     placed = {tensor: at.get(tensor, at.get(bare(tensor))) for (tensor,) in met}
     known = {tensor: position for tensor, position in placed.items() if position is not None}
-    query = """
-        select model_id, position, numel, sumsq, ulpsq, sum from raw.weight
+    bits = " ".join(f"when '{code}' then {number}" for code, number in BITS.items())
+    query = f"""
+        select model_id, position, numel, sumsq, ulpsq, sum, (case dtype {bits} end)::double from raw.weight
         join (select unnest($2::varchar[]) as tensor, unnest($3::integer[]) as position) using (tensor)
         where list_contains($1, model_id) and sumsq is not null
     """
     columns = _columns(con, query, [list(ids), list(known), list(known.values())])
     found = _by_model(*columns, count=len(tensors))
-    nothing = np.full((4, len(tensors)), np.nan)
+    nothing = np.full((5, len(tensors)), np.nan)
     return {model_id: found.get(model_id, nothing) for model_id in dtypes}, dtypes
 
 

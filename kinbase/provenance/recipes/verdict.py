@@ -1,15 +1,19 @@
 """What a child's sums say it was made of: one verdict, with coefficients, intervals and what they rest on.
 
-    merge                      a fixed combination of the parents leaves what rounding leaves: no more, no less
-    copy                       one parent, rounded to fewer bits, or to the last bit the same
-    one parent plus training   the parent's whole delta, and something new beside it
-    TIES/DARE-like             the parents' deltas, with elements of them left out
-    none of these              no combination comes near
-    undecidable                rounding hides too much, or the equation can be read in two directions
+    merge                          a fixed combination of the parents leaves what rounding leaves: no more, no less
+    adapter merged                 the same of an adapter, laid on the base (or on a parent) at some scale
+    copy                           one parent, rounded to fewer bits, or to the last bit the same
+    TIES/DARE-like merge           the parents' deltas, with elements of them left out
+    fine-tune                      a parent's whole delta, and something new beside it that is more than rounding
+    continued training of a merge  the whole of a combination of parents, and something new beside it
+    fine-tune of the base          no other of the family is in it
+    unrelated                      its weights do not even correlate with the base's
+    undecidable                    rounding hides too much, or the equation can be read in two directions
 
 A residual is held against what rounding the very merge found would leave (kinbase.provenance.recipes.rounding), in total and
 tensor by tensor. That is what tells merges from siblings: a training run leaves some other amount, another in
-every tensor. A residual alone, or one over the formula's floor, does not.
+every tensor. A residual alone, or one over the formula's floor, does not. Which of the models of one equation is the
+child, and who descends from whom, is the family's to say: kinbase.provenance.recipes.judgement.
 """
 
 from collections.abc import Sequence
@@ -19,20 +23,26 @@ from itertools import combinations, islice
 import numpy as np
 
 from kinbase.provenance.recipes.intervals import (
+    ADAPTER,
     COPY,
     LEAST,
     MERGE,
+    MERGES,
     NONE,
+    ONWARD,
     SELECTED,
     TRAINED,
     UNDECIDABLE,
+    UNRELATED,
     Finding,
     Parent,
     fitted,
     graded,
+    is_negative,
+    off,
+    tolerance,
 )
 from kinbase.provenance.recipes.least_squares import (
-    BITS,
     EXACT,
     LIMIT,
     MOST,
@@ -42,10 +52,12 @@ from kinbase.provenance.recipes.least_squares import (
     find_parents,
     inverse,
 )
-from kinbase.provenance.recipes.partial_merges import left_out, trained_from
+from kinbase.provenance.recipes.partial_merges import left_out, trained_from, trained_from_merge
+from kinbase.provenance.recipes.rounding import Population, bends
 
 __all__ = [
-    "COPY", "MERGE", "NONE", "SELECTED", "TRAINED", "UNDECIDABLE", "Finding", "Parent", "fitted", "graded", "judge",
+    "ADAPTER", "COPY", "MERGE", "MERGES", "NONE", "ONWARD", "SELECTED", "TRAINED", "UNDECIDABLE", "UNRELATED",
+    "Finding", "Parent", "fitted", "graded", "is_negative", "judge", "off", "tolerance",
 ]  # fmt: skip
 
 MADE = 9.0
@@ -54,12 +66,38 @@ MADE = 9.0
 SMALL = 0.1
 """The same over the candidate's own squared length."""
 
-ALIKE = 0.05
-"""Logarithms of ratios to what rounding leaves that differ by no more than this do not tell sets of parents apart."""
+PLAINLY = 0.025
+"""By how much nearer to what rounding leaves one more parent must bring the logarithm of the residual."""
 
-MOST_SETS = 300
-MOST_FITS = 30
-"""Sets of candidates that are looked at, the small ones first, and of those that fit, the ones held against each other."""
+MOST_SETS = 400
+MOST_FITS = 4
+MOST_PARENTS = 6
+"""Sets of candidates of one size that are looked at; of those that fit, how many are held against rounding; and the
+largest."""
+
+UNRELATED_BELOW = 0.3
+"""Correlation with the base's weights below which a model is no fine-tune of it: trainings lie above 0.8, strangers near 0."""
+
+OPPOSED = -0.05
+"""Cosine below which two models are no parents of a sum: fine-tunes of one base are hardly ever opposed."""
+
+LOOSE = 0.4
+"""Squared residual up to which selected elements are believed without the share that their number foretells."""
+
+NEARLY = 0.12
+"""How far, as a logarithm, the squared length of a child may be from what its share of dropped elements foretells."""
+
+WITHOUT = 1.4
+"""Squared residual of a few parents of selected elements, over that of all that have a share, up to which they are enough."""
+
+SHARE = 0.05
+"""Least coefficient of a parent of which elements were selected."""
+
+WIDE = 0.05
+"""Half the interval of a share in a merge that was trained on: what training adds blurs it."""
+
+HALF = 0.5
+"""Residual of positive parents below which they are more than siblings: something of them is in it."""
 
 
 def judge(grams: Grams, zeros: FloatArray | None = None) -> Finding:
@@ -87,7 +125,7 @@ def judge(grams: Grams, zeros: FloatArray | None = None) -> Finding:
             )  # fmt: skip
         notes.append(line.replace(", or the other way round", ", not one of its parents"))
         usable = [i for i in usable if grams.names[i] != child]
-    return Finding(NONE, "there is nothing to make it of", 1.0, grams.floor, rho=1 / grams.floor, notes=notes)
+    return replace(_alone(grams, Finding(NONE, "", 1.0, grams.floor, rho=1 / grams.floor)), notes=notes)
 
 
 def _judge(grams: Grams, zeros: FloatArray | None) -> Finding:
@@ -97,57 +135,101 @@ def _judge(grams: Grams, zeros: FloatArray | None) -> Finding:
         return one
     chosen = find_parents(normal)
     whole = fitted(grams, chosen) if chosen else None
-    if whole is not None and whole.verdict == MERGE:
-        chosen, whole = _told_apart(grams, normal, chosen, whole)
-    by_depth = None
-    if whole is not None and whole.verdict == MERGE:
-        if not _nearly_linear(whole):
-            return _with_alternatives(whole, grams, normal, chosen)
-        by_depth = graded(grams.of(chosen))
-        if by_depth is None or _off(by_depth) > _off(whole):
-            return _with_alternatives(whole, grams, normal, chosen)
-    by_depth = by_depth or graded(grams)
+    if whole is not None and normal.solve(chosen)[1] <= LIMIT**2 * normal.floor:
+        chosen, whole = _simplest(grams, normal, chosen, whole)
+    if whole is not None and whole.verdict in MERGES and not _may_be_graded(whole):
+        return _with_alternatives(whole, grams, normal, chosen)
+    by_depth = graded(grams)
+    if (
+        whole is not None
+        and whole.verdict in MERGES
+        and (by_depth is None or not _is_plainer(by_depth, whole))
+    ):
+        return _with_alternatives(whole, grams, normal, chosen)
     if by_depth is not None:
         return by_depth
-    if whole is not None and (whole.residual or 0.0) ** 2 * normal.sumsq <= LIMIT**2 * normal.floor:
+    if whole is not None and normal.solve(chosen)[1] <= LIMIT**2 * normal.floor:
         return whole
     return _unmerged(grams, zeros, chosen, whole)
 
 
-def _told_apart(grams: Grams, normal: Normal, chosen: list[int], whole: Finding) -> tuple[list[int], Finding]:
-    """The parents, where candidates make each other up to rounding, as merges of the same models do.
+def _simplest(grams: Grams, normal: Normal, chosen: list[int], whole: Finding) -> tuple[list[int], Finding]:
+    """The fewest parents that leave what rounding leaves, of those found and of those that these and others make.
 
-    Many sets of such candidates then fit within rounding. The child's parents are those that leave just what rounding
-    leaves: another merge in their place brings its own rounding with it, and beside them it explains some of
-    the child's, because merges of the same models are rounded alike.
+    Merges of the same models make each other up to rounding, so many sets of them fit. Another merge in a
+    parent's place brings its own rounding with it; beside the parents it explains some of the child's, because merges of
+    the same models are rounded alike. So what is left must be what rounding the very set would leave, and
+    of the sets of which it is, the smallest wins: the positive ones, then the nearest.
     """
-    others = [j for j in range(len(grams.names)) if j not in chosen]
-    lengths = np.diagonal(normal.gram)
-    bound = np.minimum(
-        MADE * normal.floor, SMALL * lengths
-    )  # a change that is hardly longer than rounding is not made
-    room = {j: float(lengths[j]) - _along(normal, chosen, j) for j in others}
-    spanned = sorted((j for j in others if room[j] <= bound[j]), key=lambda j: room[j])[:MOST]
-    made = 1 / np.diagonal(inverse(normal.gram[np.ix_(chosen, chosen)])) <= bound[chosen]
-    if not spanned and not made.any():
+    pool = [*chosen, *_making(normal, chosen)]
+    if len(pool) == len(chosen) and len(chosen) < 3 and whole.verdict in MERGES:
         return chosen, whole
-    pool = [*chosen, *spanned]
-    sets = (list(some) for size in range(1, len(chosen) + 1) for some in combinations(pool, size))
-    fits = (some for some in islice(sets, MOST_SETS) if normal.solve(some)[1] <= LIMIT**2 * normal.floor)
-    fitting = list(islice(fits, MOST_FITS))
-    found = [(some, fitted(grams, some)) for some in fitting if some != chosen]
-    merges = [(chosen, whole), *(pair for pair in found if pair[1].verdict == MERGE)]
-    fewest = min(_needless(merge) for _, merge in merges)
-    nearest = min(_off(merge) for _, merge in merges if _needless(merge) == fewest)
-    plain = [pair for pair in merges if _needless(pair[1]) == fewest and _off(pair[1]) <= nearest + ALIKE]
-    # Of those that are as good, the first: the chosen ones, unless a set has fewer negative ones, or fewer at all.
-    return min(
-        plain, key=lambda pair: (sum(p.coefficient < 0 for p in pair[1].parents), len(pair[1].parents))
-    )
+    population = Population(grams.of(pool)) if bends(grams) else None
+    inner = grams.of(pool)
+    enough = tolerance(inner)
+    best: list[tuple[list[int], Finding]] = []
+    plain: tuple[list[int], Finding] | None = None
+    for size in range(1, min(len(chosen) + 2, len(pool) + 1, MOST_PARENTS + 1)):
+        sets = (list(some) for some in islice(combinations(range(len(pool)), size), MOST_SETS))
+        fits = [(normal.solve([pool[i] for i in some])[1], some) for some in sets]
+        fits = sorted(fit for fit in fits if fit[0] <= LIMIT**2 * normal.floor)[:MOST_FITS]
+        found = [(some, fitted(inner, some, population)) for _, some in fits]
+        merges = [pair for pair in found if pair[1].verdict in MERGES]
+        best += merges
+        good = [pair for pair in merges if off(pair[1]) <= enough and not _needless(pair[1])]
+        if good:
+            better = min(good, key=lambda pair: (is_negative(pair[1]), off(pair[1])))
+            if plain is None or (off(better[1]) + PLAINLY < off(plain[1]) and not is_negative(better[1])):
+                plain = better
+        if plain is not None and not (good and off(plain[1]) > PLAINLY):
+            return [pool[i] for i in plain[0]], plain[1]
+    if plain is not None:
+        return [pool[i] for i in plain[0]], plain[1]
+    if not best:
+        return chosen, whole
+    some, finding = min(best, key=lambda pair: (_needless(pair[1]), is_negative(pair[1]), off(pair[1])))
+    return [pool[i] for i in some], finding
+
+
+def _making(normal: Normal, chosen: Sequence[int]) -> list[int]:
+    """Candidates that the chosen ones make but for rounding, and candidates that make one of the chosen ones."""
+    others = [j for j in range(len(normal.cross)) if j not in chosen and normal.gram[j, j] > 0]
+    lengths = np.diagonal(normal.gram)
+    # A change that is hardly longer than rounding is not made.
+    bound = np.minimum(MADE * normal.floor, SMALL * lengths)
+    room = {j: float(lengths[j]) - _along(normal, chosen, j) for j in others}
+    found = sorted((j for j in others if room[j] <= bound[j]), key=lambda j: room[j])[:MOST]
+    for i in chosen[:MOST_PARENTS]:
+        rest = [j for j in (*others, *chosen) if j != i]
+        target = Normal(
+            normal.gram[np.ix_(rest, rest)],
+            normal.gram[rest, i],
+            float(lengths[i]),
+            normal.floor,
+            normal.numel,
+        )
+        parents = find_parents(target)
+        if parents and target.solve(parents)[1] <= bound[i]:
+            found += [rest[j] for j in parents]
+    return [j for j in dict.fromkeys(found) if j not in chosen][:MOST]
 
 
 def _needless(found: Finding) -> int:
     return sum(p.low <= 0 <= p.high for p in found.parents)
+
+
+def _may_be_graded(whole: Finding) -> bool:
+    """Whether a merge of constant coefficients may be one of fewer parents by depth, or SLERP."""
+    return _nearly_linear(whole) or len(whole.parents) > 2 or is_negative(whole)
+
+
+def _is_plainer(by_depth: Finding, whole: Finding) -> bool:
+    """Whether a merge by depth says more with less than constant coefficients: fewer parents, or a better fit of two."""
+    if len(by_depth.parents) != len(whole.parents):
+        return len(by_depth.parents) < len(whole.parents) and not (
+            is_negative(by_depth) and not is_negative(whole)
+        )
+    return _nearly_linear(whole) and off(by_depth) <= off(whole)
 
 
 def _along(normal: Normal, chosen: Sequence[int], column: int) -> float:
@@ -157,36 +239,39 @@ def _along(normal: Normal, chosen: Sequence[int], column: int) -> float:
     return float(cross @ inverse(normal.gram[np.ix_(rows, rows)]) @ cross)
 
 
-def _off(found: Finding) -> float:
-    """How far the residual is from what rounding leaves."""
-    return abs(float(np.log(found.ratio or 1e-9)))
-
-
 def _nearly_linear(found: Finding) -> bool:
     """Two parents that add up to a little more or less than 1: SLERP, unless it fits no better."""
     return len(found.parents) == 2 and found.method == "task_arithmetic" and abs(found.base or 0.0) < 0.05
 
 
 def _single(grams: Grams) -> Finding | None:
-    """A copy of one candidate, or one so near to it that nothing else can be told."""
+    """A copy of one candidate or of the base, or one so near to it that nothing else can be told."""
     gram = grams.gram.sum(axis=0)
     cross, sumsq = grams.cross.sum(axis=0), float(grams.sumsq.sum())
-    count = len(grams.names)
-    apart = np.array([max(sumsq - 2 * cross[i] + gram[i, i], 0.0) for i in range(count)])
-    best = int(apart.argmin())
-    noise, name = float(grams.noise.sum()), grams.names[best]
-    residual = float(np.sqrt(apart[best] / sumsq))
-    facts = Finding(
-        COPY, "", residual, grams.floor, [Parent(name, 1.0, 1.0, 1.0)], None,
-        residual / grams.floor, grams.floor, residual / grams.floor, 1.0,
-    )  # fmt: skip
-    if apart[best] <= EXACT * sumsq:
-        return replace(facts, reason=f"the same weights as {name}, as far as sums can tell", expected=None)
-    if not grams.dtypes:
-        return None
-    parent, child = grams.dtypes[best], grams.dtypes[-1]
-    if BITS[child] < BITS[parent] and apart[best] <= LIMIT**2 * noise:
-        return replace(facts, reason=f"{name} rounded from {parent} to {child}")
+    noise, bits = float(grams.noise.sum()), grams.significant
+    codes = grams.dtypes or ["F32"] * (len(grams.names) + 2)
+    if (bits[:, -1] < bits[:, -2]).any() and sumsq <= LIMIT**2 * noise:
+        rho = float(np.sqrt(sumsq / noise))
+        reason = f"the base rounded from {codes[-2]} to {codes[-1]}"
+        return Finding(
+            COPY, reason, 1.0, grams.floor, rho=rho, expected=grams.floor, ratio=rho, condition=1.0
+        )
+    whole = [i for i, name in enumerate(grams.names) if name not in grams.adapters]
+    apart = {i: max(sumsq - 2 * cross[i] + gram[i, i], 0.0) for i in whole}
+    for best in sorted(whole, key=lambda i: apart[i])[:2]:
+        name, residual = grams.names[best], float(np.sqrt(apart[best] / sumsq))
+        facts = Finding(
+            COPY, "", residual, grams.floor, [Parent(name, 1.0, 1.0, 1.0)], None,
+            residual / grams.floor, grams.floor, residual / grams.floor, 1.0,
+        )  # fmt: skip
+        finer = (bits[:, best] > bits[:, -1]).any()
+        if apart[best] <= EXACT * sumsq:
+            how = f" ({codes[-1]} for {codes[best]})" if codes[best] != codes[-1] else ""
+            return replace(
+                facts, reason=f"the same weights as {name}{how}, as far as sums can tell", expected=None
+            )
+        if finer and apart[best] <= LIMIT**2 * noise:
+            return replace(facts, reason=f"{name} rounded from {codes[best]} to {codes[-1]}")
     return None
 
 
@@ -209,28 +294,38 @@ def _turned(finding: Finding, grams: Grams) -> tuple[str, bool] | None:
     With d = sum a_i d_i + e, parent j is (d - sum over the others - e) / a_j: its residual is 1 / |a_j| times
     as long. Only an equation with a negative coefficient can be read the other way with none.
     """
-    if finding.verdict != MERGE or finding.ratio is None or finding.gradient is not None:
+    fits = finding.verdict == MERGE or (finding.verdict == UNDECIDABLE and (finding.ratio or LIMIT) < LIMIT)
+    if not fits or finding.ratio is None or finding.gradient is not None:
         return None
-    shares = {parent.parent: parent.coefficient for parent in finding.parents}
+    shares = {parent.parent: parent.coefficient for parent in finding.parents or finding.nearest}
     if all(share > 0 for share in shares.values()):
         return None
     for name, share in shares.items():
         if share <= 0:
             continue
         others = [-a / share for other, a in shares.items() if other != name]
-        if any(a <= 0 for a in others):
+        if any(a <= 0 for a in others) or _is_opposed(grams, [other for other in shares if other != name]):
             continue
         convex = share > 1 and abs(sum(others) + 1 / share - 1) < 0.02
-        same_bits = not grams.dtypes or BITS[grams.dtypes[grams.names.index(name)]] <= BITS[grams.dtypes[-1]]
+        bits = grams.significant
+        same_bits = bool((bits[:, grams.names.index(name)] <= bits[:, -1]).all())
         if same_bits and (convex or LEAST <= finding.ratio / share <= 1 / LEAST):
             return name, convex
     return None
 
 
+def _is_opposed(grams: Grams, others: Sequence[str]) -> bool:
+    """Whether the model's change points away from one of the others', as parents' changes do not."""
+    rows = [grams.names.index(name) for name in others]
+    cross = grams.cross.sum(axis=0)[rows]
+    lengths = np.sqrt(grams.sumsq.sum() * grams.gram[:, rows, rows].sum(axis=0))
+    return bool((cross < OPPOSED * lengths).any())
+
+
 def _unmerged(
     grams: Grams, zeros: FloatArray | None, chosen: Sequence[int], whole: Finding | None
 ) -> Finding:
-    """What it is when no merge: selected elements of several, one parent trained on, or nothing known."""
+    """What it is when no merge: selected elements of several, parents trained on, a fine-tune, or a stranger."""
     floor = grams.floor
     nearest = (whole.nearest or whole.parents) if whole else []
     residual = whole.residual if whole else 1.0
@@ -239,28 +334,110 @@ def _unmerged(
         expected=whole.expected if whole else None, ratio=whole.ratio if whole else None,
         condition=whole.condition if whole else None,
     )  # fmt: skip
-    selected = left_out(grams, zeros, chosen)
-    if selected is not None and nearest:
-        return replace(plain, verdict=SELECTED, reason=selected, parents=nearest, nearest=[])
+    selected = _selection(grams, zeros, chosen, plain)
+    if selected is not None:
+        return selected
     trained = trained_from(grams)
     if trained is not None:
         name, slope, half, left = trained
-        rho = left / floor
         return replace(
-            plain, verdict=TRAINED, residual=left, rho=rho, expected=None, ratio=None, condition=1.0,
+            plain, verdict=TRAINED, residual=left, rho=left / floor, expected=None, ratio=None, condition=1.0,
             parents=[Parent(name, slope, slope - half, slope + half)], nearest=[],
-            reason=f"the whole change of {name}, and as much as {rho:.1f} times rounding that is new",
+            reason=f"the whole change of {name}, and {left:.0%} of its own that is new: {left / floor:.1f} times rounding",
+        )  # fmt: skip
+    onward = trained_from_merge(grams, chosen)
+    if onward is not None:
+        parents, left = onward
+        said = " + ".join(f"{a:.3g} {grams.names[i]}" for i, a in parents)
+        return replace(
+            plain, verdict=ONWARD, residual=left, rho=left / floor, expected=None, ratio=None, nearest=[],
+            parents=[Parent(grams.names[i], a, a - WIDE, a + WIDE) for i, a in parents],
+            reason=f"the whole of {said}, and {left:.0%} of its change that is new",
         )  # fmt: skip
     if floor >= 1 / LIMIT and (whole is None or whole.ratio is None or whole.ratio <= LIMIT):
         return replace(
             plain, verdict=UNDECIDABLE, reason="its whole change is hardly longer than rounding alone"
         )
-    if nearest and residual is not None and residual < 0.5:
+    if nearest and residual is not None and residual < HALF and all(p.coefficient > 0 for p in nearest):
         said = " + ".join(f"{p.coefficient:.3g} {p.parent}" for p in nearest)
         reason = (
             f"nearest is {said}, but that leaves {residual / floor:.1f} times rounding: "
             "trained on after a merge, or a parent is not here"
         )
-    else:
-        reason = f"the best combination leaves {residual or 0:.0%} of its change, {(residual or 0) / floor:.1f} times rounding"
+        return replace(plain, verdict=UNDECIDABLE, reason=reason)
+    return _alone(grams, plain)
+
+
+def _selection(
+    grams: Grams, zeros: FloatArray | None, chosen: Sequence[int], plain: Finding
+) -> Finding | None:
+    """A merge of selected elements: the fewest parents that dropping at random foretells, else those that explain most."""
+    why = left_out(grams, zeros, chosen)
+    if why is None or zeros is None or not all(p.coefficient >= SHARE for p in plain.nearest):
+        return None
+    normal = Normal.of(grams)
+    left = normal.solve(chosen)[1]
+    for size in range(1, len(chosen) + 1):
+        sets = [(normal.solve(some)[1], list(some)) for some in combinations(chosen, size)]
+        for rss, some in sorted(sets):
+            if rss <= WITHOUT * left and _is_dropped(grams, zeros, some):
+                few = fitted(grams, some)
+                parents = few.parents or few.nearest
+                if all(p.coefficient >= SHARE for p in parents):
+                    return replace(
+                        plain,
+                        verdict=SELECTED,
+                        reason=why,
+                        parents=parents,
+                        nearest=[],
+                        residual=few.residual,
+                    )
+    if (plain.residual or 1.0) ** 2 <= LOOSE and plain.nearest:
+        return replace(plain, verdict=SELECTED, reason=why, parents=plain.nearest, nearest=[])
+    return replace(
+        plain, verdict=UNDECIDABLE, reason=f"{why}; but these are not all of its parents, or another merge stands for one"
+    )  # fmt: skip
+
+
+def _is_dropped(grams: Grams, zeros: FloatArray, chosen: Sequence[int]) -> bool:
+    """Whether the child is as long as dropping elements of these at random and scaling up the rest makes it (DARE).
+
+    Of n parents all drop an element with probability (1 - p)^n, which is the share of the base's own; kept ones are
+    divided by p, so squares are 1 / p of what the mean coefficients give, and products of two parents are not.
+    """
+    moved = zeros[:, -1] < 0.995
+    weight = np.where(moved, grams.numel, 0.0)
+    own = float(weight @ zeros[:, -1] / weight.sum())
+    plain = float(weight @ zeros[:, list(chosen)].min(axis=1) / weight.sum())
+    share = max(own - plain, 0.0) / max(1 - plain, 1e-9)
+    kept = 1 - share ** (1 / len(chosen))
+    normal = Normal.of(grams.of(chosen))
+    values = normal.solve(range(len(chosen)))[0]
+    products = np.outer(values, values) * normal.gram
+    squares = float(np.trace(products))
+    foretold = squares / max(kept, 1e-9) + float(products.sum()) - squares
+    return abs(float(np.log(max(foretold, 1e-300) / normal.sumsq))) <= NEARLY
+
+
+def _alone(grams: Grams, plain: Finding) -> Finding:
+    """A fine-tune of the base, or, where its weights do not correlate with the base's, a stranger to it."""
+    if grams.based and grams.centre is not None:
+        base = grams.gram[:, -1, -1]
+        spread = base - grams.numel * grams.centre**2
+        matrices = spread > 0.5 * base  # scales of norms and the like lie about their mean in all models
+        length = base[matrices].sum()
+        own = float((base + 2 * grams.cross[:, -1] + grams.sumsq)[matrices].sum())
+        along = float((base + grams.cross[:, -1])[matrices].sum())
+        if length > 0 and own > 0 and along < UNRELATED_BELOW * np.sqrt(length * own):
+            said = along / np.sqrt(length * own)
+            return replace(
+                plain,
+                verdict=UNRELATED,
+                nearest=[],
+                reason=f"its weights correlate {said:.2f} with the base's",
+            )
+    left = plain.residual if plain.residual is not None else 1.0
+    reason = "no other model of the family is in it"
+    if plain.nearest:
+        reason += f": the best combination of them leaves {left:.0%} of its change"
     return replace(plain, reason=reason)

@@ -1,0 +1,202 @@
+"""One judgement of a family: of the models that an equation binds, which is the child, and who descends from whom.
+
+If C = 0.6 A + 0.4 B then also A = 1.67 C - 0.67 B. Read by itself, a fine-tune whose merges are in the family is "a merge"
+of its own children. So each relation is explained once. The child is the model whose expression is the most
+plausible recipe: an average of others first (a merge lies inside the hull of its parents, a parent never in the hull of its
+merges), then a sum of them, elements selected from them, last differences; among like readings the one that leaves
+what its own rounding leaves. Whatever a model explains that way is no candidate for it, so its verdict is the same
+with and without its descendants. `recipe`, `check` and `infer` all read this judgement.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from kinbase.provenance.recipes.verdict import (
+    COPY,
+    MERGES,
+    ONWARD,
+    SELECTED,
+    TRAINED,
+    UNDECIDABLE,
+    Finding,
+    is_negative,
+    off,
+)
+
+ROUNDS = 12
+"""How often a model is judged again without what was found to descend from it."""
+
+NEARER = 0.05
+"""By how much the logarithm of residual over expected must be nearer to 0 for the same equation to be another's."""
+
+BACKWARDS = 0.1
+"""How far an average of models at right angles must be off to be an extrapolation read backwards."""
+
+EXTRA = 0.02
+"""How far coefficients may sum above 1 in an average: rounding's part."""
+
+AVERAGE, SUM, LIKELY, SELECTION, DIFFERENCE, OPPOSITION, ONE, NOTHING = range(8)
+"""Readings of a model from the most plausible to none; OPPOSITION is a sum of changes that point away from each other."""
+
+OPPOSED, BESIDE = -0.05, 0.1
+"""Cosine of two parents below which a sum of them is none but reads a difference backwards; and below which an average
+may be one that leaves too little."""
+
+Reading = tuple[int, float]
+
+Read = Callable[[int, frozenset[int]], Finding | None]
+"""The finding on a model without some of the candidates that it has; None where it cannot be judged."""
+
+Fit = Callable[[int, list[int]], Finding | None]
+"""The fit of one model by exactly some others."""
+
+
+def plausibility(finding: Finding | None) -> Reading:
+    """The kind of a reading and, within it, what speaks against it: the lowest is the most plausible."""
+    if finding is None:
+        return NOTHING, 0.0
+    if finding.verdict in MERGES:
+        total = sum(p.coefficient for p in finding.parents)
+        if is_negative(finding):
+            return DIFFERENCE, off(finding)
+        lowest = 1.0 if finding.opposed is None else finding.opposed
+        if total > 1 + EXTRA:
+            return (OPPOSITION if lowest < OPPOSED else SUM), off(finding)
+        return (OPPOSITION if lowest < BESIDE and off(finding) > BACKWARDS else AVERAGE), off(finding)
+    if (
+        finding.verdict == UNDECIDABLE
+        and finding.nearest
+        and not any(p.coefficient < 0 for p in finding.nearest)
+    ):
+        return LIKELY, off(finding)
+    if finding.verdict == SELECTED:
+        return SELECTION, finding.residual or 0.0
+    if finding.verdict in (TRAINED, ONWARD):
+        return ONE, finding.residual or 0.0
+    return NOTHING, finding.residual or 0.0
+
+
+class Judgement:
+    """Findings on the models of a family by id, each relation explained once; they are worked out when asked for.
+
+    `read` judges one model against its `candidates`, `fit` a model by given others; `ids` are the models by name.
+    """
+
+    def __init__(
+        self, read: Read, fit: Fit, candidates: Callable[[int], list[int]], ids: dict[str, int]
+    ) -> None:
+        self._read, self._fit, self._candidates, self.ids = read, fit, candidates, ids
+        self.names = {model: name for name, model in ids.items()}
+        self._settled: dict[int, Finding | None] = {}
+        self._left_out: dict[int, frozenset[int]] = {}
+        self._readings: dict[tuple[int, frozenset[int]], Finding | None] = {}
+        self._asked: set[int] = set()
+
+    def of(self, model: int) -> Finding | None:
+        """The finding on a model, what descends from it left out; None where it cannot be judged."""
+        if model not in self._settled:
+            self._asked.add(model)
+            self._settled[model], self._left_out[model] = self._settle(model)
+            self._asked.discard(model)
+        return self._settled[model]
+
+    def left_out(self, model: int) -> frozenset[int]:
+        """The candidates that were found to descend from a model."""
+        self.of(model)
+        return self._left_out[model]
+
+    def _settle(self, model: int) -> tuple[Finding | None, frozenset[int]]:
+        below: frozenset[int] = frozenset()
+        for turn in range(ROUNDS):
+            reading = self._reading(model, below)
+            if reading is None:
+                return None, below
+            finding = reading
+            kind = plausibility(finding)
+            # Where one descendant came up, others wait behind it.
+            others = self._involved(finding) if not turn else self._candidates(model)
+            more = self._turned(model, finding)
+            for other in others if kind[0] != AVERAGE else ():
+                if other not in below and (
+                    self._descends(other, model, kind)
+                    or (kind[0] == SELECTION and self._is_selected_from(other, model, finding))
+                ):
+                    more.add(other)
+            if not more - below:
+                break
+            below |= more
+        else:
+            finding = replace(
+                finding, verdict=UNDECIDABLE, parents=[], nearest=finding.parents or finding.nearest,
+                reason="the models that make it are made of it too: dates or cards would decide",
+            )  # fmt: skip
+        if below:
+            names = ", ".join(sorted(self.names[i] for i in below))
+            finding = replace(
+                finding, notes=[*finding.notes, f"descends from it by the weights, so left out: {names}"]
+            )
+        return finding, below
+
+    def _reading(self, model: int, without: frozenset[int]) -> Finding | None:
+        key = model, without
+        if key not in self._readings:
+            self._readings[key] = self._read(model, without)
+        return self._readings[key]
+
+    def _involved(self, finding: Finding) -> list[int]:
+        """The models of a reading, from the one with the largest share on."""
+        shares = sorted((*finding.parents, *finding.nearest), key=lambda p: -abs(p.coefficient))
+        return [self.ids[p.parent] for p in shares if p.parent in self.ids]
+
+    def _descends(self, model: int, origin: int, than: Reading, seen: frozenset[int] = frozenset()) -> bool:
+        """Whether `model` is made of `origin` by readings that are all more plausible than `than`."""
+        finding = self._settled.get(model)
+        if finding is None:
+            finding = self._reading(model, frozenset())
+            if plausibility(finding)[0] > SUM:
+                # Its own descendants may stand in this one; while they are being looked for, nothing is said.
+                finding = self.of(model) if model not in self._asked else None
+        if finding is None or finding.verdict == COPY or plausibility(finding) >= than:
+            return False
+        if plausibility(finding)[0] == SELECTION == than[0]:
+            return False  # which of the two was selected from the other is decided elsewhere
+        kind = plausibility(finding)[0]
+        listed = finding.nearest if kind == LIKELY else finding.parents
+        parents = [self.ids[p.parent] for p in listed if p.parent in self.ids and kind < NOTHING]
+        if origin in parents:
+            return True
+        seen |= {model}
+        return any(p not in seen and self._descends(p, origin, than, seen) for p in parents)
+
+    def _is_selected_from(self, other: int, model: int, finding: Finding) -> bool:
+        """Whether, of two models of selected elements, `other` is the child though it has a part in `model`'s reading.
+
+        A parent explains more of its child, beside the child's other parents, than the child of it.
+        """
+        back = self._reading(other, frozenset())
+        if back is None or back.verdict != SELECTED:
+            return False
+        ours = [i for i in self._involved(finding) if i != other]
+        theirs = [i for i in self._involved(back) if i != model]
+        return self._gain(other, theirs, model) > self._gain(model, ours, other)
+
+    def _gain(self, model: int, others: list[int], one: int) -> float:
+        """By what the squared residual of a model on others falls, as a factor, with one more."""
+        alone, both = (self._fit(model, some) if some else None for some in (others, [*others, one]))
+        left = alone.residual if alone is not None and alone.residual is not None else 1.0
+        less = both.residual if both is not None and both.residual is not None else 1.0
+        return (left / max(less, 1e-9)) ** 2
+
+    def _turned(self, model: int, finding: Finding) -> set[int]:
+        """Parents of a merge that the same equation explains better as the child."""
+        beside = finding.opposed is not None and finding.opposed < BESIDE
+        odd = plausibility(finding)[0] in (SUM, OPPOSITION) and beside and off(finding) > NEARER
+        if not odd or finding.gradient is not None:
+            return set()
+        found = set()
+        models = [self.ids[p.parent] for p in finding.parents if p.parent in self.ids]
+        for parent in models:
+            again = self._fit(parent, [model, *(i for i in models if i != parent)])
+            if again is not None and again.verdict in MERGES and off(again) + NEARER < off(finding):
+                found.add(parent)
+        return found
