@@ -20,6 +20,17 @@ def is_empty(value: object) -> bool:
     return value is None or value != value
 
 
+def _truth(value: object) -> bool | None:
+    word = str(value).strip().lower()
+    return (
+        True
+        if word in ("true", "1", "1.0", "yes")
+        else False
+        if word in ("false", "0", "0.0", "no")
+        else None
+    )
+
+
 class Rows:
     """Cells of one table as the contract wants them, and the rows refused, by reason."""
 
@@ -38,12 +49,15 @@ class Rows:
         self._refused.setdefault(reason, []).append(self.row)
 
     def problems(self) -> Iterator[Problem]:
-        """One line a reason."""
+        """One line for the table: the rows by reason."""
+        parts = []
         for reason, numbers in self._refused.items():
             numbers = sorted(set(numbers))
             listed = ", ".join(map(str, numbers[:_SHOWN]))
             more = f" and {len(numbers) - _SHOWN} more" if len(numbers) > _SHOWN else ""
-            yield Problem(f"{self.where}: row{'s' * (len(numbers) > 1)} {listed}{more}: {reason}")
+            parts.append(f"row{'s' * (len(numbers) > 1)} {listed}{more}: {reason}")
+        if parts:
+            yield Problem(f"{self.where}: {'; '.join(parts)}")
 
     def text(self, row: dict[str, object], column: str) -> str | None:
         """A text cell, or None where it says nothing."""
@@ -60,7 +74,6 @@ class Rows:
         """The required names of a row; None, refused, if one is missing."""
         found = []
         for column in columns:
-            # Only the empty cell is no name here: somebody may call a model "None".
             value = row.get(column)
             label = model_id(value if isinstance(value, str) else None if value is None else str(value), [])
             if label is None:
@@ -68,6 +81,10 @@ class Rows:
                 return None
             found.append(label)
         return found
+
+    def truth_in(self, row: dict[str, object], column: str) -> bool | None:
+        """A yes or no, likewise."""
+        return self._converted(row, column, _truth, "yes or no")
 
     def number_in(self, row: dict[str, object], column: str) -> float | None:
         """A number, or None where the cell says nothing; other text is refused."""

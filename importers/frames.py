@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kinbase.checkpoint.files import is_file, shown
+from kinbase.checkpoint.untrusted import decoded
 from kinbase.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -30,11 +31,11 @@ def columns(source: str) -> list[str]:
         if suffix == ".parquet":
             return _parquet_columns(source)
         with Path(source).open("rb") as file:
-            head = file.read(_HEAD).decode("utf-8-sig", errors="replace")
+            head = decoded(file.read(_HEAD))
         if suffix in (".csv", ".tsv"):
+            first = head.split("\n")[0]
             return [
-                cell.strip()
-                for cell in next(csv.reader([head.split("\n")[0]], delimiter=_separator(suffix)), [])
+                cell.strip() for cell in next(csv.reader([first], delimiter=_separator(suffix, first)), [])
             ]
         head = head.lstrip()
         if suffix == ".json":
@@ -62,9 +63,10 @@ def read(source: str, wanted: set[str]) -> "polars.DataFrame":
                 [column for column in scan.collect_schema().names() if column in wanted]
             ).collect()
         if suffix in (".csv", ".tsv"):
+            text, first = _plain(path)
             frame = polars.read_csv(
-                path,
-                separator=_separator(suffix),
+                text,
+                separator=_separator(suffix, first),
                 infer_schema=False,
                 encoding="utf8-lossy",
                 n_rows=MAX_ROWS,
@@ -93,5 +95,18 @@ def _parquet_columns(source: str) -> list[str]:
         return []
 
 
-def _separator(suffix: str) -> str:
-    return "\t" if suffix == ".tsv" else ","
+def _plain(path: Path) -> tuple[Path | bytes, str]:
+    """A table of text as Polars reads it, and its first line: what is UTF-16, or ends its lines as old Macs did, as UTF-8."""
+    with path.open("rb") as file:
+        head = file.read(_HEAD)
+        first = decoded(head).split("\n")[0]
+        if head.startswith((b"\xff\xfe", b"\xfe\xff")) or (b"\r" in head and b"\n" not in head):
+            return decoded(head + file.read()).encode(), first
+    return path, first
+
+
+def _separator(suffix: str, first: str) -> str:
+    """What parts the cells: a tab in a .tsv; in a .csv a comma, or what its first line has and no comma."""
+    if suffix == ".tsv":
+        return "\t"
+    return "," if "," in first else next((mark for mark in (";", "\t", "|") if mark in first), ",")

@@ -1,10 +1,12 @@
 """Plain tables whose columns are the public views': models, lineage, scores, kinship, aliases, tasks, experts.
 
-Which view a table is follows from its columns. It must have that view's required ones; columns no
+Which view a table is follows from its columns. It must have that view's required ones, under their own names or
+those that other tools give them (`columns.OTHER_NAMES`, docs/tables.md); columns no
 view has are named and left out; what a view derives (digest, family, coverage, ...) is known and
 left out without a word. A cell that is empty, NaN or "N/A" says nothing, and a row that says
-nothing where something is required is left out by its number. An edge is reported by the table
-unless its evidence column says more; a child's base is an edge too.
+nothing where something is required is left out by its number, all rows of a table in one line. An edge is reported
+by the table unless its evidence column says more; a child's base is an edge too. A score without a metric is of its
+benchmark's usual one. A revision or a file beside a model's name makes it a model of its own.
 """
 
 import difflib
@@ -13,11 +15,23 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from kinbase.checkpoint import Alias, Edge, Facts, Problem, Record, ReportedKinship, Score, Task, Training
+from kinbase.checkpoint import (
+    Alias,
+    Edge,
+    Facts,
+    Problem,
+    Record,
+    ReportedKinship,
+    Score,
+    Task,
+    Training,
+    relations,
+)
 from kinbase.checkpoint.files import shown
 from kinbase.checkpoint.untrusted import number
 from kinbase.errors import CheckpointError
-from kinbase.importers import frames
+from kinbase.importers import columns as columns_of
+from kinbase.importers import evaluated, frames
 from kinbase.importers.cells import Rows, is_empty
 
 EVIDENCE = ("config", "card", "adapter", "gguf", "user", "run", "weights", "reported")
@@ -39,8 +53,21 @@ class View:
 VIEWS = {
     "lineage": View(("parent", "child", "relation"), ("method", "weight", "evidence", "detail", "source")),
     "scores": View(
-        ("model", "benchmark", "metric", "value"),
-        ("stderr", "n_shot", "split", "source", "evaluated_at"),
+        ("model", "benchmark", "value"),
+        (
+            "metric",
+            "stderr",
+            "n_shot",
+            "split",
+            "limit",
+            "template",
+            "higher_is_better",
+            "source",
+            "evaluated_at",
+            "revision",
+            "file",
+            "adapter",
+        ),
         ("imported_at", "latest"),
     ),
     "kinship": View(
@@ -59,13 +86,14 @@ VIEWS = {
 
 def recognises(source: str) -> bool:
     """A table with at least two columns of one view, one of them required (so that a lack can be named)."""
-    return _view(frames.columns(source)) is not None
+    return _view(list(_called(source))) is not None
 
 
 def open(source: str) -> Iterator[Record]:
     """The rows of one table."""
     path = Path(source)
-    columns = frames.columns(source)
+    called = _called(source)
+    columns = list(called)
     kind = _view(columns)
     if kind is None:
         raise CheckpointError(f"{shown(source)} has the columns of no view ({', '.join(VIEWS)})")
@@ -80,7 +108,8 @@ def open(source: str) -> Iterator[Record]:
         listed = ", ".join(shown(column) for column in unknown[:10]) + (", ..." if len(unknown) > 10 else "")
         yield Problem(f"{path.name}: columns that {kind} does not have were left out: {listed}")
     cells = Rows(path.name)
-    frame = frames.read(source, {*view.required, *view.optional})
+    wanted = {called[column]: column for column in (*view.required, *view.optional) if column in called}
+    frame = frames.read(source, set(wanted)).rename(wanted)
     readers = {
         "lineage": _lineage,
         "scores": _scores,
@@ -94,6 +123,15 @@ def open(source: str) -> Iterator[Record]:
         yield Problem(f"{path.name}: no rows")
     yield from readers[kind](cells, frame.iter_rows(named=True))
     yield from cells.problems()
+
+
+def _called(source: str) -> dict[str, str]:
+    """A table's columns by the views' names for them; under other tools' names only if nothing required is missing then."""
+    listed = frames.columns(source)
+    called = columns_of.recognised(listed)
+    if any(_fits(view, set(called)) for view in VIEWS.values()):
+        return called
+    return {column: column for column in listed}
 
 
 def _view(columns: list[str]) -> str | None:
@@ -130,6 +168,12 @@ def _lineage(cells: Rows, rows: Iterator[dict[str, object]]) -> Iterator[Record]
             if names is not None:
                 cells.refuse("no relation, left out")
             continue
+        if names[0] == names[1]:
+            cells.refuse("a model as its own parent, left out")
+            continue
+        relation = relations.stated(relation) or relation
+        if relation not in relations.KNOWN:
+            cells.refuse(f"relation {shown(relation)} is none that is known, kept as stated")
         evidence = cells.text(row, "evidence") or "reported"
         if evidence not in EVIDENCE:
             cells.refuse(f"evidence is none of {', '.join(EVIDENCE)}; kept as reported")
@@ -159,28 +203,36 @@ def _detail(cells: Rows, value: object) -> dict[str, object]:
 
 def _scores(cells: Rows, rows: Iterator[dict[str, object]]) -> Iterator[Record]:
     for row in cells.of(rows):
-        names = cells.names(row, "model")
-        benchmark, metric = cells.text(row, "benchmark"), cells.text(row, "metric")
-        value = number(row.get("value"))
-        if names is None:
-            continue
-        if benchmark is None or metric is None or value is None:
-            lacking = [
-                c for c, v in (("benchmark", benchmark), ("metric", metric), ("value", value)) if v is None
-            ]
-            cells.refuse(f"no {' and no '.join(lacking)}, left out")
-            continue
-        yield Score(
-            benchmark,
-            metric,
-            value,
-            names[0],
-            stderr=cells.number_in(row, "stderr"),
-            n_shot=cells.shots_in(row, "n_shot"),
-            split=cells.text(row, "split"),
-            source=cells.text(row, "source"),
-            evaluated_at=cells.moment_in(row, "evaluated_at"),
-        )
+        if (score := score_of(cells, row)) is not None:
+            yield score
+
+
+def score_of(cells: Rows, row: dict[str, object]) -> Score | None:
+    """The score in a row whose columns are called as the view scores calls them; None, refused, if there is none."""
+    names = cells.names(row, "model")
+    benchmark, value = cells.text(row, "benchmark"), number(row.get("value"))
+    if names is None:
+        return None
+    if benchmark is None or value is None:
+        lacking = [c for c, v in (("benchmark", benchmark), ("value", value)) if v is None]
+        cells.refuse(f"no {' and no '.join(lacking)}, left out")
+        return None
+    parts = {"pretrained": names[0], "revision": cells.text(row, "revision"), "gguf_file": cells.text(row, "file"),
+             "peft": cells.text(row, "adapter")}  # fmt: skip
+    told = evaluated.of_arguments(parts, names[0], None, []) if any(list(parts.values())[1:]) else [names[0]]
+    return Score(
+        benchmark,
+        cells.text(row, "metric") or columns_of.usual_metric(benchmark),
+        value,
+        next(label for label in told if isinstance(label, str)),
+        stderr=cells.number_in(row, "stderr"),
+        n_shot=cells.shots_in(row, "n_shot"),
+        split=evaluated.limited(cells.text(row, "split"), row.get("limit")),
+        source=cells.text(row, "source"),
+        evaluated_at=cells.moment_in(row, "evaluated_at"),
+        template=cells.text(row, "template"),
+        higher_is_better=cells.truth_in(row, "higher_is_better"),
+    )
 
 
 def _kinship(cells: Rows, rows: Iterator[dict[str, object]]) -> Iterator[Record]:

@@ -6,6 +6,7 @@ A revision other than main and one GGUF file among others are models of their ow
 """
 
 import re
+from functools import lru_cache
 from pathlib import PurePosixPath
 
 MAIN = ("main", "master", "latest", "HEAD")
@@ -23,6 +24,8 @@ _ID = re.compile(
     rf"(?P<file>(?:/[\w.+-]+)*/[\w.+-]+\.gguf)?(?:@(?P<revision>[\w.+/-]+)|:(?P<tag>[\w.+-]+))?/*",
     re.ASCII,
 )
+_PLAIN = re.compile(rf"{_PART}/{_PART}", re.ASCII)
+_NAME = re.compile(rf"{_PART}(?:/{_PART})?", re.ASCII)
 _OF_A_PAGE = re.compile(
     rf"(?P<name>{_PART}(?:/{_PART}?)?)(?:\.git)?/(?:tree|blob|resolve|raw|commit)/(?P<page>[^/\s]+)(?:/.*)?"
 )
@@ -56,8 +59,11 @@ def says_nothing(value: object) -> bool:
     return value is None or value != value or value in ([], {})
 
 
+@lru_cache(1 << 16)  # a table names each model many times
 def hub_id(text: str) -> str | None:
     """`org/name`, `org/name@revision` or `org/name/file.gguf` in any spelling as that; None for anything else."""
+    if _PLAIN.fullmatch(text) and not text.endswith(".git") and text.partition("/")[0] not in _SITES:
+        return text
     around = _PAGE.fullmatch(text) or _SCHEME.fullmatch(text)
     rest = around["rest"] if around else text
     match = _ID.fullmatch(rest) or (around and (_OF_A_PAGE.fullmatch(rest) or _ALONE.fullmatch(rest)))
@@ -89,12 +95,13 @@ def is_path(label: str) -> bool:
     return label.partition("@")[0].count("/") > 1 and "://" not in label and hub_id(label) is None
 
 
+@lru_cache(1 << 16)
 def folded(label: str) -> str:
     """What is the same for all spellings of one name: an id of the Hub without its case, any other name as it is."""
     found = hub_id(label)
     if found is None:
         return label
-    match = re.match(rf"{_PART}(?:/{_PART})?", found)
+    match = _NAME.match(found)
     return match[0].lower() + found[match.end() :] if match and "/" in found else found
 
 

@@ -28,11 +28,11 @@ class Member:
 
 def find(con: Connection, label: str) -> int | None:
     """The model_id behind a name or alias, or an id of the Hub in any spelling; or None."""
-    row = con.execute(
+    rows = con.execute(
         "select model_id from raw.model where name = $1 union all select model_id from raw.alias where alias = $1",
         [label],
-    ).fetchone()
-    return row[0] if row else _spelled(con, [label]).get(label)
+    ).fetchall()
+    return rows[0][0] if rows else _spelled(con, [label]).get(label)
 
 
 def _spelled(con: Connection, labels: Iterable[str]) -> dict[str, int]:
@@ -159,9 +159,8 @@ def named_all(con: Connection, labels: Iterable[str]) -> dict[str, int]:
 
 def name_of(con: Connection, model_id: int) -> str:
     """The name of a stored model."""
-    row = con.execute("select name from raw.model where model_id = ?", [model_id]).fetchone()
-    assert row
-    return str(row[0])
+    ((name,),) = con.execute("select name from raw.model where model_id = ?", [model_id]).fetchall()
+    return str(name)
 
 
 def address_without_weights(con: Connection, model_id: int) -> str | None:

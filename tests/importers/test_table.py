@@ -20,7 +20,7 @@ def test_each_view_by_its_columns(write):
         Edge("o/a", "merge", "card", "o/m", "slerp", 0.5, {"t": 0.5, "source": "paper"}),
         Edge("o/b", "merge", "reported", "o/m", "slerp", None, {}),
     ]
-    assert sorted(p.message.split(":")[1] for p in only(Problem, records)) == [" row 2", " row 2"]
+    assert sorted(p.message.split(":")[1] for p in only(Problem, records)) == [" row 2"]
 
     scores = "model,benchmark,metric,value,n_shot,evaluated_at\nm,gsm8k,acc,70.5,5,2024-01-02\n"
     assert read(table, write("2.csv", scores)) == [
@@ -66,13 +66,12 @@ def test_rows_without_a_score_are_named_and_the_rest_is_read(write):
     records = read(table, write("scores.csv", "model,benchmark,metric,value\n" + bad + ",b,acc,3\n"))
     assert [(s.model, s.value) for s in only(Score, records)] == [("m0", 1.0), ("m7", 2.0)]
     assert [p.message for p in only(Problem, records)] == [
-        "scores.csv: rows 2, 3, 4, 5, 6 and 1 more: no value, left out",
-        "scores.csv: row 9: no model that can be a name, left out",
+        "scores.csv: rows 2, 3, 4, 5, 6 and 1 more: no value, left out; row 9: no model that can be a name, left out"
     ]
 
 
 def test_missing_and_extra_columns(write):
-    with pytest.raises(CheckpointError, match=r"lacks the columns metric \(is it 'metrics'\?\), value"):
+    with pytest.raises(CheckpointError, match=r"lacks the column value"):
         read(table, write("a.csv", "model,benchmark,metrics\nm,b,acc\n"))
     with pytest.raises(CheckpointError, match="none of the columns pcc, cs, ed"):
         read(table, write("a.csv", "model_a,model_b\nx,y\n"))
@@ -122,4 +121,4 @@ def test_kinship_beyond_its_range(write):
     rows = "x,y,1.2\nx,x,0.5\nx,z,NaN\nx,w,1\n"
     records = read(table, write("k.csv", "model_a,model_b,pcc\n" + rows))
     assert only(ReportedKinship, records) == [ReportedKinship("w", "x", None, 1.0)]
-    assert len(only(Problem, records)) == 3
+    assert all(f"row {i}" in problem(records) for i in (1, 2, 3))
