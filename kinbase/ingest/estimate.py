@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from kinbase.store import Connection, sketches
 from kinbase.store import names as naming
 from kinbase.store.estimates import put_sketched
+from kinbase.store.kinship import grid_error, grid_noise
 
 EVERYBODY = 1000
 """Members up to which a new one is compared with all by whole sketches; of more, with those the folded ones choose."""
@@ -50,6 +51,7 @@ def estimate(con: Connection, base_id: int, pairs: Sequence[tuple[int, int]]) ->
     by_first: dict[int, list[int]] = {}
     for a, b in pairs:
         by_first.setdefault(a, []).append(b)
+    noise = grid_noise(con, {model_id for pair in pairs for model_id in pair})
     for a, others in by_first.items():
         for start in range(0, len(others), 250):
             found = sketches.deltas(con, base_id, [a, *others[start : start + 250]])
@@ -64,7 +66,9 @@ def estimate(con: Connection, base_id: int, pairs: Sequence[tuple[int, int]]) ->
                 pcc = _pearson(n, one.sum, other.sum, float(xx[k]), float(yy[k]), float(dot[k]))
                 ed = math.sqrt(max(float(xx[k] + yy[k] - 2 * dot[k]), 0.0))
                 coverage = min(n / whole.numel, 1.0) if whole else None
-                rows.append((min(a, b), max(a, b), pcc, float(cosine[k]), ed, float(stderr[k]), coverage))
+                shares = [noise.get(m, 0.0) / max(float(of), 1e-300) for m, of in ((a, xx[k]), (b, yy[k]))]
+                error = math.hypot(float(stderr[k]), grid_error(con, n, float(cosine[k]), *shares))
+                rows.append((min(a, b), max(a, b), pcc, float(cosine[k]), ed, min(error, 1.0), coverage))
     if not rows:
         return 0
     put_sketched(con, base_id, rows)

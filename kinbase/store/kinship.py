@@ -119,6 +119,21 @@ def weights(con: Connection, model_id: int) -> list[tuple[str, str, int]]:
     return [(str(tensor), str(dtype), int(numel)) for tensor, dtype, numel in rows]
 
 
+def grid_noise(con: Connection, model_ids: Iterable[int]) -> dict[int, float]:
+    """The squared rounding error that is expected of each of these models that was quantised."""
+    query = "select model_id, noise from raw.grid where list_contains(?, model_id)"
+    return dict(con.execute(query, [list(model_ids)]).fetchall())
+
+
+def grid_error(con: Connection, numel: int, cosine: float, share_a: float, share_b: float) -> float:
+    """What noise that is such shares of two squared lengths may cost their cosine; see the macro of this name."""
+    if not share_a and not share_b:
+        return 0.0
+    row = con.execute("select grid_error(?, ?, ?, ?)", [numel, cosine, share_a, share_b]).fetchone()
+    assert row
+    return float(row[0])
+
+
 # Finished tensors of a pass that is not over, packed by kinbase.ingest.family_pass.
 
 

@@ -27,17 +27,43 @@ select a_id, b_id, base_id, numel, sum_a, sum_b, sumsq_a, sumsq_b, dot, dots fro
 union all
 select b_id, a_id, base_id, numel, sum_b, sum_a, sumsq_b, sumsq_a, dot, dots from raw.pair;
 
+-- The squared rounding error that is expected of the models that were quantised, whole: a twelfth of the squared steps
+-- of their grids, of the tensors that are on one. Plain dtypes round too, but what they hold is what was published.
+create or replace view raw.grid as
+select model_id, sum(ulpsq) / 12 as noise
+from raw.weight
+where dtype not in ('F64', 'F32', 'F16', 'BF16', 'F8_E4M3', 'F8_E5M2')
+group by model_id;
+
+-- How far the cosine of two deltas may be from that of the models that were quantised, given the share of each squared
+-- length that is noise. Independent noise makes deltas longer, so cosines smaller, by the root of what is left; and by
+-- chance it has a product with the other delta, of variance 1/n.
+create or replace macro grid_error(n, cosine, share_a, share_b) as
+    case
+        when share_a is null and share_b is null then 0.0
+        when coalesce(share_a, 0) >= 1 or coalesce(share_b, 0) >= 1 then 1.0
+        else least(1.0, sqrt(
+            pow(abs(cosine) * (1 / sqrt((1 - coalesce(share_a, 0)) * (1 - coalesce(share_b, 0))) - 1), 2)
+            + (coalesce(share_a, 0) + coalesce(share_b, 0)) / n
+        ))
+    end;
+comment on macro grid_error is
+    'grid_error(n, cosine, share_a, share_b): error of a cosine of deltas whose shares of noise are these; NULL: none';
+
 create or replace view raw.exact as
 select
     p.a_id, p.b_id, p.base_id,
     pearson(numel, sum_a, sum_b, sumsq_a, sumsq_b, dot) as pcc,
     cosine(sumsq_a, sumsq_b, dot) as cs,
     euclidean(sumsq_a, sumsq_b, dot) as ed,
-    0.0 as stderr,
+    grid_error(numel, cosine(sumsq_a, sumsq_b, dot), ga.noise / nullif(sumsq_a, 0), gb.noise / nullif(sumsq_b, 0))
+        as stderr,
     numel / t.parameters as coverage,
     'exact' as method,
     null::varchar as source
 from raw.both_ways p
+left join raw.grid ga on ga.model_id = p.a_id
+left join raw.grid gb on gb.model_id = p.b_id
 join (select base_id, sum(numel)::double as parameters from raw.tensor group by base_id) t using (base_id);
 
 create or replace view raw.estimated as
@@ -160,7 +186,7 @@ comment on view kinship_by_block is 'Kinship of all layers'' blocks of one kind 
 comment on column kinship.pcc is 'Pearson correlation of the deltas; NULL when one is constant';
 comment on column kinship.cs is 'cosine of the deltas, signed; NULL when one is zero';
 comment on column kinship.ed is 'Euclidean distance of the deltas, so of the weights';
-comment on column kinship.stderr is 'standard error of pcc and cs; 0 for exact, NULL when not said';
+comment on column kinship.stderr is 'standard error of pcc and cs; 0 for exact, but for quantised models what their grid''s noise costs; NULL when not said';
 comment on column kinship.coverage is 'parameters compared over parameters of the base';
 comment on column kinship.method is 'exact, sampled, sketch or reported';
 comment on column kinship_all.source is 'who reported it';

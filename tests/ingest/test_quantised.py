@@ -151,3 +151,35 @@ def test_files_are_only_read_where_the_pass_asks(family, tmp_path):
     db.import_([tmp_path / "later"], base="base")
     ((method,),) = db.sql("select method from kinship where model_a = 'later' and model_b = 'packed'").rows()
     assert method == "exact"
+
+
+@pytest.mark.parametrize("method", quantising.METHODS)
+def test_kinship_carries_the_noise_of_the_grid(family, tmp_path, method):
+    """What is measured lies within three standard errors of what the model that was quantised would have."""
+    db, made = family
+    tensors, config, _ = quantised(made["ft"], method)
+    write(tmp_path / "packed", tensors, **config)
+    db.import_([tmp_path / "packed"], base="base")
+    query = "select model_b, pcc, stderr from kinship where model_a = 'packed' order by model_b"
+    for name, pcc, stderr in db.sql(query).rows():
+        true = 1.0 if name == "ft" else pearson(made["ft"], made[name], made["base"])
+        assert 0 < stderr < 1 and abs(pcc - true) < 3 * stderr
+    ((stderr,),) = db.sql("select stderr from kinship where model_a = 'ft' and model_b = 'other'").rows()
+    assert stderr == 0
+
+
+def test_finer_grids_leave_smaller_errors(family, tmp_path):
+    db, made = family
+    errors = {}
+    for bits in (8, 6, 4, 3):
+        tensors = plain(made["ft"])
+        for name in PACKED:
+            del tensors[name]
+            parts, _ = quantising.mlx(made["ft"][name], bits)
+            tensors |= {name.removesuffix("weight") + key: t for key, t in parts.items()}
+        write(tmp_path / f"q{bits}", tensors, quantization={"bits": bits, "group_size": quantising.GROUP})
+        db.import_([tmp_path / f"q{bits}"], base="base")
+        errors[bits] = db.sql(
+            f"select stderr from kinship where model_a = 'q{bits}' and model_b = 'ft'"
+        ).item()
+    assert errors[8] < errors[6] < errors[4] < errors[3]

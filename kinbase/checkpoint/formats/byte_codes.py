@@ -70,7 +70,7 @@ def scaled(
             f"{shown(scale.name)} has {scale.numel:,} scales for one tensor, which is refused"
         )
     table = table_of(codes.dtype) / divisor
-    form = codes.dtype if codes.dtype != "I8" else "INT8"
+    form = {"I8": "INT8", "F8_E4M3": "FP8", "F8_E5M2": "FP8_E5M2"}[codes.dtype]
     values = partial(_values, codes, scale, blocks, table.astype(np.float32), kept)
     steps = partial(_values, codes, scale, blocks, widths(table).astype(np.float32), kept)
     return dequantised(

@@ -39,8 +39,25 @@ EXACT = 2e-14
 """Relative error of a squared residual taken from float64 sums: no floor is below it."""
 
 
-BITS = {"F64": 53, "F32": 24, "F16": 11, "BF16": 8, "F8_E4M3": 4, "F8_E5M2": 3}
-"""Significant bits of a number, by safetensors dtype code."""
+BITS = {
+    **{"F64": 53, "F32": 24, "F16": 11, "BF16": 8},
+    **{"INT8": 7, "GPTQ8": 7, "Q8_0": 7, "INT6": 5, "Q6_K": 5},
+    **{"F8_E4M3": 4, "FP8": 4, "INT5": 4, "Q5_0": 4, "Q5_1": 4, "Q5_K": 4, "F8_E5M2": 3, "FP8_E5M2": 3},
+    **{
+        "INT4": 3,
+        "GPTQ4": 3,
+        "AWQ4": 3,
+        "Q4_0": 3,
+        "Q4_1": 3,
+        "Q4_K": 3,
+        "NF4": 3,
+        "FP4": 3,
+        "4BIT": 3,
+        "MXFP4": 2,
+    },
+    **{"INT3": 2, "Q3_K": 2, "INT2": 1, "GPTQ2": 1, "Q2_K": 1},
+}
+"""Significant bits of a number, by safetensors dtype code or the form it was quantised to: an integer's without its sign."""
 
 
 @dataclass(slots=True)

@@ -53,6 +53,7 @@ from kinbase.provenance.recipes.least_squares import (
     inverse,
 )
 from kinbase.provenance.recipes.partial_merges import left_out, trained_from, trained_from_merge
+from kinbase.provenance.recipes.quantised_copy import quantised_from
 from kinbase.provenance.recipes.rounding import Population, bends
 
 __all__ = [
@@ -109,6 +110,9 @@ def judge(grams: Grams, zeros: FloatArray | None = None) -> Finding:
     if sumsq == 0:
         return Finding(COPY, "not a weight differs from the base's", 0.0, None)
     usable = [i for i in range(len(grams.names)) if float(grams.gram[:, i, i].sum()) > 0]
+    quantised = quantised_from(grams.of(usable))
+    if quantised is not None:
+        return quantised
     notes: list[str] = []
     while usable:
         finding = _judge(grams.of(usable), None if zeros is None else zeros[:, [*usable, -1]])
