@@ -24,6 +24,7 @@ def state(tmp_path_factory):
     """A place of the tests' own for what a person's machine remembers, here and in the programs they start."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
+        patch.setenv("XDG_CONFIG_HOME", str(tmp_path_factory.mktemp("config")))
         yield
 
 

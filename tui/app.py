@@ -19,8 +19,30 @@ from kinbase.tui.screens.model_picker import ModelCommands, ModelPicker
 from kinbase.tui.screens.sql import SqlScreen
 from kinbase.tui.showing import title
 from kinbase.tui.themes import DARK, LIGHT
+from kinbase.tui.widgets.editor import Editor
+from kinbase.tui.widgets.heatmap import Heatmap
 from kinbase.tui.widgets.model_list import OpenModel
+from kinbase.tui.widgets.model_table import ModelTable
+from kinbase.tui.widgets.model_tree import ModelTree
 from kinbase.tui.widgets.top_bar import TopBar
+
+
+def actions_with_keys() -> list[tuple[str, str, str]]:
+    """The actions that can have other keys: name, keys by default, what it does."""
+    found = []
+    for where in (KinbaseApp, *KinbaseApp.MODES.values(), ModelTree, ModelTable, Heatmap, Editor):
+        for binding in Binding.make_bindings(getattr(where, "BINDINGS", ())):
+            if binding.id:
+                found.append((binding.id, binding.key, binding.tooltip or binding.description))
+    merged: dict[str, tuple[str, str, str]] = {}
+    for name, key, what in found:
+        before = merged.get(name)
+        merged[name] = (
+            name,
+            f"{before[1]},{key}" if before and key not in before[1].split(",") else key,
+            what,
+        )
+    return list(merged.values())
 
 
 class KinbaseApp(Context):
@@ -48,18 +70,33 @@ class KinbaseApp(Context):
             for number, mode in enumerate(MODES, 1)
         ),
         Binding(
-            "ctrl+f", "find", "Find a model", show=False, tooltip="Find a model by name, wherever you are"
+            "ctrl+f",
+            "find",
+            "Find a model",
+            show=False,
+            tooltip="Find a model by name, wherever you are",
+            id="find",
         ),
-        Binding("ctrl+t", "theme", "Light or dark", show=False),
-        Binding("question_mark", "help", "Keys", key_display="?", tooltip="The keys of this screen"),
-        Binding("f1", "help", "Keys", show=False, priority=True, tooltip="The keys of this screen"),
+        Binding("ctrl+t", "theme", "Light or dark", show=False, id="theme"),
+        Binding(
+            "question_mark", "help", "Keys", key_display="?", tooltip="The keys of this screen", id="help"
+        ),
+        Binding(
+            "f1", "help", "Keys", show=False, priority=True, tooltip="The keys of this screen", id="help"
+        ),
     ]
 
     def __init__(self, db_path: str | Path) -> None:
         super().__init__(db_path)
         self.register_theme(DARK)
         self.register_theme(LIGHT)
-        self.theme = DARK.name
+        self.theme = self.settings.theme
+        names = {name for name, _, _ in actions_with_keys()}
+        if wrong := sorted(self.settings.keys.keys() - names):
+            self.wrong_settings = (
+                f"config.toml: no action is called {', '.join(wrong)}: `kinbase config keys` lists them"
+            )
+        self.set_keymap(dict(self.settings.keys))
 
     def on_top_bar_chosen(self, message: TopBar.Chosen) -> None:
         self.action_show(message.mode)
@@ -77,6 +114,7 @@ class KinbaseApp(Context):
 
     def action_theme(self) -> None:
         self.theme = LIGHT.name if self.current_theme.dark else DARK.name
+        self.remember(theme=self.theme)
 
     def action_help(self) -> None:
         if isinstance(self.screen, KeysWindow):

@@ -21,6 +21,7 @@ from kinbase.query import models
 from kinbase.query.models import Model
 from kinbase.query.orders import Orders
 from kinbase.store import Connection
+from kinbase.tui import settings
 from kinbase.tui.question import Question
 from kinbase.tui.showing import content
 
@@ -47,9 +48,17 @@ class Context(App[None]):
         self._threads = ThreadPoolExecutor(max_workers=4, thread_name_prefix="question")
         self._questions: set[Question[Any]] = set()
         self._stamp = self.stamped()
+        self.wrong_settings = ""
+        """What is wrong with the file of settings, until it was told."""
+        try:
+            self.settings = settings.load()
+        except KinbaseError as error:
+            self.settings, self.wrong_settings = settings.Settings(), str(error)
 
     def on_mount(self) -> None:
         self.set_interval(0.2, self._tick)
+        if self.wrong_settings:
+            self.complain(self.wrong_settings)
 
     def on_unmount(self) -> None:
         for question in self._questions:
@@ -136,6 +145,17 @@ class Context(App[None]):
         self.current = model
         if self.current_mode != mode:
             self.switch_mode(mode)
+
+    def remember(self, **changed: object) -> None:
+        """Keep a setting for the next time; a file that is wrong is not written over."""
+        for key, value in changed.items():
+            setattr(self.settings, key, value)
+        if self.wrong_settings:
+            return
+        try:
+            settings.save(self.settings)
+        except KinbaseError as error:
+            self.complain(error)
 
     def unmark(self) -> int:
         """Take all models out of the heatmap's selection; when none is in, put back those that were. How many are in now."""

@@ -12,6 +12,9 @@ import sys
 import click
 
 from kinbase.cli import (
+    config as settings,
+)
+from kinbase.cli import (
     import_ as bringing,
 )
 from kinbase.cli import (
@@ -46,7 +49,7 @@ def cli(ctx: click.Context, db: str, wait: float) -> None:
 for command in (
     bringing.import_, bringing.link, bringing.unlink, looking.ls, looking.show, looking.tree, looking.kin, looking.sql,
     judging.recipe, judging.check, judging.infer, judging.suggest, making.merge, making.evolve, plotting.plot,
-    looking.export, looking.tui, bringing.migrate, bringing.demo,
+    looking.export, looking.tui, settings.config, bringing.migrate, bringing.demo,
 ):  # fmt: skip
     cli.add_command(command)
 

@@ -31,7 +31,7 @@ def draw(store: Store, *names: str) -> Plot:
     there is no such generation.
     """
     with store.reading() as con:
-        known = {run.name: run for run in runs(con)}
+        known = {run.name: run for run in sorted(runs(con), key=lambda run: (run.started_at, run.name))}
         if not known:
             raise KinbaseError("there is no run of evolution in this database: `kinbase evolve` makes one")
         for name in names:

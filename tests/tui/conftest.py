@@ -13,6 +13,13 @@ def no_rest(monkeypatch):
     monkeypatch.setattr(model_tree, "REST", 0.01)
 
 
+@pytest.fixture(autouse=True)
+def own_settings(monkeypatch, tmp_path):
+    """Nothing is remembered from one test to the next."""
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+
+
 @pytest.fixture(scope="session")
 def imported(tmp_path_factory, family):
     """The fixture family with claims and scores."""

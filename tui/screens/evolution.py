@@ -82,9 +82,11 @@ class EvolutionScreen(Screen[None]):
     """It reads again by itself when the file changes."""
     AUTO_FOCUS = "RunList, Notice"
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("enter", "open", "Open", tooltip="The child under the cursor, in Families"),
-        Binding("k", "kinship", "Kinship of the best"),
-        Binding("r", "reload", "Reload"),
+        Binding(
+            "enter", "open", "Open", tooltip="The child under the cursor, in Families", id="evolution.open"
+        ),
+        Binding("k", "kinship", "Kinship of the best", id="evolution.kinship"),
+        Binding("r", "reload", "Reload", id="evolution.reload"),
     ]
 
     def __init__(self) -> None:

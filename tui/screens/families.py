@@ -12,7 +12,9 @@ from textual.widgets import Footer, Input
 from kinbase.query import filters as filtering
 from kinbase.query.models import SORTS, Model
 from kinbase.tui.context import Context, context
+from kinbase.tui.screens.column_picker import ColumnPicker
 from kinbase.tui.widgets.details import DetailsPane
+from kinbase.tui.widgets.model_table import ModelTable
 from kinbase.tui.widgets.model_tree import ModelTree
 from kinbase.tui.widgets.notice import Notice
 from kinbase.tui.widgets.top_bar import TopBar
@@ -23,8 +25,8 @@ class FilterInput(Input):
 
     HELP = f"Filter the models as you type. {filtering.HELP}"
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("escape", "leave", "Back to the tree", show=False),
-        Binding("down", "to_tree", "To the tree", show=False),
+        Binding("escape", "leave", "Back to the tree", show=False, id="leave"),
+        Binding("down", "to_tree", "To the tree", show=False, id="to_tree"),
     ]
 
     def action_leave(self) -> None:
@@ -40,18 +42,38 @@ class FamiliesScreen(Screen[None]):
 
     AUTO_FOCUS = "ModelTree, Notice"
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("slash", "filter", "Filter", key_display="/"),
-        Binding("s", "sort", "Sort"),
-        Binding("k", "kinship", "Kinship", tooltip="The marked models, or the model's kin, as a heatmap"),
-        Binding("l", "lineage", "Lineage"),
-        Binding("u", "unmark", "Unmark all", show=False, tooltip="Take all marks away; again: put them back"),
-        Binding("backspace", "back", "Back", show=False),
-        Binding("r", "reload", "Reload", show=False),
+        Binding("slash", "filter", "Filter", key_display="/", id="filter"),
+        Binding("s", "sort", "Sort", id="sort"),
+        Binding("t", "table", "Table", tooltip="The family as a table, or as a tree again", id="table"),
+        Binding(
+            "o", "columns", "Columns", show=False, tooltip="Choose the columns of the table", id="columns"
+        ),
+        Binding("enter", "open", "Open", show=False, id="open"),
+        Binding(
+            "k",
+            "kinship",
+            "Kinship",
+            tooltip="The marked models, or the model's kin, as a heatmap",
+            id="kinship",
+        ),
+        Binding("l", "lineage", "Lineage", id="lineage"),
+        Binding(
+            "u",
+            "unmark",
+            "Unmark all",
+            show=False,
+            tooltip="Take all marks away; again: put them back",
+            id="unmark",
+        ),
+        Binding("backspace", "back", "Back", show=False, id="back"),
+        Binding("r", "reload", "Reload", show=False, id="reload"),
     ]
 
     def __init__(self) -> None:
         super().__init__()
+        self.HORIZONTAL_BREAKPOINTS = [(0, "-one"), (70, "-narrow"), (120, "-wide")]
         self.trail: list[Model] = []
+        self.wanted: filtering.Filter | None = None
 
     @property
     def _app(self) -> Context:
@@ -63,12 +85,26 @@ class FamiliesScreen(Screen[None]):
             with Vertical(id="left"):
                 yield FilterInput(placeholder="filter: name, license:mit, mmlu>0.6, gen=2", compact=True)
                 yield ModelTree()
+                yield ModelTable()
                 yield Notice()
             yield DetailsPane()
         yield Footer()
 
     def on_mount(self) -> None:
+        self.query_one(ModelTable).display = False
+        self.query_one(ModelTree).sort = self._app.settings.sort
+        self.query_one(ModelTable).chosen_columns = self._app.settings.columns
         self.watch(self._app, "current", self._show_current, init=False)
+
+    @property
+    def is_table(self) -> bool:
+        """Whether the models are shown as a table."""
+        return self.query_one(ModelTable).display
+
+    @property
+    def under_cursor(self) -> Model | None:
+        """The model that keys act on."""
+        return (self.query_one(ModelTable) if self.is_table else self.query_one(ModelTree)).under_cursor
 
     # The tree and its filter.
 
@@ -77,7 +113,10 @@ class FamiliesScreen(Screen[None]):
         wanted = filtering.parse(event.value)
         event.input.set_class(bool(wanted.complaint), "-wrong")
         event.input.border_subtitle = wanted.complaint
-        self.query_one(ModelTree).narrow(wanted if event.value.strip() else None)
+        self.wanted = wanted if event.value.strip() else None
+        self.query_one(ModelTree).narrow(self.wanted)
+        if self.is_table:
+            self.query_one(ModelTable).read(self.wanted)
 
     @on(Input.Submitted)
     def _submitted(self) -> None:
@@ -116,6 +155,9 @@ class FamiliesScreen(Screen[None]):
     def _reveal(self, model: Model) -> None:
         """Put the tree's cursor on a model; a filter that hides it is taken away."""
         tree, typed = self.query_one(ModelTree), self.query_one(FilterInput)
+        table = self.query_one(ModelTable)
+        if self.is_table and not table.go_to(model) and self.wanted is None:
+            table.read(None)  # it is of another family
         if tree.wanted is None:
             tree.reveal(model)
         elif tree.settled and not tree.go_to(model):
@@ -127,16 +169,53 @@ class FamiliesScreen(Screen[None]):
         self.query_one(FilterInput).focus()
 
     def action_sort(self) -> None:
+        if self.is_table:
+            self.query_one(ModelTable).action_sort(1)
+            return
         sorts = list(SORTS)
         tree = self.query_one(ModelTree)
         tree.sort_by(sorts[(sorts.index(tree.sort) + 1) % len(sorts)])
+        self._app.remember(sort=tree.sort)
+
+    def action_table(self) -> None:
+        """The models as a table, or as a tree again."""
+        tree, table = self.query_one(ModelTree), self.query_one(ModelTable)
+        table.display = not table.display
+        tree.display = not table.display
+        self.set_class(table.display, "-table")
+        (table if table.display else tree).focus()
+        if table.display:
+            table.read(self.wanted)
+        elif self._app.current is not None:
+            self._reveal(self._app.current)
+
+    def action_columns(self) -> None:
+        if not self.is_table:
+            self.action_table()
+        table = self.query_one(ModelTable)
+
+        def chosen(columns: list[str] | None) -> None:
+            if columns:
+                table.chosen_columns = columns
+                self._app.remember(columns=columns)
+                table.put_in_order()
+
+        self.app.push_screen(ColumnPicker(table.found.columns, table.chosen_columns), chosen)
+
+    def action_open(self) -> None:
+        if self.is_table:
+            self.action_table()
 
     def action_mark(self) -> None:
-        tree = self.query_one(ModelTree)
-        entry = tree.under_cursor
-        if entry is not None:
-            self._app.choose(entry)
-            tree.redraw()
+        tree, model = self.query_one(ModelTree), self.under_cursor
+        if model is None:
+            return
+        self._app.choose(model)
+        tree.redraw()
+        if self.is_table:
+            self.query_one(ModelTable).action_move(1)
+            self.query_one(ModelTable).read(self.wanted)
+        else:
             tree.action_cursor_down()
 
     def action_unmark(self) -> None:
@@ -150,9 +229,9 @@ class FamiliesScreen(Screen[None]):
         self._app.action_show("kinship")
 
     def action_lineage(self) -> None:
-        entry = self.query_one(ModelTree).under_cursor
-        if entry is not None:
-            self._app.open_model(entry, "lineage")
+        model = self.under_cursor
+        if model is not None:
+            self._app.open_model(model, "lineage")
 
     def action_back(self) -> None:
         """To the details before this one."""
@@ -162,4 +241,6 @@ class FamiliesScreen(Screen[None]):
 
     def action_reload(self) -> None:
         self.query_one(ModelTree).reload()
+        if self.is_table:
+            self.query_one(ModelTable).read(self.wanted)
         self.query_one(DetailsPane).reload()

@@ -34,16 +34,18 @@ class KinshipScreen(Screen[None]):
 
     AUTO_FOCUS = "Heatmap, Notice"
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("m", "step('metric', 1)", "Metric"),
-        Binding("b", "step('block', 1)", "Block"),
-        Binding("left_square_bracket", "step('layer', -1)", "Layer -", show=False),
-        Binding("right_square_bracket", "step('layer', 1)", "Layer", key_display="[ ]"),
-        Binding("a", "add", "Add"),
-        Binding("x", "remove", "Remove"),
-        Binding("enter", "open(0)", "Open"),
-        Binding("c", "open(1)", "Column's model", show=False),
-        Binding("l", "lineage", "Lineage", show=False),
-        Binding("r", "reload", "Reload", show=False),
+        Binding("m", "step('metric', 1)", "Metric", id="kinship.metric"),
+        Binding("b", "step('block', 1)", "Block", id="kinship.block"),
+        Binding("left_square_bracket", "step('layer', -1)", "Layer -", show=False, id="kinship.layer_before"),
+        Binding(
+            "right_square_bracket", "step('layer', 1)", "Layer", key_display="[ ]", id="kinship.layer_after"
+        ),
+        Binding("a", "add", "Add", id="kinship.add"),
+        Binding("x", "remove", "Remove", id="kinship.remove"),
+        Binding("enter", "open(0)", "Open", id="kinship.open_row"),
+        Binding("c", "open(1)", "Column's model", show=False, id="kinship.open_column"),
+        Binding("l", "lineage", "Lineage", show=False, id="kinship.lineage"),
+        Binding("r", "reload", "Reload", show=False, id="kinship.reload"),
     ]
 
     def __init__(self) -> None:

@@ -41,14 +41,14 @@ class LineageScreen(Screen[None]):
 
     AUTO_FOCUS = "LineView, Notice"
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("o", "open", "Open"),
-        Binding("c", "common", "Common ancestors"),
-        Binding("plus,equals_sign", "step(1)", "Deeper", key_display="+", show=False),
-        Binding("minus", "step(-1)", "Less deep", show=False),
-        Binding("k", "kinship", "Kinship", show=False),
-        Binding("backspace", "back", "Back"),
-        Binding("escape", "leave", "Leave", show=False),
-        Binding("r", "reload", "Reload", show=False),
+        Binding("o", "open", "Open", id="lineage.open"),
+        Binding("c", "common", "Common ancestors", id="lineage.common"),
+        Binding("plus,equals_sign", "step(1)", "Deeper", key_display="+", show=False, id="lineage.deeper"),
+        Binding("minus", "step(-1)", "Less deep", show=False, id="lineage.shallower"),
+        Binding("k", "kinship", "Kinship", show=False, id="lineage.kinship"),
+        Binding("backspace", "back", "Back", id="lineage.back"),
+        Binding("escape", "leave", "Leave", show=False, id="lineage.leave"),
+        Binding("r", "reload", "Reload", show=False, id="lineage.reload"),
     ]
 
     def __init__(self) -> None:

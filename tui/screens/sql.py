@@ -65,9 +65,9 @@ class SqlScreen(Screen[None]):
 
     AUTO_FOCUS = "Editor"
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("escape", "stop", "Stop"),
-        Binding("ctrl+s", "save", "Save"),
-        Binding("ctrl+r", "reload", "Run again", show=False),
+        Binding("escape", "stop", "Stop", id="sql.stop"),
+        Binding("ctrl+s", "save", "Save", id="sql.save"),
+        Binding("ctrl+r", "reload", "Run again", show=False, id="sql.reload"),
     ]
 
     def __init__(self) -> None:

@@ -55,9 +55,15 @@ The models: foundation models first, then what was made from each. A merge stand
 - **l** lineage, **k** kinship, **r** reads the database again
 """
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("space", "screen.mark", "Mark", tooltip="Choose the model for the heatmap, or take it out"),
-        Binding("right", "open", "Open", show=False),
-        Binding("left", "close", "Close", show=False),
+        Binding(
+            "space",
+            "screen.mark",
+            "Mark",
+            tooltip="Choose the model for the heatmap, or take it out",
+            id="tree.screen_mark",
+        ),
+        Binding("right", "open", "Open", show=False, id="tree.open"),
+        Binding("left", "close", "Close", show=False, id="tree.close"),
     ]
 
     @dataclass
