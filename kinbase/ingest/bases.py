@@ -12,6 +12,7 @@ from kinbase.ingest.paths import settled
 from kinbase.ingest.steps import ImportOptions, Placed, Todo
 from kinbase.ingest.stored import StoredFamily, stored_family
 from kinbase.store import Connection, Store, models, sketches
+from kinbase.store import kinship as sums
 from kinbase.store import names as naming
 
 
@@ -159,6 +160,7 @@ class _StoredAlready:
         self._stale = models.stale(con)
         self._lacking = sketches.lacking(con, [member.name for member in members])
         self._sketched = sketches.sketched(con) if options.is_sketched else set()
+        self._unfinished = sums.unfinished(con)
         self._is_read = options.depth in ("stream", "whole")
 
     def told(self, source: Placed) -> Placed:
@@ -177,6 +179,7 @@ class _StoredAlready:
         opened = replace(opened, name=same.name, checkpoint=replace(checkpoint, name=same.name))
         todo, base = source.todo, source.base or stored_base
         has_met = same.measured or same.model_id in self._sketched
+        has_met = has_met and same.model_id not in self._unfinished
         if same.name in self._stale and self._is_read:
             pass  # its tensors may be others now: all that is known of them is measured again
         elif base in (None, same.name) or (base == stored_base and has_met):

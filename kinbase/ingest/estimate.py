@@ -26,7 +26,7 @@ def meet(con: Connection, base_id: int, model_ids: Iterable[int]) -> int:
     sketches.fill_directions(con, base_id)
     stored = 0
     met: list[int] = []
-    for model_id in model_ids:
+    for model_id in sketches.unmet(con, base_id, model_ids):
         near = [other for other in nearest(con, base_id, model_id) if other not in met]
         stored += estimate(con, base_id, [(model_id, other) for other in near])
         met.append(model_id)

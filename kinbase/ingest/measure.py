@@ -27,7 +27,9 @@ def measure_sources(store: Store, placement: Placement, options: ImportOptions) 
     read: set[str | None] = set()
     away = "stream" if options.depth == "stream" else "kept"
     for family in families(store, standing, first=placement.first, depth=away, base_depth=away):
-        measured, sources = _measure(store, family, options)
+        inside = {family.base_name, *(source.name for source in family.sources)}
+        is_last = not any(source.is_to_read and source.name not in inside | read for source in standing)
+        measured, sources = _measure(store, family, options, is_last=is_last)
         settle(standing, sources)
         if measured is not None:
             found.append(measured)
@@ -41,7 +43,7 @@ def measure_sources(store: Store, placement: Placement, options: ImportOptions) 
 
 
 def _measure(
-    store: Store, family: Family, options: ImportOptions
+    store: Store, family: Family, options: ImportOptions, *, is_last: bool
 ) -> "tuple[FamilySums | None, tuple[Placed, ...]]":
     """The pass over one family; its sources with what is to be said of them."""
     from kinbase.ingest.family_pass import measure
@@ -58,6 +60,7 @@ def _measure(
     def work(members: list[Checkpoint], new: tuple[Placed, ...]) -> "FamilySums":
         return measure(
             store, base, members, new=len(new), hash_base=family.is_base_new or family.base_name in unsketched,
+            is_last=is_last,
             begun=family.stored.begun, device=resolve_device(options.device),
             on_progress=options.on_progress,
         )  # fmt: skip

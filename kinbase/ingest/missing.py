@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING
 
 from kinbase.checkpoint import Checkpoint
 from kinbase.errors import CheckpointError
-from kinbase.ingest.persist import store_family
 from kinbase.ingest.steps import OnProgress
 from kinbase.ingest.stored import open_members, whole
+from kinbase.ingest.stored_sums import store_family
 from kinbase.store import Store
 from kinbase.store import names as naming
 

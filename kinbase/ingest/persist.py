@@ -1,4 +1,4 @@
-"""What was read and measured, to rows: models, names, sums, pairs and claims, in one short transaction.
+"""What was read and measured, to rows: models, names, sums, pairs and claims, in short transactions.
 
 The models' rows come first, and with them their ids by the names that the sources have for them; the sums next,
 then what the sources say besides weights.
@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 from kinbase.checkpoint import (
     FLOAT_DTYPES,
@@ -23,23 +23,26 @@ from kinbase.checkpoint import (
 )
 from kinbase.errors import KinbaseError
 from kinbase.ingest.steps import FamilySample, Measured, Outcome, Placed, Sampled, Todo
-from kinbase.store import Connection, Store, models, sketches
+from kinbase.ingest.stored_sums import (
+    SLICE_BYTES,
+    Ids,
+    StoredSums,
+    pair_bytes,
+    store_pairs,
+    store_sample,
+    store_sums,
+)
+from kinbase.store import Connection, Store, models
 from kinbase.store import kinship as sums
 from kinbase.store import names as naming
-from kinbase.store.estimates import drop_reported, put_reported, put_sampled
+from kinbase.store.estimates import drop_reported, put_reported
 from kinbase.store.lineage import put_claims
 from kinbase.store.scores import put_scores, put_tasks, put_trainings
-
-if TYPE_CHECKING:  # the pass costs half a second of imports, which records alone need not pay
-    from kinbase.kinship.sums import FamilySums
 
 Also = Callable[[Connection, Sequence[Outcome]], None]
 """What writes more of an import in its transaction."""
 
 Kind = TypeVar("Kind")
-
-Ids = Mapping[str, int | None]
-"""The rows of models by the names that the sources of an import have for them; None for one without a row."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,39 +68,69 @@ def store_sources(
 ) -> list[Outcome]:
     """Store what sources say and what passes or samples found, and what `also` writes, in one transaction.
 
-    Returns what became of each source; what could not be stored of it is among its notes.
+    The pairs of a large family follow in transactions of their own, each well under a second, unless `also` is to
+    see them. Returns what became of each source; what could not be stored of it is among its notes.
     """
-    has_nothing = all(source.todo in (Todo.FAIL, Todo.NOTHING) for source in done.sources)
-    if has_nothing and also is None:
-        return [_outcome(source, _status(source, done)) for source in done.sources]
-    with store.writing() as con:
-        if has_nothing:
+    try:
+        if all(source.todo in (Todo.FAIL, Todo.NOTHING) for source in done.sources):
             outcomes = [_outcome(source, _status(source, done)) for source in done.sources]
-        else:
-            outcomes = [row.outcome for row in _store(con, done, has_kinship)]
-        if also is not None:
-            also(con, outcomes)
-    return outcomes
+            if also is not None:
+                with store.writing() as con:
+                    also(con, outcomes)
+            return outcomes
+        is_large = also is None and sum(pair_bytes(family) for family in done.families) > SLICE_BYTES
+        with store.writing() as con:
+            rows, families = _store(con, done, has_kinship=has_kinship and not is_large, is_large=is_large)
+            if also is not None:
+                also(con, [row.outcome for row in rows])
+        if is_large:
+            rows = _store_large(store, rows, families, has_kinship=has_kinship)
+        return [row.outcome for row in rows]
+    finally:
+        for family in done.families:
+            if not isinstance(family, FamilySample):
+                family.dots.close()
 
 
-def _store(con: Connection, done: Measured | Sampled, has_kinship: bool) -> list[Row]:
+def _store(
+    con: Connection, done: Measured | Sampled, *, has_kinship: bool, is_large: bool
+) -> tuple[list[Row], list[StoredSums]]:
+    """All of an import but, of a large one, the pairs of its families and what is estimated beside them."""
     rows = _store_models(con, done)
     ids = _ids(con, rows, done)
     _store_bases(con, rows, ids)
+    families: list[StoredSums] = []
     if isinstance(done, Sampled):
         for sample in done.families:
             store_sample(con, sample, ids)
     else:
         # A base before those that do not fit it.
         for family in sorted(done.families, key=lambda family: bool(family.changes)):
-            store_family(con, family, ids)
-    rows = _meet(con, rows, has_kinship)
+            stored = store_sums(con, family, ids)
+            families += [stored] if stored else []
+    for stored in families:
+        if is_large:
+            sums.put_unfinished(con, stored.new)
+        else:
+            stored.put_pairs(con)
+    rows = rows if is_large else _meet(con, rows, has_kinship)
     rows = _store_names(con, rows)
     told = _told_ids(con, rows)  # again: an alias may have made two rows one
     _store_facts(con, rows, told)
     rows = _store_claims(con, rows)
     _store_sizes(con, rows, told)
-    return rows
+    return rows, families
+
+
+def _store_large(
+    store: Store, rows: list[Row], families: Sequence[StoredSums], *, has_kinship: bool
+) -> list[Row]:
+    """The pairs of families, a slice at a time with room for others in between, and what is estimated beside them."""
+    store_pairs(store, families)
+    with store.writing() as con:
+        for family in families:
+            sums.drop_unfinished(con, family.new)
+        return _meet(con, rows, has_kinship)
 
 
 # Models.
@@ -112,10 +145,19 @@ def _store_models(con: Connection, done: Measured | Sampled) -> list[Row]:
         [str(s.name) for s, status in zip(done.sources, statuses, strict=True) if status in light and s.name],
     )
     digests = done.digests
+    read = [
+        models.Read(
+            str(s.name), digests[str(s.name)], s.opened.checkpoint.source, s.opened.checkpoint.files, _own(s)
+        )
+        for s, status in zip(done.sources, statuses, strict=True)
+        if status == "imported" and s.opened.checkpoint
+    ]
+    stored = models.put_models(con, read)
+    places = models.places(con, [put.model_id for put in stored.values() if isinstance(put, models.Put)])
     rows = []
     for source, status in zip(done.sources, statuses, strict=True):
         if status == "imported":
-            rows.append(_store_weights(con, source, digests[str(source.name)]))
+            rows.append(_weighed(source, stored[str(source.name)], places))
         else:
             model_id = named[str(source.name)] if status in light else None
             rows.append(Row(source, _outcome(source, status), model_id))
@@ -141,30 +183,32 @@ def _outcome(source: Placed, status: str) -> Outcome:
     return Outcome(source.opened.source, source.name, status, source.base, source.notes)
 
 
-def _store_weights(con: Connection, source: Placed, digest: str) -> Row:
-    """The row of a model whose weights were read, and its names; it fails when its name is taken."""
-    checkpoint = source.opened.checkpoint
-    assert checkpoint and source.name
-    outcome = _outcome(source, "imported")
+def _own(source: Placed) -> list[Edge | Facts]:
+    """What a source says of its own model's parents and facts."""
     said = [record for _, record in source.opened.records if isinstance(record, Edge | Facts)]
-    own = [r for r in said if (r.child if isinstance(r, Edge) else r.model) in (None, source.name)]
-    try:
-        put = models.put_model(con, source.name, digest, checkpoint.source, checkpoint.files, own)
-    except KinbaseError as error:
-        return Row(source.failed(error), replace(outcome.noted(str(error)), status="failed"))
-    if put.same_as:
-        outcome = replace(outcome, status="copy", same_as=put.same_as)
+    return [r for r in said if (r.child if isinstance(r, Edge) else r.model) in (None, source.name)]
+
+
+def _weighed(source: Placed, stored: models.Put | KinbaseError, places: Mapping[int, str | None]) -> Row:
+    """What became of a source whose weights were read: it fails when its name is taken."""
+    outcome = _outcome(source, "imported")
+    if isinstance(stored, KinbaseError):
+        return Row(source.failed(stored), replace(outcome.noted(str(stored)), status="failed"))
+    model_id, name = stored.model_id, stored.name
+    if stored.same_as:
+        outcome = replace(outcome, status="copy", same_as=stored.same_as)
         return Row(
-            source, outcome.noted(f"the same weights as {put.same_as}, with a card of its own"), put.model_id
+            source, outcome.noted(f"the same weights as {stored.same_as}, with a card of its own"), model_id
         )
-    if put.note:
-        outcome = outcome.noted(put.note)
-    model_id, name = put.model_id, put.name
+    if stored.note:
+        outcome = outcome.noted(stored.note)
     if name != source.name:
         outcome = replace(outcome, name=name, status="alias").noted(
             f"the same weights as {name}: {source.name} is another name of it now"
         )
-    if (kept := models.place(con, model_id)) not in (None, checkpoint.source):
+    checkpoint = source.opened.checkpoint
+    kept = places[model_id]
+    if checkpoint and kept not in (None, checkpoint.source):
         outcome = outcome.noted(f"read from {kept} before, where they still are: that stays their place")
     return Row(source, outcome, model_id)
 
@@ -189,60 +233,16 @@ def _ids(con: Connection, rows: Sequence[Row], done: Measured | Sampled) -> Ids:
 
 def _store_bases(con: Connection, rows: Sequence[Row], ids: Ids) -> None:
     """Which family each new model belongs to."""
+    bases = {}
     for row in rows:
         base_id = ids.get(str(row.placed.base))
         is_member = row.outcome.status == "imported" and row.placed.base not in (None, row.placed.name)
         if is_member and row.model_id is not None and base_id is not None:
-            models.put_base(con, row.model_id, base_id)
+            bases[row.model_id] = base_id
+    models.put_bases(con, bases)
 
 
 # Kinship.
-
-
-def store_family(con: Connection, family: "FamilySums", ids: Ids) -> None:
-    """The sums one pass found, for the members that have a row."""
-    members = [ids.get(member.name) for member in family.members]
-    base_id = ids.get(family.base.name)
-    sums.drop_kept(con, family.key)
-    sketches.put_own(con, family, ids)
-    if base_id is None or not members:
-        return
-    are_others = sums.put_tensors(
-        con, base_id, [name for name, _ in family.tensors], [numel for _, numel in family.tensors]
-    )
-    for i in reversed(range(len(members))):
-        # Weights met twice are one model: the first of them is measured.
-        if members[i] == base_id or members[i] in members[:i]:
-            members[i] = None
-    for i, model_id in enumerate(members if are_others else members[: family.new]):
-        if model_id is None:
-            continue
-        models.put_base(con, model_id, base_id)
-        sums.put_deltas(con, model_id, base_id, family.statistics(i))
-        sums.put_skipped(con, model_id, {**family.skipped[i], **family.members[i].skipped})
-    sums.put_pairs(con, base_id, family.pairs(members))
-
-
-def store_sample(con: Connection, family: FamilySample, ids: Ids) -> None:
-    """The estimates of one family, for the members that have a row."""
-    members = [ids.get(name) for name in family.members]
-    base_id = ids.get(family.base)
-    if base_id is None:
-        return
-    for model_id in members[: family.new]:
-        if model_id is not None and model_id != base_id:
-            models.put_base(con, model_id, base_id)
-    sample = family.sample
-    read = f"{sample.run_bytes} bytes a run, {sample.nbytes} bytes in all"
-    put_sampled(
-        con,
-        base_id,
-        [
-            (members[e.i], members[e.j], e.pcc, e.cs, e.ed, e.stderr, e.coverage, f"{e.runs} runs of {read}")
-            for e in sample.estimates
-            if None not in (members[e.i], members[e.j]) and members[e.i] != members[e.j]
-        ],
-    )
 
 
 def _meet(con: Connection, rows: list[Row], has_kinship: bool) -> list[Row]:
@@ -256,13 +256,8 @@ def _meet(con: Connection, rows: list[Row], has_kinship: bool) -> list[Row]:
         return rows
     from kinbase.ingest import estimate as meeting
 
-    groups: dict[int, list[int]] = {}
-    for row in rows:
-        if row.placed.name in new and row.model_id is not None and has_kinship:
-            base_id = naming.base_id(con, row.model_id)
-            if base_id is not None:
-                groups.setdefault(base_id, []).append(row.model_id)
-    for base_id, members in groups.items():
+    ids = [row.model_id for row in rows if row.placed.name in new and row.model_id is not None]
+    for base_id, members in naming.by_base(con, ids).items() if has_kinship else ():
         meeting.meet(con, base_id, members)
     bases = {row.placed.base for row in rows}
     for i, row in enumerate(rows):
@@ -339,8 +334,10 @@ def _store_claims(con: Connection, rows: Sequence[Row]) -> list[Row]:
         edges, scores = _by_file(opened.said(Edge)), _by_file(opened.said(Score))
         for file in dict.fromkeys(file for file, _ in _records(row)):
             claims.append((name, file, edges.get(file, [])))
-            put_scores(con, name, scores.get(file, []))
-        put_trainings(con, name, [training for _, training in opened.said(Training)])
+            if file in scores:
+                put_scores(con, name, scores[file])
+        if trainings := [training for _, training in opened.said(Training)]:
+            put_trainings(con, name, trainings)
     loops: dict[str, list[str]] = {}
     for file, model in put_claims(con, claims):
         loops.setdefault(file, []).append(model)

@@ -3,20 +3,30 @@
 These types stand below the pass that makes them and the store that keeps them.
 """
 
+import os
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import IO, TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kinbase.checkpoint import Checkpoint
+from kinbase.errors import DiskError
 
 if TYPE_CHECKING:  # the kernels take half a second to load
     from kinbase.kinship.sketch import TensorSketch
     from kinbase.kinship.sketch_correction import Change
 
 FloatArray = NDArray[np.float64]
+
+IN_MEMORY = 256 << 20
+"""Bytes of the products of one family that are kept in memory: 360 members of 256 tensors."""
+
+BLOCK_BYTES = 16 << 20
+"""Bytes of products that are made into rows at a time: a fraction of a second of writing."""
 
 STATISTICS = ("numel", "sum", "sumsq", "max_abs", "zeros", "nonfinite")
 
@@ -51,26 +61,99 @@ class TensorSums:
     sketches: "tuple[TensorSketch | None, ...]"
 
 
-@dataclass(slots=True)
-class Pair:
-    """Sums of one measured pair: totals over the tensors aligned in both, and <d_a, d_b> by position [T]."""
+class Products:
+    """The inner products of K new members with all N, of T tensors, [T, K, N]: of a large family in a file.
 
-    a_id: int
-    b_id: int
-    numel: int
-    sum_a: float
-    sum_b: float
-    sumsq_a: float
-    sumsq_b: float
+    Beyond `IN_MEMORY` bytes they lie in an unnamed file in `folder`, so that a pass over thousands of members takes
+    no more memory than its tiles. What was not put is NaN.
+    """
+
+    def __init__(self, tensors: int, new: int, members: int, folder: Path | None = None) -> None:
+        self.shape = (tensors, new, members)
+        self._nbytes = 8 * new * members
+        is_large = tensors * self._nbytes > IN_MEMORY
+        self._array = None if is_large else np.full(self.shape, np.nan)
+        self._folder = folder
+        self._file = self._opened() if is_large else None
+        self._is_put = np.zeros(tensors, np.bool_)
+
+    def put(self, position: int, dot: FloatArray) -> None:
+        """Keep the products [K, N] of the tensor at `position`; raises DiskError when there is no room for them."""
+        self._is_put[position] = True
+        if self._array is not None:
+            self._array[position] = dot
+            return
+        assert self._file
+        try:
+            rest = memoryview(dot.tobytes())
+            offset = position * self._nbytes
+            while rest:
+                written = os.pwrite(self._file.fileno(), rest, offset)
+                rest, offset = rest[written:], offset + written
+        except OSError as error:
+            raise self._full(error) from None
+
+    def tensor(self, position: int) -> FloatArray:
+        """The products [K, N] of one tensor."""
+        if self._array is not None:
+            return np.asarray(self._array[position])
+        assert self._file
+        data = os.pread(self._file.fileno(), self._nbytes, position * self._nbytes)
+        return np.frombuffer(data).reshape(self.shape[1:])
+
+    def rows(self, first: int, stop: int) -> FloatArray:
+        """The products of the new members `first` to `stop` with all, [T, stop - first, N]."""
+        if self._array is not None:
+            return self._array[:, first:stop]
+        assert self._file
+        tensors, _, members = self.shape
+        rows = np.full((tensors, stop - first, members), np.nan)
+        for position in np.flatnonzero(self._is_put).tolist():
+            data = os.pread(
+                self._file.fileno(),
+                8 * members * (stop - first),
+                position * self._nbytes + 8 * members * first,
+            )
+            rows[position] = np.frombuffer(data).reshape(-1, members)
+        return rows
+
+    def close(self) -> None:
+        """Let go of the file."""
+        if self._file:
+            self._file.close()
+
+    def _opened(self) -> IO[bytes]:
+        try:
+            return tempfile.TemporaryFile(prefix="kinbase-", dir=self._folder)
+        except OSError as error:
+            raise self._full(error) from None
+
+    def _full(self, error: OSError) -> DiskError:
+        tensors, new, members = self.shape
+        return DiskError(
+            f"the products of {new} x {members} members in {tensors} tensors ({tensors * self._nbytes >> 20} MiB) "
+            f"cannot be kept in {self._folder or tempfile.gettempdir()}: {error.strerror or error}; make room there"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class PairBlock:
+    """Sums of P measured pairs of one family, a_id < b_id: totals over the tensors aligned in both, [P] each.
+
+    `dots` [P, T] is <d_a, d_b> by position, NaN where a tensor is not aligned in both. `parts` are rows of
+    (a_id, b_id, position from 1, numel, sum_a, sum_b, sumsq_a, sumsq_b) of tensors of which the two share fewer
+    rows than either has.
+    """
+
+    a_id: NDArray[np.int32]
+    b_id: NDArray[np.int32]
+    numel: NDArray[np.int64]
+    sum_a: FloatArray
+    sum_b: FloatArray
+    sumsq_a: FloatArray
+    sumsq_b: FloatArray
     dots: FloatArray
-    parts: list[tuple[int, int, float, float, float, float]]
-
-    def swapped(self) -> "Pair":
-        """The same pair told from the other side."""
-        return Pair(
-            self.b_id, self.a_id, self.numel, self.sum_b, self.sum_a, self.sumsq_b, self.sumsq_a, self.dots,
-            [(position, numel, sb, sa, qb, qa) for position, numel, sa, sb, qa, qb in self.parts],
-        )  # fmt: skip
+    parts: list[tuple[int, int, int, int, float, float, float, float]]
 
 
 @dataclass(slots=True)
@@ -103,7 +186,7 @@ class FamilySums:
     key: str
     tensors: list[tuple[str, int]]
     columns: dict[str, FloatArray]
-    dots: FloatArray
+    dots: Products
     exceptions: list[FloatArray]
     digests: dict[str, str]
     skipped: list[dict[str, str]]
@@ -134,24 +217,94 @@ class FamilySums:
         """A member's statistics by tensor position, [T] each."""
         return {name: values[:, member] for name, values in self.columns.items()}
 
-    def pairs(self, ids: Sequence[int | None]) -> Iterator[Pair]:
-        """Sums of every pair with a new member; a member without an id is left out."""
-        parts: dict[tuple[int, int], list[tuple[int, int, float, float, float, float]]] = {}
-        for position, rows in enumerate(self.exceptions, 1):
-            for i, j, numel, *rest in rows:
-                parts.setdefault((int(i), int(j)), []).append((position, int(numel), *map(float, rest)))  # type: ignore[arg-type]
+    def pair_count(self) -> int:
+        """The pairs with a new member."""
+        return self.new * len(self.members) - self.new * (self.new + 1) // 2
+
+    def pairs(self, ids: Sequence[int | None]) -> Iterator[PairBlock]:
+        """Sums of every pair with a new member, in blocks of some MB; a member without an id is left out."""
+        tensors, count = len(self.tensors), len(self.members)
+        step = max(1, BLOCK_BYTES // (8 * max(1, tensors) * max(1, count)))
+        parts = self._parts()
+        for first in range(0, self.new, step):
+            stop = min(first + step, self.new)
+            rows = self.dots.rows(first, stop)
+            blocks = [
+                block
+                for i in range(first, stop)
+                if (block := self._pairs_of(i, rows[:, i - first], ids, parts.get(i, {}))) is not None
+            ]
+            if blocks:
+                yield _joined(blocks)
+
+    def _parts(self) -> dict[int, dict[int, list[tuple[int, list[float]]]]]:
+        """By new member and by other: position and sums of the tensors that they share less of than either has."""
+        parts: dict[int, dict[int, list[tuple[int, list[float]]]]] = {}
+        for position, rows in enumerate(self.exceptions):
+            for i, j, *sums in rows.tolist():
+                parts.setdefault(int(i), {}).setdefault(int(j), []).append((position, sums))
+        return parts
+
+    def _pairs_of(
+        self,
+        i: int,
+        dots: FloatArray,
+        ids: Sequence[int | None],
+        parts: dict[int, list[tuple[int, list[float]]]],
+    ) -> PairBlock | None:
+        """The pairs of new member i, whose products are `dots` [T, N], with those after it."""
+        others = np.array([j for j in range(i + 1, len(ids)) if ids[j] is not None], np.intp)
+        own = ids[i]
+        if own is None or not len(others):
+            return None
         numel, total, sumsq = (self.columns[name] for name in ("numel", "sum", "sumsq"))
-        for i in range(self.new):
-            for j in range(i + 1, len(self.members)):
-                a, b = ids[i], ids[j]
-                both = ~np.isnan(self.dots[:, i, j])
-                if a is None or b is None or not both.any():
-                    continue
-                both_sums = np.stack(
-                    [np.minimum(numel[:, i], numel[:, j]), total[:, i], total[:, j], sumsq[:, i], sumsq[:, j]]
-                )
-                for position, *part in parts.get((i, j), ()):
-                    both_sums[:, position - 1] = part
-                n, sum_a, sum_b, sumsq_a, sumsq_b = both_sums[:, both].sum(axis=1).tolist()
-                dots = self.dots[:, i, j]
-                yield Pair(a, b, int(n), sum_a, sum_b, sumsq_a, sumsq_b, dots, parts.get((i, j), []))
+        dots = dots[:, others]
+        sums = np.stack(
+            [
+                np.minimum(numel[:, i : i + 1], numel[:, others]),
+                np.broadcast_to(total[:, i : i + 1], dots.shape),
+                total[:, others],
+                np.broadcast_to(sumsq[:, i : i + 1], dots.shape),
+                sumsq[:, others],
+            ]
+        )
+        rows = []
+        for k, j in enumerate(others.tolist()):
+            for position, values in parts.get(j, ()):
+                sums[:, position, k] = values
+                rows.append((own, ids[j], position + 1, int(values[0]), *values[1:]))
+        both = ~np.isnan(dots)
+        sums[:, ~both] = 0
+        is_met = both.any(axis=0)
+        if not is_met.any():
+            return None
+        n, sum_a, sum_b, sumsq_a, sumsq_b = sums.sum(axis=1)[:, is_met]
+        b_id = np.array([ids[j] for j in others[is_met]], np.int32)
+        a_id = np.full_like(b_id, own)
+        swap = a_id > b_id
+        return PairBlock(
+            np.where(swap, b_id, a_id),
+            np.where(swap, a_id, b_id),
+            n.astype(np.int64),
+            np.where(swap, sum_b, sum_a),
+            np.where(swap, sum_a, sum_b),
+            np.where(swap, sumsq_b, sumsq_a),
+            np.where(swap, sumsq_a, sumsq_b),
+            np.ascontiguousarray(dots[:, is_met].T),
+            [_ordered(*row) for row in rows],
+        )
+
+
+def _ordered(
+    a: int, b: int, position: int, numel: int, sum_a: float, sum_b: float, sumsq_a: float, sumsq_b: float
+) -> tuple[int, int, int, int, float, float, float, float]:
+    """A row of `PairBlock.parts` with the smaller id first."""
+    if a < b:
+        return a, b, position, numel, sum_a, sum_b, sumsq_a, sumsq_b
+    return b, a, position, numel, sum_b, sum_a, sumsq_b, sumsq_a
+
+
+def _joined(blocks: Sequence[PairBlock]) -> PairBlock:
+    columns = ("a_id", "b_id", "numel", "sum_a", "sum_b", "sumsq_a", "sumsq_b", "dots")
+    joined = {name: np.concatenate([getattr(block, name) for block in blocks]) for name in columns}
+    return PairBlock(**joined, parts=[row for block in blocks for row in block.parts])

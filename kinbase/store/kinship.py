@@ -3,13 +3,14 @@
 All functions take a connection of `Store.writing()` and are part of its one transaction.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from kinbase.store import Connection
+from kinbase.store.columns import rows
 
 if TYPE_CHECKING:  # importing numpy for an annotation would slow down every command
-    from kinbase.kinship.sums import FloatArray, Pair, Weights
+    from kinbase.kinship.sums import FloatArray, PairBlock, Weights
 
 
 def put_tensors(con: Connection, base_id: int, names: Sequence[str], numels: Sequence[int]) -> bool:
@@ -32,91 +33,130 @@ def put_tensors(con: Connection, base_id: int, names: Sequence[str], numels: Seq
     return are_others
 
 
-def put_deltas(con: Connection, model_id: int, base_id: int, columns: "Mapping[str, FloatArray]") -> None:
-    """Store one member's sums by tensor position [T]: numel, sum, sumsq, max_abs, zeros, nonfinite.
+def put_deltas(
+    con: Connection, base_id: int, model_ids: "Sequence[int]", columns: "Mapping[str, FloatArray]"
+) -> None:
+    """Store members' sums by tensor position [T, M], in place of what was known: numel, sum, sumsq, ...
 
     Tensors with numel 0 are left out; NaN becomes NULL.
     """
-    con.execute("delete from raw.delta where model_id = ?", [model_id])
-    con.execute(
-        """
-        insert into raw.delta
-        select $1, $2, position, numel, nullif(sum, 'nan'), nullif(sumsq, 'nan'), nullif(max_abs, 'nan'), zeros, nonfinite
-        from (
-            select unnest(range(1, len($3) + 1)) as position, unnest($3) as numel, unnest($4) as sum,
-                unnest($5) as sumsq, unnest($6) as max_abs, unnest($7) as zeros, unnest($8) as nonfinite
-        )
-        where numel > 0
-        """,
-        [
-            model_id,
-            base_id,
-            *(columns[name] for name in ("numel", "sum", "sumsq", "max_abs", "zeros", "nonfinite")),
-        ],
-    )
+    import numpy as np
 
-
-def put_skipped(con: Connection, model_id: int, reasons: Mapping[str, str]) -> None:
-    """Store why tensors took no part, in place of what was known."""
-    con.execute("delete from raw.skipped where model_id = ?", [model_id])
-    if reasons:
-        con.execute(
-            "insert into raw.skipped select $1, unnest($2), unnest($3)",
-            [model_id, list(reasons), list(reasons.values())],
-        )
-
-
-def put_pairs(con: Connection, base_id: int, pairs: "Iterable[Pair]") -> None:
-    """Store measured pairs, in place of earlier measurements of the same pairs."""
-    ordered = [pair if pair.a_id < pair.b_id else pair.swapped() for pair in pairs]
-    if not ordered:
+    if not len(model_ids):
         return
-    ids = [[pair.a_id for pair in ordered], [pair.b_id for pair in ordered]]
-    for table in ("pair", "pair_part"):
-        con.execute(f"delete from raw.{table} where (a_id, b_id) in (select (unnest($1), unnest($2)))", ids)
-    con.execute(
-        """
-        insert into raw.pair
-        select a_id, b_id, $3, numel, sum_a, sum_b, sumsq_a, sumsq_b,
-            list_sum(list_filter(dots, lambda x: not isnan(x))),
-            list_transform(dots, lambda x: if(isnan(x), null, x))
-        from (
-            select unnest($1) as a_id, unnest($2) as b_id, unnest($4) as numel, unnest($5) as sum_a,
-                unnest($6) as sum_b, unnest($7) as sumsq_a, unnest($8) as sumsq_b, unnest($9) as dots
+    ids = np.asarray(model_ids, np.int32)
+    con.execute("delete from raw.delta where model_id in (select unnest($1::integer[]))", [ids])
+    position, member = np.nonzero(columns["numel"] > 0)
+    order = np.lexsort((position, member))
+    position, member = position[order], member[order]
+    table: dict[str, Any] = {name: values[position, member] for name, values in columns.items()}
+    table |= {"model_id": ids[member], "position": position + 1}
+    with rows(con, table) as new:
+        con.execute(
+            f"""
+            insert into raw.delta
+            select model_id, $1, position, numel, nullif(sum, 'nan'), nullif(sumsq, 'nan'), nullif(max_abs, 'nan'),
+                zeros, nonfinite
+            from {new}
+            """,
+            [base_id],
         )
-        """,
-        [
-            *ids, base_id, [p.numel for p in ordered], [p.sum_a for p in ordered], [p.sum_b for p in ordered],
-            [p.sumsq_a for p in ordered], [p.sumsq_b for p in ordered], [p.dots for p in ordered],
-        ],
-    )  # fmt: skip
-    parts = [[pair.a_id, pair.b_id, base_id, *part] for pair in ordered for part in pair.parts]
-    if parts:
-        con.executemany("insert into raw.pair_part values (?, ?, ?, ?, ?, ?, ?, ?, ?)", parts)
 
 
-def put_weights(con: Connection, model_id: int, weights: "Weights") -> None:
-    """Store what a model's weights say by themselves, in place of what was known."""
-    con.execute("delete from raw.weight where model_id = ?", [model_id])
-    con.execute(
-        """
-        insert into raw.weight
-        select $1, tensor, dtype, numel, nullif(sum, 'nan'), nullif(sumsq, 'nan'), nullif(ulpsq, 'nan')
-        from (
-            select unnest($2::varchar[]) as tensor, unnest($3::varchar[]) as dtype, unnest($4::bigint[]) as numel,
-                unnest($5::double[]) as sum, unnest($6::double[]) as sumsq, unnest($7::double[]) as ulpsq
+def put_skipped(con: Connection, reasons: "Mapping[int, Mapping[str, str]]") -> None:
+    """Store why tensors of models took no part, by model_id, in place of what was known."""
+    if not reasons:
+        return
+    con.execute("delete from raw.skipped where model_id in (select unnest($1::integer[]))", [list(reasons)])
+    listed = [(model_id, *item) for model_id, known in reasons.items() for item in known.items()]
+    if listed:
+        con.execute(
+            "insert into raw.skipped select unnest($1::integer[]), unnest($2::varchar[]), unnest($3::varchar[])",
+            [list(column) for column in zip(*listed, strict=True)],
         )
-        """,
-        [model_id, weights.tensors, weights.dtypes, weights.numels, *weights.moments.T],
+
+
+def put_pairs(con: Connection, base_id: int, block: "PairBlock") -> None:
+    """Store measured pairs, in place of earlier measurements of the same pairs."""
+    import numpy as np
+
+    is_missing = bool(np.isnan(block.dots).any())
+    dots = "list_transform(dots, lambda x: if(isnan(x), null, x))" if is_missing else "dots::double[]"
+    names = ("a_id", "b_id", "numel", "sum_a", "sum_b", "sumsq_a", "sumsq_b", "dots")
+    table = {name: getattr(block, name) for name in names}
+    table["dot"] = np.nansum(block.dots, axis=1)
+    with rows(con, table) as new:
+        for name in ("pair", "pair_part"):
+            con.execute(f"delete from raw.{name} where (a_id, b_id) in (select (a_id, b_id) from {new})")
+        con.execute(
+            f"""
+            insert into raw.pair
+            select a_id, b_id, $1, numel, sum_a, sum_b, sumsq_a, sumsq_b, dot, {dots} from {new}
+            """,
+            [base_id],
+        )
+    if block.parts:
+        columns = zip(*block.parts, strict=True)
+        con.execute(
+            """
+            insert into raw.pair_part
+            select unnest($2::integer[]), unnest($3::integer[]), $1, unnest($4::integer[]), unnest($5::bigint[]),
+                unnest($6::double[]), unnest($7::double[]), unnest($8::double[]), unnest($9::double[])
+            """,
+            [base_id, *map(list, columns)],
+        )
+
+
+def put_unfinished(con: Connection, model_ids: Sequence[int]) -> None:
+    """Remember models whose pairs are yet to be stored."""
+    con.execute("insert or ignore into raw.unfinished select unnest($1::integer[])", [list(model_ids)])
+
+
+def drop_unfinished(con: Connection, model_ids: Sequence[int]) -> None:
+    """Forget that the pairs of models were yet to be stored: all of them are."""
+    con.execute(
+        "delete from raw.unfinished where model_id in (select unnest($1::integer[]))", [list(model_ids)]
     )
+
+
+def unfinished(con: Connection) -> set[int]:
+    """The models whose pairs an import that was killed did not store."""
+    return {model_id for (model_id,) in con.execute("select model_id from raw.unfinished").fetchall()}
+
+
+def put_weights(con: Connection, known: "Mapping[int, Weights]") -> None:
+    """Store what models' weights say by themselves, by model_id, in place of what was known."""
+    import numpy as np
+
+    if not known:
+        return
+    con.execute("delete from raw.weight where model_id in (select unnest($1::integer[]))", [list(known)])
+    total, sumsq, ulpsq = np.concatenate([weights.moments for weights in known.values()]).T
+    table = {
+        "model_id": np.repeat(
+            np.array(list(known), np.int32), [len(weights.tensors) for weights in known.values()]
+        ),
+        "tensor": [name for weights in known.values() for name in weights.tensors],
+        "dtype": [dtype for weights in known.values() for dtype in weights.dtypes],
+        "numel": [numel for weights in known.values() for numel in weights.numels],
+        "sum": total, "sumsq": sumsq, "ulpsq": ulpsq,
+    }  # fmt: skip
+    with rows(con, table) as new:
+        con.execute(
+            f"""
+            insert into raw.weight
+            select model_id, tensor, dtype, numel, nullif(sum, 'nan'), nullif(sumsq, 'nan'), nullif(ulpsq, 'nan')
+            from {new}
+            """
+        )
 
 
 def weights(con: Connection, model_id: int) -> list[tuple[str, str, int]]:
     """Name, dtype and number of elements of a model's floating-point tensors."""
-    rows = con.execute(
+    listed = con.execute(
         "select tensor, dtype, numel from raw.weight where model_id = ? order by tensor", [model_id]
     ).fetchall()
-    return [(str(tensor), str(dtype), int(numel)) for tensor, dtype, numel in rows]
+    return [(str(tensor), str(dtype), int(numel)) for tensor, dtype, numel in listed]
 
 
 def grid_noise(con: Connection, model_ids: Iterable[int]) -> dict[int, float]:
@@ -146,9 +186,11 @@ def keep(con: Connection, key: str, packed: Mapping[int, bytes]) -> None:
     )
 
 
-def kept(con: Connection, key: str) -> list[bytes]:
-    """The finished tensors of the pass with this key."""
-    return [blob for (blob,) in con.execute("select sums from raw.pass where pass_key = ?", [key]).fetchall()]
+def kept(con: Connection, key: str) -> Iterator[bytes]:
+    """The finished tensors of the pass with this key, a few at a time."""
+    result = con.execute("select sums from raw.pass where pass_key = ?", [key])
+    while rows := result.fetchmany(16):
+        yield from (blob for (blob,) in rows)
 
 
 def kept_keys(con: Connection) -> set[str]:

@@ -10,7 +10,7 @@ from pathlib import PurePath
 from kinbase.checkpoint import Alias, Edge, Facts, FileStamp
 from kinbase.errors import KinbaseError
 from kinbase.store import Connection, utc
-from kinbase.store.names import find, named
+from kinbase.store.names import find, ids, named
 
 FACTS = ("architecture", "license", "revision", "relation", "parameters", "dtype", "created_at")
 
@@ -165,6 +165,66 @@ def put_same(con: Connection, model_id: int, original: int) -> None:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class Read:
+    """A model whose weights were read: what `put_model` takes."""
+
+    name: str
+    digest: str
+    source: str
+    files: Collection[FileStamp]
+    said: Sequence[Edge | Facts] = ()
+
+
+def put_models(con: Connection, read: Sequence[Read]) -> dict[str, Put | KinbaseError]:
+    """`put_model` of many: by name what it returns, or the error it raises."""
+    known = ids(con, [model.name for model in read])
+    rows = con.execute(
+        "select digest from raw.model where digest in (select unnest($1::varchar[]))",
+        [[model.digest for model in read]],
+    ).fetchall()
+    taken = {digest for (digest,) in rows}
+    fresh: list[Read] = []
+    rest: list[Read] = []
+    for model in read:
+        is_fresh = model.name not in known and model.digest not in taken
+        (fresh if is_fresh else rest).append(model)
+        taken.add(model.digest)
+    result: dict[str, Put | KinbaseError] = dict(_put_fresh(con, fresh))
+    for model in rest:
+        try:
+            result[model.name] = put_model(
+                con, model.name, model.digest, model.source, model.files, model.said
+            )
+        except KinbaseError as error:
+            result[model.name] = error
+    return result
+
+
+def _put_fresh(con: Connection, read: Sequence[Read]) -> dict[str, Put]:
+    """Rows of models of which neither name nor digest is known, and of their files."""
+    if not read:
+        return {}
+    rows = con.execute(
+        """
+        insert into raw.model (name, digest, source)
+        select unnest($1::varchar[]), unnest($2::varchar[]), unnest($3::varchar[]) returning name, model_id
+        """,
+        [[model.name for model in read], [model.digest for model in read], [model.source for model in read]],
+    ).fetchall()
+    made = dict(rows)
+    files = [
+        (made[model.name], file.path, file.size, file.mtime_ns) for model in read for file in model.files
+    ]
+    if files:
+        con.execute(
+            "insert into raw.file "
+            "select unnest($1::integer[]), unnest($2::varchar[]), unnest($3::bigint[]), unnest($4::bigint[])",
+            [list(column) for column in zip(*files, strict=True)],
+        )
+    return {name: Put(model_id, name) for name, model_id in made.items()}
+
+
 def _still_there(con: Connection, model_id: int) -> bool:
     """Whether a model's files lie on this machine as they were read."""
     rows = con.execute("select path, size, mtime_ns from raw.file where model_id = ?", [model_id]).fetchall()
@@ -172,10 +232,13 @@ def _still_there(con: Connection, model_id: int) -> bool:
     return bool(files) and all(not file.elsewhere and file.as_it_was for file in files)
 
 
-def place(con: Connection, model_id: int) -> str | None:
-    """Where an importer finds a model's weights again."""
-    row = con.execute("select source from raw.model where model_id = ?", [model_id]).fetchone()
-    return row[0] if row else None
+def places(con: Connection, model_ids: Sequence[int]) -> dict[int, str | None]:
+    """Where an importer finds models' weights again."""
+    rows = con.execute(
+        "select model_id, source from raw.model where model_id in (select unnest($1::integer[]))",
+        [list(model_ids)],
+    ).fetchall()
+    return dict(rows)
 
 
 def put_source(con: Connection, model_id: int, source: str) -> None:
@@ -248,17 +311,29 @@ def put_sizes(con: Connection, rows: Sequence[tuple[int, int, str | None, int]])
         )
 
 
-def put_base(con: Connection, model_id: int, base_id: int) -> None:
-    """Make a model a member of the family measured against `base_id`; what was measured against another goes."""
-    con.execute("update raw.model set base_id = ? where model_id = ?", [base_id, model_id])
-    for table in ("delta", "direction"):
-        con.execute(f"delete from raw.{table} where model_id = ? and base_id <> ?", [model_id, base_id])
+def put_bases(con: Connection, bases: Mapping[int, int]) -> None:
+    """Make models members of the families measured against their bases; what was measured against another goes."""
+    if not bases:
+        return
     con.execute(
-        "delete from raw.estimate where method in ('sampled', 'sketch') and ? in (a_id, b_id) and base_id <> ?",
-        [model_id, base_id],
+        "create or replace temp table moved as select unnest($1::integer[]) as model_id, unnest($2::integer[]) as base_id",
+        [list(bases), list(bases.values())],
     )
-    for table in ("pair", "pair_part"):
-        con.execute(f"delete from raw.{table} where ? in (a_id, b_id) and base_id <> ?", [model_id, base_id])
+    con.execute(
+        "update raw.model set base_id = moved.base_id from moved "
+        "where model.model_id = moved.model_id and model.base_id is distinct from moved.base_id"
+    )
+    for table in ("delta", "direction"):
+        con.execute(
+            f"delete from raw.{table} old using moved m where old.model_id = m.model_id and old.base_id <> m.base_id"
+        )
+    for table in ("estimate", "pair", "pair_part"):
+        kind = "old.method in ('sampled', 'sketch') and" if table == "estimate" else ""
+        for side in ("a_id", "b_id"):
+            con.execute(
+                f"delete from raw.{table} old using moved m where {kind} old.{side} = m.model_id and old.base_id <> m.base_id"
+            )
+    con.execute("drop table moved")
 
 
 # Names.

@@ -171,10 +171,20 @@ def address_without_weights(con: Connection, model_id: int) -> str | None:
     return row[0] if row and row[0] and ADDRESS.match(row[0]) else None
 
 
-def base_id(con: Connection, model_id: int) -> int | None:
-    """The base a model is measured against, or is to be."""
-    row = con.execute("select base_id from raw.model where model_id = ?", [model_id]).fetchone()
-    return row[0] if row else None
+def by_base(con: Connection, model_ids: Sequence[int]) -> dict[int, list[int]]:
+    """Models by the base that they are measured against, or are to be, in the order given."""
+    bases = dict(
+        con.execute(
+            "select model_id, base_id from raw.model "
+            "where model_id in (select unnest($1::integer[])) and base_id is not null",
+            [list(model_ids)],
+        ).fetchall()
+    )
+    families: dict[int, list[int]] = {}
+    for model_id in model_ids:
+        if model_id in bases:
+            families.setdefault(bases[model_id], []).append(model_id)
+    return families
 
 
 def place_of(con: Connection, model_id: int) -> tuple[str, str | None, int]:
@@ -285,30 +295,47 @@ def missing_pairs(
     An estimate by sketches counts as none if `exact`. Otherwise a model that met all others by its sketch lacks
     none of those that were too far to be stored.
     """
-    rows = con.execute(
-        """
-        with member as (
-            select m.model_id, m.name, b.name as base from raw.model m join raw.model b on b.model_id = m.base_id
-            where m.digest is not null and b.digest is not null
-        )
-        select a.base, a.name, b.name
-        from member a join member b on a.base = b.base and a.model_id < b.model_id
-        where if(len($1) = 1, $1[1] in (a.name, b.name), list_contains($1, a.name) and list_contains($1, b.name))
-            and (a.model_id, b.model_id) not in (select (a_id, b_id) from raw.pair)
-            and ($2 or (a.model_id, b.model_id) not in (select (a_id, b_id) from raw.estimate where method = 'sketch'))
-            and ($2 or len($1) > 1 or not (
-                a.model_id in (select model_id from raw.direction) and b.model_id in (select model_id from raw.direction)
-                and exists (from raw.estimate e where method = 'sketch' and e.base_id is not null
-                    and (a.model_id in (e.a_id, e.b_id) or b.model_id in (e.a_id, e.b_id)))
-            ))
-        order by all
-        """,
-        [list(names), exact],
-    ).fetchall()
     found: dict[str, list[tuple[str, str]]] = {}
-    for base, a, b in rows:
-        found.setdefault(base, []).append((a, b))
+    for base_id, members in by_base(con, list(ids(con, names).values())).items():
+        rows = con.execute(_missing(exact=exact, is_one=len(names) == 1), [members, base_id]).fetchall()
+        for base, a, b in rows:
+            found.setdefault(base, []).append((a, b))
     return found
+
+
+def _missing(*, exact: bool, is_one: bool) -> str:
+    """The query of `missing_pairs` for models $1 of the base $2: of their own pairs alone, whatever else is stored."""
+    others = "raw.model where base_id = $2 and digest is not null" if is_one else "one"
+    sketched = f"""
+        and (a_id, b_id) not in (
+            select (a_id, b_id) from raw.estimate where method = 'sketch' and {_TOUCHES}
+        )"""
+    met = """
+        and not (
+            x.model_id in (from direction) and y.model_id in (from direction)
+            and (x.model_id in (from estimated) or y.model_id in (from estimated))
+        )"""
+    return f"""
+        with one as (select unnest($1::integer[]) as model_id),
+        direction as (select model_id from raw.direction where base_id = $2),
+        estimated as (
+            select unnest([a_id, b_id]) as model_id from raw.estimate where method = 'sketch' and base_id = $2
+        ),
+        pairs as (
+            select distinct least(o.model_id, one.model_id) as a_id, greatest(o.model_id, one.model_id) as b_id
+            from one, (select model_id from {others}) o where o.model_id <> one.model_id
+        )
+        select b.name, x.name, y.name
+        from pairs join raw.model x on x.model_id = a_id join raw.model y on y.model_id = b_id
+        join raw.model b on b.model_id = $2 and b.digest is not null
+        where x.digest is not null and y.digest is not null
+            and (a_id, b_id) not in (select (a_id, b_id) from raw.pair where {_TOUCHES})
+            {"" if exact else sketched} {met if is_one and not exact else ""}
+        order by all
+    """
+
+
+_TOUCHES = "(a_id in (from one) or b_id in (from one))"
 
 
 def sketched_pairs(con: Connection, pairs: Sequence[tuple[str, str]]) -> set[tuple[str, str]]:

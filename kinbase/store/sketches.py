@@ -3,13 +3,15 @@
 All functions take a connection of the store and are part of its unit of work.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from kinbase.checkpoint import Checkpoint
 from kinbase.store import Connection
 from kinbase.store import kinship as sums
 from kinbase.store import names as naming
+from kinbase.store.columns import rows
 
 if TYPE_CHECKING:  # importing numpy for an annotation would slow down every command
     import numpy as np
@@ -31,49 +33,87 @@ class Delta:
 
 
 def put_own(con: Connection, family: "FamilySums", ids: Mapping[str, int | None]) -> None:
-    """Store what the pass over a family found in each checkpoint by itself: `ids` by name, else as stored.
+    """Store what the pass over a family found in each checkpoint by itself; `ids` are their rows by name.
 
     An adapter has no weights of its own: its sketch is that of its change. So is that of a model whose
     tensors do not all fit the base's. Where a weight is not finite there is a row without sums.
     """
+    own = {
+        model_id: checkpoint
+        for checkpoint in (family.base, *family.members[: family.new])
+        if (model_id := ids.get(checkpoint.name)) is not None and checkpoint.name in family.weights
+    }
+    whole = {model_id: c for model_id, c in own.items() if c.delta_of is None}
+    sums.put_weights(con, {model_id: family.weights[c.name] for model_id, c in whole.items()})
+    misfits = [model_id for model_id, c in whole.items() if c.name in family.changes]
+    drop(con, own)
+    _put(con, [_own(family, model_id, c) for model_id, c in own.items() if model_id not in misfits])
+    if misfits:  # compared with the base's sketch, which may have come with the others
+        base_id = naming.find(con, family.fitted_to)
+        base = vector(con, base_id) if base_id is not None else None
+        changes = [_misfit(family, model_id, own[model_id].name, base) for model_id in misfits]
+        _put(con, [change for change in changes if change is not None])
+
+
+@dataclass(frozen=True, slots=True)
+class Own:
+    """A row of raw.sketch: of a model's weights, or of its change to the model `onto`; None for `numel`: as that one's."""
+
+    model_id: int
+    onto: str | None
+    numel: int | None
+    sum: float
+    sketch: "NDArray[np.float64]"
+
+
+def _own(family: "FamilySums", model_id: int, checkpoint: Checkpoint) -> Own:
+    weights, onto = family.weights[checkpoint.name], checkpoint.delta_of
+    numel = sum(weights.numels) if onto is None else None
+    return Own(model_id, onto, numel, float(weights.moments[:, 0].sum()), family.sketches[checkpoint.name])
+
+
+def _misfit(family: "FamilySums", model_id: int, name: str, base: Delta | None) -> Own | None:
+    """A model's change to a base that its tensors do not all fit; None where that cannot be told."""
+    change = family.changes[name]
+    if change is None or base is None:
+        return None
+    total = float(family.weights[name].moments[:, 0].sum()) + (change.sum - base.sum)
+    sketch = family.sketches[name] + change.sums - base.sums
+    return Own(model_id, family.fitted_to, change.numel, total, sketch)
+
+
+def _put(con: Connection, sketched: Sequence[Own]) -> None:
     import numpy as np
 
     from kinbase.kinship.sketch import SCHEME
 
-    for checkpoint in (family.base, *family.members[: family.new]):
-        name = checkpoint.name
-        model_id = ids[name] if name in ids else naming.find(con, name)
-        if model_id is None or name not in family.weights:
-            continue
-        weights, sketch = family.weights[name], family.sketches[name]
-        onto: str | None = checkpoint.delta_of
-        numel: int | None = None
-        total = float(weights.moments[:, 0].sum())
-        if onto is None:
-            sums.put_weights(con, model_id, weights)
-            numel = sum(weights.numels)
-            if name in family.changes:
-                change = family.changes[name]
-                base_id = naming.find(con, family.fitted_to)
-                base = vector(con, base_id) if base_id is not None else None
-                if change is None or base is None:
-                    drop(con, model_id)
-                    continue
-                onto, numel = family.fitted_to, change.numel
-                sketch = sketch + change.sums - base.sums
-                total += change.sum - base.sum
-        drop(con, model_id)
-        blob = sketch.astype("<f4").tobytes() if np.isfinite(sketch).all() else None
+    if not sketched:
+        return
+    onto = naming.named_all(con, [own.onto for own in sketched if own.onto])
+    table = {
+        "model_id": [own.model_id for own in sketched],
+        "onto_id": [onto[own.onto] if own.onto else None for own in sketched],
+        "numel": [own.numel for own in sketched],
+        "total": [own.sum for own in sketched],
+        "blob": [
+            own.sketch.astype("<f4").tobytes() if np.isfinite(own.sketch).all() else None for own in sketched
+        ],
+    }
+    with rows(con, table) as new:
         con.execute(
-            "insert into raw.sketch values (?, ?, ?, ?, nullif(?::double, 'nan'), ?)",
-            [model_id, SCHEME, naming.named(con, onto) if onto else None, numel, total, blob],
+            f"insert into raw.sketch select model_id, $1, onto_id, numel, nullif(total, 'nan'), blob from {new}",
+            [SCHEME],
         )
 
 
-def drop(con: Connection, model_id: int) -> None:
-    """Forget a model's sketch, and what follows from it."""
-    con.execute("delete from raw.sketch where model_id = ?", [model_id])
-    con.execute("delete from raw.direction where ? in (model_id, base_id)", [model_id])
+def drop(con: Connection, model_ids: Iterable[int]) -> None:
+    """Forget models' sketches, and what follows from them."""
+    ids = list(model_ids)
+    con.execute("delete from raw.sketch where model_id in (select unnest($1::integer[]))", [ids])
+    con.execute(
+        "delete from raw.direction where model_id in (select unnest($1::integer[])) or base_id in (select unnest($1::integer[]))",
+        [ids],
+    )
 
 
 def has(con: Connection, model_id: int) -> bool:
@@ -249,3 +289,25 @@ def comparable(con: Connection, model_id: int, scheme: str, numel: int, most: in
         [model_id, scheme, numel, most],
     ).fetchall()
     return [other for (other,) in rows]
+
+
+def unmet(con: Connection, base_id: int, model_ids: Iterable[int]) -> list[int]:
+    """Those of the models that were not measured with every other sketched member of their family."""
+    ids = list(model_ids)
+    rows = con.execute(
+        """
+        with new as (select unnest($2::integer[]) as model_id),
+        pairs as (
+            select a_id as model_id, b_id as other from raw.pair where a_id in (from new)
+            union all select b_id, a_id from raw.pair where b_id in (from new)
+        ),
+        sketched as (select model_id from raw.direction where base_id = $1)
+        select model_id from new left join pairs using (model_id)
+        group by model_id
+        having count(*) filter (other in (from sketched))
+            < (select count(*) from sketched) - (model_id in (from sketched))::integer
+        """,
+        [base_id, ids],
+    ).fetchall()
+    left = {model_id for (model_id,) in rows}
+    return [model_id for model_id in ids if model_id in left]

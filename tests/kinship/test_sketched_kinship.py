@@ -17,7 +17,7 @@ from kinbase.checkpoint.names import bare
 from kinbase.kinship.layout import BUCKETS
 from kinbase.kinship.sketch import SCHEME
 from kinbase.store import sketches
-from kinbase.store.models import put_base
+from kinbase.store.models import put_bases
 
 
 def rows(db, query, *parameters):
@@ -182,7 +182,7 @@ def test_a_model_that_changes_family_is_met_in_the_old_one_no_more(db):
     old = rows(db, "select model_id, base_id from raw.direction order by all")
     (model_id, base_id), *others = old
     with db.store.writing() as con:
-        put_base(con, model_id, base_id + 1000)
+        put_bases(con, {model_id: base_id + 1000})
     assert rows(db, "select model_id, base_id from raw.direction order by all") == others != []
 
 

@@ -362,7 +362,7 @@ def _pass(
 def _of_pass(found: "FamilySums", dates: list[float | None]) -> Measured | None:
     tensors, count = len(found.tensors), len(found.members)
     dots = np.zeros((tensors, count + 1, count + 1))
-    dots[:, 1:, 1:] = found.dots
+    dots[:, 1:, 1:] = found.dots.rows(0, count)
     whole = (found.columns["numel"] == np.array([[numel] for _, numel in found.tensors])).all(axis=1)
     names = [found.base.name, *(member.name for member in found.members)]
     weights: list[Weights] = []
