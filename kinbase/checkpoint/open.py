@@ -1,5 +1,6 @@
 """What a source holds: the importer that recognises it opens it, and the records beside its weights."""
 
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -158,7 +159,7 @@ def _beside(
     if folder.is_dir() and depth == "kept" and checkpoint:
         return []  # a stored model is opened for its weights: what lies beside them is stored too
     if folder.is_dir():
-        beside = _read_beside(folder, importers())
+        beside = _read_beside(folder, importers(), has_weights=checkpoint is not None)
     elif not is_recognised:
         raise CheckpointError(
             f"no importer knows what {source} is: `kinbase import --help` lists what can be read"
@@ -256,23 +257,60 @@ def _open(source: str, known: Iterable[ModuleType]) -> list[tuple[str, Record]]:
     return [(source, record) for record in importer.open(source)] if importer else []
 
 
-def _read_beside(folder: Path, known: Sequence[ModuleType]) -> list[tuple[str, Record]]:
+def _read_beside(folder: Path, known: Sequence[ModuleType], *, has_weights: bool) -> list[tuple[str, Record]]:
     """The records of every file directly in `folder` (and of .eval_results) that is not weights.
 
-    A link that leaves the folder is not followed, but for the Hub cache's own, which lead to its blobs.
+    A link that leaves the folder is not followed, but for the Hub cache's own, which lead to its blobs. Several merge
+    configurations are several merges, called after their files, but for the one that bears mergekit's name. Where
+    there are no other weights, each GGUF file is a model of its own, `folder/file.gguf`.
     """
     real = folder.resolve()
     homes = [real, real.parents[1] / "blobs"] if real.parent.name == "snapshots" else [real]
     files = [*sorted(folder.iterdir()), *sorted(folder.glob(".eval_results/*"))]
-    records: list[tuple[str, Record]] = []
+    said: dict[Path, list[tuple[str, Record]]] = {}
     for path in files:
         inside = any(path.resolve().is_relative_to(home) for home in homes)
-        if inside and path.is_file() and path.suffix.lower() not in WEIGHTS:
+        is_model = path.suffix.lower() == ".gguf" and not has_weights and not _LATER_PART.search(path.name)
+        if inside and path.is_file() and (is_model or path.suffix.lower() not in WEIGHTS):
             try:
-                records += _open(str(path), known)
+                said[path] = _open(str(path), known)
             except CheckpointError as error:  # a card that cannot be read does not keep the weights out
-                records.append((str(path), Problem(str(error))))
-    return records
+                said[path] = [(str(path), Problem(str(error)))]
+            if is_model:
+                said[path] = _of(said[path], f"{folder.absolute().name}/{path.name}")
+    merges = [path for path, records in said.items() if any(_is_recipe(record) for _, record in records)]
+    own = [path for path in merges if path.stem.startswith("mergekit")]
+    if len(merges) > 1:
+        for path in merges:
+            if own != [path]:
+                said[path] = _of(said[path], path.stem)
+    return [record for records in said.values() for record in records]
+
+
+_LATER_PART = re.compile(r"-(?!0*1-of-)\d{5}-of-\d{5}\.gguf$", re.IGNORECASE)
+
+
+def _is_recipe(record: Record) -> bool:
+    """Whether a record is a merge configuration's claim on the model it lies beside."""
+    return (
+        isinstance(record, Edge)
+        and record.child is None
+        and record.evidence == "config"
+        and record.relation in ("merge", "base")
+        and record.method is not None
+    )
+
+
+def _of(records: list[tuple[str, Record]], name: str) -> list[tuple[str, Record]]:
+    """What was said of the model a file lies beside, said of `name`."""
+    changed: list[tuple[str, Record]] = []
+    for file, record in records:
+        if isinstance(record, Edge) and record.child is None:
+            record = replace(record, child=name)
+        elif isinstance(record, Facts | Score | Alias | Training) and record.model is None:
+            record = replace(record, model=name)
+        changed.append((file, record))
+    return changed
 
 
 def _renamed(records: list[tuple[str, Record]], name: str) -> list[tuple[str, Record]]:
