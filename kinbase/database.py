@@ -339,6 +339,27 @@ class Kinbase:
             rows, schema=dict.fromkeys(("subject", "claim", "verdict", "detail"), pl.String), orient="row"
         )
 
+    def prove(
+        self,
+        models: Sequence[str],
+        *,
+        config: str | None = None,
+        seed: int = 0,
+        report: Report = lambda done, total: None,
+    ) -> pl.DataFrame:
+        """The claimed recipes of `models` run again and compared bit by bit: rows as `check` gives them.
+
+        The recipe is the merge configuration `config`, else the one beside the weights, else an adapter that was merged.
+        Details begin with proved, proved up to rounding, differs, or nothing was applied. Raises KinbaseError for a
+        recipe that cannot be run again. See `kinbase.provenance.proof.replay`.
+        """
+        from kinbase.provenance.proof.replay import replay
+
+        rows = [replay(self.store, model, config=config, seed=seed, report=report).row() for model in models]
+        return pl.DataFrame(
+            rows, schema=dict.fromkeys(("subject", "claim", "verdict", "detail"), pl.String), orient="row"
+        )
+
     def infer(
         self,
         models: Sequence[str] = (),

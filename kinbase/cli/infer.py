@@ -19,31 +19,69 @@ if TYPE_CHECKING:
 @click.option(
     "--tolerance", metavar="T", default=0.02, show_default=True, help="What rounding explains, in percent."
 )
+@click.option(
+    "--replay", is_flag=True, help="Run the claimed recipe of each MODEL again and compare its bits."
+)
+@click.option(
+    "--config",
+    metavar="FILE",
+    type=click.Path(dir_okay=False, exists=True),
+    help="The merge configuration that --replay runs; default: the one beside the weights.",
+)
+@click.option(
+    "--seed",
+    metavar="N",
+    type=click.IntRange(0, 2**32 - 1),
+    default=0,
+    help="Of the masks that --replay draws.",
+)
+@click.option("--strict", is_flag=True, help="Exit with 1 when anything is contradicted.")
+@click.option("--all", "everything", is_flag=True, help="In the table of all models also what is supported.")
 @device_option
 @rows_out
 @click.pass_obj
 def check(
-    db: "Callable[[], Kinbase]", models: tuple[str, ...], tolerance: float, device: str, form: str | None,
-    output: str | None,
+    db: "Callable[[], Kinbase]", models: tuple[str, ...], tolerance: float, replay: bool, config: str | None, seed: int,
+    strict: bool, everything: bool, device: str, form: str | None, output: str | None,
 ) -> None:  # fmt: skip
     """Hold what is claimed of the MODELs, or of all, against what it follows from.
 
     Printed averages and merge gains are recomputed from their scores, licences and ages compared along the
     lineage, circles and bare names told; claimed parents, coefficients and relations held against the weights.
     A verdict is contradicted, undecidable (what would decide it is not here) or supported; the exit code is 0
-    whatever they are. For MODELs that are named, kinship that is missing is measured first.
+    whatever they are, but for --strict. For MODELs that are named, kinship that is missing is measured first.
+
+    --replay proves instead: the merge configuration beside the weights (or --config, or the adapter that was merged) is run
+    again, stretch by stretch, and nothing is written. A MODEL is proved, proved up to rounding, or differs: then
+    the tensors are named, and how.
     """
-    from kinbase.cli.console import progress
+    from kinbase.cli.console import progress, say
 
     if not 0 <= tolerance < math.inf:
         raise UsageError(f"--tolerance is a number of percent from 0, not {tolerance:g}")
-    if models:
+    if (config or seed) and not replay:
+        raise UsageError("--config and --seed are of --replay")
+    if replay and (not models or (config and len(models) > 1)):
+        raise UsageError("--replay is of models that are named, with --config of one")
+    if replay:
+        with progress("replaying") as report:
+            found = db().prove(models, config=config, seed=seed, report=report)
+    elif models:
         with progress("measuring") as report:
             found = db().check(models, tolerance=tolerance, device=device, report=report)
     else:
         with progress("checking", unit="models") as looked:
             found = db().check(tolerance=tolerance, looked=looked)
-    write_frame(found, form, output)
+    counts = {
+        verdict: found.filter(verdict=verdict).height
+        for verdict in ("contradicted", "undecidable", "supported")
+    }
+    whole = bool(models) or everything or output is not None or (form or "table") != "table"
+    write_frame(found if whole else found.filter(found["verdict"] != "supported"), form, output)
+    hidden = " (--all shows them)" if not whole and counts["supported"] else ""
+    say(", ".join(f"{count} {verdict}" for verdict, count in counts.items()) + hidden)
+    if strict and counts["contradicted"]:
+        click.get_current_context().exit(1)
 
 
 @click.command()

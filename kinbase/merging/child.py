@@ -64,7 +64,7 @@ def merge(
     refuse_existing(out, part)
     parents: dict[Reference, Parent] = {}
     try:
-        licenses, written_as = _open_parents(config, sources or {}, parents)
+        licenses, written_as = open_parents(config, sources or {}, parents)
         labels = {model.model: parent.label for model, parent in parents.items()}
         planned = targets(config, parents)
         beside.check_vocabularies(config, parents, planned)
@@ -109,7 +109,7 @@ def refuse_existing(out: Path, part: Path) -> None:
         beside.remove(part)
 
 
-def _open_parents(
+def open_parents(
     config: MergeConfig, sources: Mapping[str, str], parents: dict[Reference, Parent]
 ) -> tuple[list[str | None], dict[str, str]]:
     """Open every model into `parents`; their licences, and what the written configuration calls each."""
