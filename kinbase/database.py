@@ -271,6 +271,10 @@ class Kinbase:
         """Rows of `models` measured against the same base, the base included."""
         return self._read(models.family, model)
 
+    def left_out(self, model: str) -> list[tuple[str, float]]:
+        """Models compared with one by so little that `nearest_kin` leaves them out, with their coverage."""
+        return self._read(kinship.left_out, model)
+
     def nearest_kin(self, model: str, k: int = 10) -> pl.DataFrame:
         """The k models most akin to one: model, pcc, cs, ed, stderr, coverage, method."""
         return self._read(kinship.nearest_kin, model, k)
@@ -435,6 +439,11 @@ class Kinbase:
             population = advice.load(con, family)
         steps = advice.trend(population, top)
         notes = [advice.saturation(steps, threshold, patience)]
+        if population.weak:
+            pair = " and ".join(sorted(min(population.weak, key=sorted)))
+            notes.append(
+                f"left out, compared by less than half of the base's parameters: {len(population.weak)} pairs (first {pair})"
+            )
         rows = advice.suggest(population, k)
         return pl.DataFrame(rows, schema=SUGGESTED, orient="row"), notes
 

@@ -8,12 +8,13 @@ import json
 import math
 import re
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import date, datetime
 from io import StringIO
 from itertools import chain, islice
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TextIO
 from unicodedata import category, east_asian_width
 
@@ -159,13 +160,24 @@ def _json(columns: Sequence[str], row: Row) -> str:
     )
 
 
-def matrix(names: Sequence[str], values: dict[tuple[str, str], float | None], title: str) -> Iterator[str]:
-    """Lines of a matrix of `values` by pair of names: rows carry the names, columns their numbers."""
+def matrix(
+    names: Sequence[str],
+    values: dict[tuple[str, str], float | None],
+    title: str,
+    marks: Mapping[tuple[str, str], str] = MappingProxyType({}),
+) -> Iterator[str]:
+    """Lines of a matrix of `values` by pair of names: rows carry the names, columns their numbers.
+
+    `marks` are put behind the values of pairs that need a word.
+    """
     label = max((_width(safe(name)) for name in names), default=0)
     digits = len(str(len(names)))
     yield f"{title:<{label + digits + 1}}" + "".join(f"{i:>8}" for i in range(1, len(names) + 1))
     for i, row in enumerate(names, 1):
-        texts = ("." if row == column else _short(values.get((row, column))) for column in names)
+        texts = (
+            "." if row == column else _short(values.get((row, column))) + marks.get((row, column), "")
+            for column in names
+        )
         name = safe(row)
         yield f"{i:>{digits}} {name}{' ' * (label - _width(name))}" + "".join(f"{text:>8}" for text in texts)
 

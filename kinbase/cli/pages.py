@@ -29,6 +29,16 @@ def model_page(about: dict[str, Any]) -> Iterator[str]:
     )
     lines = [(name, cell(about[name])) for name in facts if about[name] is not None]
     lines.insert(4, ("parameters", count(about["parameters"])))
+    if about.get("same_as"):
+        how = "the same bytes" if about["same_how"] == "copy" else "in another layout"
+        lines.append(("same as", f"{about['same_as']} ({how})"))
+    if about.get("to_reread"):
+        lines.append(
+            (
+                "identity",
+                "taken by an earlier version, which did not cover all its files hold: import it again",
+            )
+        )
     lines.insert(5, ("size", f"{count(about['bytes'])}B" if about["bytes"] else ""))
     if about["coverage"] is not None:
         lines.append(("coverage", f"{about['coverage']:.4f} of the base's parameters"))
@@ -42,7 +52,7 @@ def model_page(about: dict[str, Any]) -> Iterator[str]:
         ("parents", "parents", ("parent", "relation", "method", "weight", "evidence")),
         ("children", "children", ("child", "relation", "method", "weight", "evidence")),
         ("scores", "scores", ("benchmark", "metric", "value", "stderr", "n_shot", "source")),
-        ("nearest kin", "kin", ("model", "pcc", "cs", "ed", "method")),
+        ("nearest kin", "kin", ("model", "pcc", "cs", "ed", "coverage", "method")),
         ("not finite", "nonfinite", ("tensor", "nonfinite")),
         ("without a delta", "skipped", ("tensor", "reason")),
     )

@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import click
@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from kinbase.database import Kinbase
 
 METRICS = ("pcc", "cs", "ed")
+
+PARTIAL = 5
+"""Pairs of which a matrix says how much was compared; of more it counts them."""
 
 
 @click.command()
@@ -130,8 +133,14 @@ def kin(
                 say(note)
     if len(models) == 1 and not by:
         nearest = base.nearest_kin(models[0], k)
-        if not nearest.height:
+        weak = base.left_out(models[0])
+        if not nearest.height and not weak:
             say(base.why_without_kin(models[0]))
+        if weak:
+            told = ", ".join(f"{name} ({share:.1%})" for name, share in weak[:5])
+            say(
+                f"left out, compared by less than half of the base's parameters: {told}{', ...' * (len(weak) > 5)}"
+            )
         write_frame(nearest, form, output)
         return
     names = list(models) or base.names()
@@ -148,6 +157,7 @@ def kin(
 def _matrices(
     base: "Kinbase", pairs: "pl.DataFrame", names: Sequence[str], metrics: Sequence[str], chosen: bool
 ) -> None:
+    from kinbase.query.kinship import ENOUGH, WHOLE_FROM
     from kinbase.text import cell, matrix
 
     if not pairs.height:
@@ -156,9 +166,18 @@ def _matrices(
             "(a base itself has none: nothing of it changed)"
         )
     names = base.resolved(names) if chosen else sorted({*pairs["model_a"], *pairs["model_b"]})
+    partial = {
+        frozenset((a, b)): share
+        for a, b, share in pairs.select("model_a", "model_b", "coverage").iter_rows()
+        if share is not None and share < WHOLE_FROM
+    }
+    weak = [pair for pair, share in partial.items() if share < ENOUGH]
+    marks = {(a, b): "?" for pair in weak for a in pair for b in pair}
     for metric in metrics:
         values = {(a, b): value for a, b, value in pairs.select("model_a", "model_b", metric).iter_rows()}
-        for line in matrix(names, values | {(b, a): value for (a, b), value in values.items()}, metric):
+        for line in matrix(
+            names, values | {(b, a): value for (a, b), value in values.items()}, metric, marks
+        ):
             click.echo(line)
         click.echo()
     group = base.group_kinship(names).row(0, named=True)
@@ -167,6 +186,20 @@ def _matrices(
     click.echo(
         f"group kinship of {len(names)} models: {figures} (mean of {group['pairs']} of {possible} pairs)"
     )
+    for line in _coverage(partial, len(weak)):
+        click.echo(line)
+
+
+def _coverage(partial: dict[frozenset[str], float], weak: int) -> Iterator[str]:
+    """What was compared of the pairs that were not compared whole, the least first."""
+    from kinbase.text import safe
+
+    for pair, share in sorted(partial.items(), key=lambda item: (item[1], sorted(item[0])))[:PARTIAL]:
+        yield safe(f"{' and '.join(sorted(pair))}: compared by {share:.1%} of the base's parameters")
+    if len(partial) > PARTIAL:
+        yield f"and {len(partial) - PARTIAL} more pairs by less than all of them: -f json has every coverage"
+    if weak:
+        yield "? compared by less than half: it says little of the models, and the group's kinship leaves it out"
 
 
 def _metrics(text: str) -> list[str]:

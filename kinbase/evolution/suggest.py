@@ -39,8 +39,8 @@ class Population:
     """N models of one family: what kinship and scores are known of them.
 
     `gram` [N, N] holds inner products of deltas and `centred` those after taking out their means, NaN where a pair
-    is not measured; `kinship` [N, N] the PCC by the best method, NaN where unknown; `scores` [N] averages in percent and
-    `by_benchmark` [N, B] what they are means of, NaN where unknown.
+    is not measured, or by less than half of the base (those are `weak`); `kinship` [N, N] the PCC by the best method,
+    NaN where unknown; `scores` [N] averages in percent and `by_benchmark` [N, B] what they are means of, NaN where unknown.
     """
 
     base: str
@@ -52,6 +52,7 @@ class Population:
     by_benchmark: FloatArray
     made: frozenset[frozenset[str]]
     generation: NDArray[np.intp]
+    weak: frozenset[frozenset[str]] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,9 +94,13 @@ def load(con: Connection, family: str | None) -> Population:
         centred[i, j] = centred[j, i] = dot - sum_a * sum_b / numel
         gram[i, i], gram[j, j] = sumsq_a, sumsq_b
         centred[i, i], centred[j, j] = sumsq_a - sum_a**2 / numel, sumsq_b - sum_b**2 / numel
-    query = "select model_a, model_b, pcc from kinship where base = ? and pcc is not null"
-    for a, b, pcc in con.execute(query, [base]).fetchall():
-        if a in at and b in at:
+    query = "select model_a, model_b, pcc, covers_enough(coverage) from kinship where base = ? and pcc is not null"
+    weak: set[frozenset[str]] = set()
+    for a, b, pcc, is_enough in con.execute(query, [base]).fetchall():
+        if a in at and b in at and not is_enough:
+            weak.add(frozenset((a, b)))
+            gram[at[a], at[b]] = centred[at[a], at[b]] = np.nan
+        elif a in at and b in at:
             kinship[at[a], at[b]] = pcc
     np.fill_diagonal(kinship, 1.0)
     by_benchmark = _scores(con, at)
@@ -108,7 +113,7 @@ def load(con: Connection, family: str | None) -> Population:
     made |= {frozenset((a, b)) for parents in merges.values() for a in parents for b in parents if a < b}
     return Population(
         base, names, gram, centred, kinship, by_benchmark.mean(axis=1) if by_benchmark.size else np.full(len(names), np.nan),
-        by_benchmark, frozenset(made), _generations(names, merges),
+        by_benchmark, frozenset(made), _generations(names, merges), frozenset(weak),
     )  # fmt: skip
 
 

@@ -106,7 +106,11 @@ def _drawn(found: kinship.KinshipMatrix, metric: str, what: str) -> Plot:
     texts = {}
     for place, pair in known.items():
         error = f" ± {pair.stderr:.4f}" if pair.stderr else ""
-        texts[place] = f"{metric} {figure_of(pair.value(metric), 4)}{error} ({label(pair.method)})"
+        part = f", of {pair.coverage:.1%} of the base" if pair.is_partial else ""
+        texts[place] = f"{metric} {figure_of(pair.value(metric), 4)}{error} ({label(pair.method)}{part})"
+        if pair.is_doubtful:
+            for i, j in (place, place[::-1]):
+                axes.add_patch(_crossed(i, j))
     plot.grid = Grid(axes, [label(name) for name in names], texts)
     return plot
 
@@ -115,6 +119,13 @@ def _hatched(corner: tuple[float, float], side: float) -> Rectangle:
     """The ground on which nothing is known; the square lies over it, and lets it through where it has no value."""
     return Rectangle(
         corner, side, side, facecolor="#f6f7f9", edgecolor="#dfe4ea", hatch="///", linewidth=0, zorder=-1
+    )
+
+
+def _crossed(row: int, column: int) -> Rectangle:
+    """What lies over the colour of a pair that was compared by too little of the base."""
+    return Rectangle(
+        (column - 0.5, row - 0.5), 1, 1, facecolor="none", edgecolor=INK, hatch="xx", linewidth=0, alpha=0.5
     )
 
 
@@ -127,7 +138,11 @@ def _methods(known: list[kinship.Kinship], possible: int) -> str:
         f"{label(method)} {n}" if len(methods) > 1 else label(method) for method, n in sorted(methods.items())
     )
     unrelated = ", unknown pairs taken as unrelated" if len(known) < possible else ""
-    return f"{len(known)} of {possible} pairs known ({how}); ordered by average linkage of PCC{unrelated}"
+    partial = [pair for pair in known if pair.is_partial]
+    weak = sum(pair.is_doubtful for pair in partial)
+    covered = f"; {len(partial)} by a part of the base" if partial else ""
+    crossed = f", {weak} by less than half (crossed)" if weak else ""
+    return f"{len(known)} of {possible} pairs known ({how}{covered}{crossed}); ordered by average linkage of PCC{unrelated}"
 
 
 def _scale(square: np.ndarray, metric: str) -> tuple[Colormap, Normalize]:

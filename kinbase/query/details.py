@@ -84,7 +84,7 @@ select
         order by child, evidence) from lineage where parent = $2) as children,
     (select list({'benchmark': benchmark, 'metric': metric, 'value': value, 'stderr': stderr, 'n_shot': n_shot, 'source': source}
         order by benchmark, metric) from scores where model = $2) as scores,
-    $4::struct(model varchar, pcc double, cs double, ed double, stderr double, method varchar)[] as kin,
+    $4::struct(model varchar, pcc double, cs double, ed double, stderr double, coverage double, method varchar)[] as kin,
     (select list({'tensor': tensor, 'reason': reason} order by tensor) from raw.skipped where model_id = $1) as skipped,
     (select sum(numel) / nullif((select sum(t.numel) from raw.tensor t where t.base_id = any_value(d.base_id)), 0)
         from raw.delta d where model_id = $1 and d.nonfinite = 0) as coverage,
@@ -176,7 +176,15 @@ def show(con: Connection, label: str) -> "pl.DataFrame":
         for p in parents(con, model.id)
     ]  # fmt: skip
     kin = [
-        {"model": m.name, "pcc": k.pcc, "cs": k.cs, "ed": k.ed, "stderr": k.stderr, "method": k.method}
+        {
+            "model": m.name,
+            "pcc": k.pcc,
+            "cs": k.cs,
+            "ed": k.ed,
+            "stderr": k.stderr,
+            "coverage": k.coverage,
+            "method": k.method,
+        }
         for m, k in nearest(con, model.id, SHOWN)
     ]
     return frame(con, SHOW, [model.id, model.name, said or None, kin or None])

@@ -18,6 +18,10 @@ if TYPE_CHECKING:  # Polars is slow to import, and the terminal UI does without
     import polars as pl
 
 METRICS = ("pcc", "cs", "ed")
+WHOLE_FROM = 0.995
+"""Coverage that reads 1.00: no word is lost on what is missing."""
+ENOUGH = 0.5
+"""Coverage below which a pair takes part in no rank: as the macro covers_enough."""
 BLOCKS = ("all", "attn", "mlp", "norm", "embed", "head", "other")
 GROUPINGS = {"tensor": "kinship_by_tensor", "layer": "kinship_by_layer", "block": "kinship_by_block"}
 
@@ -43,7 +47,13 @@ NEAREST = """
 with near as (from raw.best_kinship where a_id = $1)
 select b_id, name, pcc, cs, ed, stderr, coverage, method
 from near join raw.model on model_id = b_id
+where covers_enough(coverage)
 order by pcc desc nulls last, name limit $2
+"""
+
+LEFT_OUT = """
+select name, coverage from raw.best_kinship join raw.model on model_id = b_id
+where a_id = $1 and not covers_enough(coverage) order by coverage desc, name
 """
 
 LAYERS_OF = """
@@ -100,6 +110,16 @@ class Kinship:
     stderr: float | None
     coverage: float | None
     method: str
+
+    @property
+    def is_partial(self) -> bool:
+        """Whether less than the whole base was compared."""
+        return self.coverage is not None and self.coverage < WHOLE_FROM
+
+    @property
+    def is_doubtful(self) -> bool:
+        """Whether so little was compared that the figure says little of the two models."""
+        return self.coverage is not None and self.coverage < ENOUGH
 
     def value(self, metric: str) -> float | None:
         known: float | None = getattr(self, metric)
@@ -214,6 +234,11 @@ def nearest(con: Connection, model: int, k: int) -> list[tuple[Model, Kinship]]:
     """The k models most akin to one by PCC."""
     rows = con.execute(NEAREST, [model, k]).fetchall()
     return [(Model(*row[:2]), Kinship(*row[2:])) for row in rows]
+
+
+def left_out(con: Connection, model: str) -> list[tuple[str, float]]:
+    """The models, with their coverage, that were compared with one by too little to be ranked."""
+    return con.execute(LEFT_OUT, [original(con, meant(con, model)).id]).fetchall()
 
 
 def by_layer(con: Connection, model_a: str, model_b: str) -> list[dict[str, Any]]:

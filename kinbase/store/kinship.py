@@ -33,6 +33,18 @@ def put_tensors(con: Connection, base_id: int, names: Sequence[str], numels: Seq
     return are_others
 
 
+def covered(con: Connection, base_id: int) -> dict[int, float]:
+    """The share of a base's parameters that each model measured against it was compared by, by model_id."""
+    rows = con.execute(
+        """
+        select model_id, sum(numel) / (select sum(numel) from raw.tensor where base_id = $1)
+        from raw.delta where base_id = $1 group by model_id
+        """,
+        [base_id],
+    ).fetchall()
+    return {int(model_id): float(share) for model_id, share in rows}
+
+
 def put_deltas(
     con: Connection, base_id: int, model_ids: "Sequence[int]", columns: "Mapping[str, FloatArray]"
 ) -> None:

@@ -187,19 +187,28 @@ comment on column kinship.pcc is 'Pearson correlation of the deltas; NULL when o
 comment on column kinship.cs is 'cosine of the deltas, signed; NULL when one is zero';
 comment on column kinship.ed is 'Euclidean distance of the deltas, so of the weights';
 comment on column kinship.stderr is 'standard error of pcc and cs; 0 for exact, but for quantised models what their grid''s noise costs; NULL when not said';
-comment on column kinship.coverage is 'parameters compared over parameters of the base';
+comment on column kinship.coverage is 'parameters compared over parameters of the base; below 0.5 no rank counts the pair';
 comment on column kinship.method is 'exact, sampled, sketch or reported';
 comment on column kinship_all.source is 'who reported it';
 comment on column kinship_by_tensor.numel is 'elements compared';
 comment on column kinship_by_layer.layer is 'from 0; NULL outside the layers';
 
+-- A correlation over a small part of two models says little of them: NULL, which is not said, counts as enough.
+create or replace macro covers_enough(coverage) as coalesce(coverage, 1) >= 0.5;
+comment on macro covers_enough is 'covers_enough(coverage): whether a pair was compared by half of the base or more';
+
 create or replace macro nearest_kin(m, k) as table
 select model_b as model, pcc, cs, ed, stderr, coverage, method
 from kinship
-where model_a = (select model from aliases where alias = m limit 1)
+where model_a = (
+    select coalesce(same.name, own.name)
+    from raw.model own left join raw.model same on same.model_id = own.same_id and own.digest is null
+    where own.name = (select model from aliases where alias = m limit 1)
+) and covers_enough(coverage)
 order by pcc desc nulls last, model_b
 limit k;
-comment on macro table nearest_kin is 'nearest_kin(m, k): the k models most akin to m by PCC';
+comment on macro table nearest_kin is
+    'nearest_kin(m, k): the k models most akin to m by PCC, of those compared by half of the base or more';
 
 create or replace macro group_kinship(members) as table
 with named as (select distinct model from aliases where list_contains(members, alias))
@@ -210,6 +219,6 @@ select
     count(*) as pairs,
     (select count(*) from named) as models
 from kinship
-where model_a in (from named) and model_b in (from named) and model_a < model_b;
+where model_a in (from named) and model_b in (from named) and model_a < model_b and covers_enough(coverage);
 comment on macro table group_kinship is
     'group_kinship([m, ...]): mean kinship over all pairs (arXiv 2410.12613, equation 4); pairs: how many are known';

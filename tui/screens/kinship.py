@@ -147,6 +147,7 @@ class KinshipScreen(Screen[None]):
         else:
             error = f" ± {pair.stderr:.4f}" if pair.stderr else "" if pair.method == "exact" else " ± unknown"
             part = f" · covers {100 * pair.coverage:.1f}%" if pair.coverage is not None else ""
+            part += ": says little of the two" if pair.is_doubtful else ""
             told = Content.assemble(
                 *(
                     (f"{m} {figure(pair.value(m))}   ", "bold $primary" if m == heatmap.metric else "")

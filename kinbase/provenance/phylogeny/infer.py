@@ -23,6 +23,7 @@ from kinbase.ingest.steps import OnProgress as Report
 from kinbase.provenance.phylogeny.distances import Points
 from kinbase.provenance.phylogeny.merges import Family, infer_family
 from kinbase.provenance.recipes.least_squares import BITS, FloatArray
+from kinbase.query.kinship import ENOUGH
 from kinbase.store import Connection, Store
 from kinbase.store import kinship as sums
 from kinbase.store import names as naming
@@ -122,6 +123,7 @@ def _measure(
 ) -> list[Measured]:
     """Distances within a group: stored ones, else by sketches if `quick`, else by reading."""
     if base is not None:
+        group = _covering(store, group, base, notes)
         others = [m.name for m in group if m.model_id != base]
         if len(others) > 1:
             notes += measure_missing(store, others, exact=not quick, device=device, on_progress=report)
@@ -143,6 +145,18 @@ def _measure(
         if quick
         else "no two of these models can be compared: their files are gone, or they share no tensors"
     )
+
+
+def _covering(store: Store, group: list[Member], base: int, notes: list[str]) -> list[Member]:
+    """The members of a family that were compared by half of the base or more; the others are told."""
+    with store.reading() as con:
+        covered = sums.covered(con, base)
+    weak = [m for m in group if covered.get(m.model_id, 1.0) < ENOUGH]
+    notes += [
+        f"{m.name} was compared by {covered[m.model_id]:.1%} of the base's parameters, too little to place it"
+        for m in weak
+    ]
+    return [m for m in group if m not in weak]
 
 
 def clusters(measured: Measured) -> list[list[int]]:

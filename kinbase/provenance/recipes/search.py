@@ -34,7 +34,9 @@ from kinbase.provenance.recipes.verdict import (
     fitted,
     judge,
 )
+from kinbase.query.kinship import ENOUGH
 from kinbase.store import Connection, Store
+from kinbase.store import kinship as sums
 from kinbase.store import names as naming
 from kinbase.store.lineage import put_measured
 
@@ -65,7 +67,8 @@ class Screened:
 class Family:
     """Where recipes are looked for: all that was measured against one base, by model_id.
 
-    `born` are the dates where known, `children` what anybody but the weights says was made from a model.
+    `covered` is the share of the base that each was compared by, `born` are the dates where known, `children` what
+    anybody but the weights says was made from a model.
     """
 
     base: str
@@ -73,6 +76,7 @@ class Family:
     sums: grams.Sums
     born: dict[int, datetime | None]
     children: dict[int, set[int]]
+    covered: dict[int, float]
 
     def candidates(self, child_id: int, among: Sequence[str] = ()) -> tuple[list[int], list[str]]:
         """The models that a child may be made of, and lines on those left out.
@@ -97,10 +101,21 @@ class Family:
         own = self.born[child_id]
         younger = {i for i, date in self.born.items() if own is not None and date is not None and date > own}
         notes = []
-        for left_out, why in ((below, "descend from it"), (younger - below, "are younger")):
+        weak = {i for i in self.born if self.covered.get(i, 1.0) < ENOUGH} - below - younger
+        reasons = (
+            (below, "descend from it"),
+            (younger - below, "are younger"),
+            (weak, "were compared by less than half of the base's parameters"),
+        )
+        for left_out, why in reasons:
             if told := sorted(names[i] for i in left_out & self.born.keys() - {child_id}):
                 notes.append(f"left out, because they {why}: {', '.join(told)}")
-        return [i for i in self.born if i not in below | younger | {child_id}], notes
+        own_share = self.covered.get(child_id, 1.0)
+        if own_share < ENOUGH:
+            notes.append(
+                f"{names[child_id]} itself was compared by {own_share:.1%} of the base: the rest is not told of"
+            )
+        return [i for i in self.born if i not in below | younger | weak | {child_id}], notes
 
     def is_copy_of(self, model_id: int, original_id: int) -> bool:
         """Whether a model's weights are the other's, said in a finer dtype or later, or rounded to fewer bits."""
@@ -225,7 +240,8 @@ def load(con: Connection, base_id: int, base: str) -> Family:
         "select distinct parent_id, child_id from raw.claim where evidence <> 'weights'"
     ).fetchall():
         children.setdefault(parent, set()).add(child)
-    return Family(base, grams.totals(con, base_id, ids), grams.load(con, base_id, ids), dict(rows), children)
+    return Family(base, grams.totals(con, base_id, ids), grams.load(con, base_id, ids), dict(rows), children,
+                  sums.covered(con, base_id))  # fmt: skip
 
 
 def from_stored(con: Connection, family: Family, screened: Screened) -> Recipe:
