@@ -23,6 +23,10 @@ def measure_sources(store: Store, placement: Placement, options: ImportOptions) 
     standing = list(placement.sources)
     if not any(source.is_to_read for source in standing):
         return Measured(placement.sources)
+    from kinbase.kinship import native
+
+    if not native.are_kept():
+        options.log("compiling the kernels for this processor, which is done once", 0, 0)
     found: list[FamilySums] = []
     read: set[str | None] = set()
     away = "stream" if options.depth == "stream" else "kept"

@@ -47,6 +47,20 @@ def call(name: str, *arguments: int) -> int:
     return entries()[name](frame(arguments))
 
 
+def are_kept() -> bool:
+    """Whether the kernels are loaded or kept on this machine, so that nothing will be compiled."""
+    if entries.cache_info().currsize:
+        return True
+    place = _place(_processor(), "pread" in _outside())
+    return place is not None and _read(place) is not None
+
+
+def _processor() -> tuple[str, str]:
+    import llvmlite.binding as llvm
+
+    return llvm.get_host_cpu_name(), llvm.get_host_cpu_features().flatten()
+
+
 @cache
 def entries() -> dict[str, Entry]:
     """The entries by name; `span` is among them only where the C library and xxhash have what it calls."""
@@ -59,7 +73,7 @@ def entries() -> dict[str, Entry]:
         llvm.add_symbol(UNUSED, symbols["abort"])
     llvm.initialize_native_target()
     llvm.initialize_native_asmprinter()
-    processor = llvm.get_host_cpu_name(), llvm.get_host_cpu_features().flatten()
+    processor = _processor()
     whole = "pread" in symbols
     place = _place(processor, whole)
     saved = _read(place) if place else None

@@ -157,7 +157,10 @@ def cache(tmp_path, monkeypatch):
 
 def test_compiled_kernels_are_kept_for_the_next_process(cache):
     folder, compiled = cache
+    native.entries.cache_clear()
+    assert not native.are_kept()
     first = native.entries.__wrapped__()
+    assert native.are_kept()
     (kept,) = folder.iterdir()
     assert native.entries.__wrapped__() == first == kept.read_bytes()
     assert len(compiled) == 1
