@@ -48,7 +48,7 @@ def model_page(about: dict[str, Any]) -> Iterator[str]:
         if text:
             yield f"  {name:<13}{text}"
     sections = (
-        ("other names", "aliases", ("alias", "kind")),
+        ("other names", "aliases", ("alias", "kind", "source")),
         ("parents", "parents", ("parent", "relation", "method", "weight", "evidence")),
         ("children", "children", ("child", "relation", "method", "weight", "evidence")),
         ("scores", "scores", ("benchmark", "metric", "value", "stderr", "n_shot", "source")),

@@ -284,13 +284,15 @@ def _records(row: Row) -> list[tuple[str, Record]]:
 
 def _store_names(con: Connection, rows: list[Row]) -> list[Row]:
     """Names of models. One that is taken costs a note, not the rest."""
-    said = [
-        (i, record)
-        for i, row in enumerate(rows)
-        if row.is_told
-        for _, record in _records(row)
-        if isinstance(record, Alias)
-    ]
+    said = []
+    speakers = []
+    for i, row in enumerate(rows):
+        for file, record in _records(row) if row.is_told else ():
+            if isinstance(record, Alias):
+                said.append((i, record))
+                if record.kind != "path":  # a place says itself
+                    speakers.append((record.alias, file))
+    models.put_speakers(con, speakers)
     ids = _told_ids(con, rows)
     speaker = {id(record): i for i, record in said}
     aliases = [(ids[r.model or str(rows[i].outcome.name)], r) for i, r in said]

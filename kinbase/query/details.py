@@ -45,26 +45,37 @@ where b.model_id = (select base_id from raw.model where model_id = $1)
 order by 2, 6
 """
 
-# Gain: how much better than its parents are on average; the base a merge was measured from is no parent.
+# Gain: how much better than its parents are on average, tested alike, whichever way the metric goes; the base a
+# merge was measured from is no parent.
 SCORES = """
 with concerned as materialized (
     select $1::integer as id union select parent_id from raw.claim where child_id = $1 and relation <> 'base'
 ),
 latest as (
-    select model_id, benchmark, metric, n_shot, arg_max(value, coalesce(evaluated_at, imported_at)) as value,
-        arg_max(stderr, coalesce(evaluated_at, imported_at)) as stderr
+    select model_id, benchmark, metric, n_shot, split, template, value, stderr, higher_is_better
     from raw.score where model_id in (from concerned)
-    group by all
+    qualify row_number() over (
+        partition by model_id, benchmark, metric, n_shot, split, template
+        order by evaluated_at desc nulls last, imported_at desc, rowid desc
+    ) = 1
+),
+own as (
+    select *, coalesce(higher_is_better, (
+        select arg_min(p.higher_is_better, p.rank) from metrics p
+        where regexp_matches(lower(latest.metric), p.pattern)
+            and (p.benchmark is null or regexp_matches(lower(latest.benchmark), p.benchmark))
+    ), true) as is_better_higher
+    from latest where model_id = $1
 )
 select own.benchmark, own.metric, own.n_shot, own.value, own.stderr,
-    own.value - avg(theirs.value) as gain, count(theirs.value) as parents
-from latest own
+    (own.value - avg(theirs.value)) * if(own.is_better_higher, 1, -1) as gain, count(theirs.value) as parents
+from own
 left join latest theirs on theirs.model_id <> $1 and own.metric <> 'gain'   -- printed gains are none to compare
     and theirs.benchmark = own.benchmark and theirs.metric = own.metric
-    and theirs.n_shot is not distinct from own.n_shot
-where own.model_id = $1
-group by own.benchmark, own.metric, own.n_shot, own.value, own.stderr
-order by own.benchmark, own.metric, own.n_shot
+    and theirs.n_shot is not distinct from own.n_shot and theirs.split is not distinct from own.split
+    and theirs.template is not distinct from own.template
+group by own.benchmark, own.metric, own.n_shot, own.split, own.template, own.value, own.stderr, own.is_better_higher
+order by own.benchmark, own.metric, own.n_shot, own.split, own.template
 """
 
 LAYERS = """
@@ -78,7 +89,8 @@ group by all order by block, layer
 SHOW = """
 select
     m.*,
-    (select list({'alias': alias, 'kind': kind} order by alias) from raw.alias where model_id = $1 and alias <> $2) as aliases,
+    (select list({'alias': alias, 'kind': kind, 'source': source} order by alias)
+        from aliases where model = $2 and alias <> $2) as aliases,
     $3::struct(parent varchar, relation varchar, method varchar, weight double, evidence varchar)[] as parents,
     (select list({'child': child, 'relation': relation, 'method': method, 'weight': weight, 'evidence': evidence}
         order by child, evidence) from lineage where parent = $2) as children,

@@ -387,6 +387,19 @@ def put_new_aliases(con: Connection, aliases: Sequence[tuple[int, Alias]]) -> li
     return rest
 
 
+def put_speakers(con: Connection, said: Sequence[tuple[str, str]]) -> None:
+    """Remember who says names: pairs of a name and the file or page that says it."""
+    if said:
+        con.execute(
+            """
+            insert into raw.name_said (alias, source)
+            select distinct * from (select unnest($1::varchar[]) as alias, unnest($2::varchar[]) as source) new
+            where not exists (from raw.name_said old where old.alias = new.alias and old.source = new.source)
+            """,
+            [[alias for alias, _ in said], [source for _, source in said]],
+        )
+
+
 def _join(con: Connection, old: int, new: int) -> None:
     """Give all that was said of a row without weights to another model, and drop the row."""
     for table, column in (

@@ -63,7 +63,7 @@ def resolve(con: Connection, label: str) -> str:
     known_as = meant(con, label)
     if known_as is not None:
         return known_as
-    known = [name for (name,) in con.execute("select alias from aliases").fetchall()]
+    known = [name for (name,) in con.execute("select alias from raw.called").fetchall()]
     if not known:
         raise KinbaseError(
             f"there is no model {label!r}: the database has none yet, `kinbase import` adds some"
@@ -83,7 +83,7 @@ def meant(con: Connection, label: str) -> str | None:
     rows = con.execute(
         """
         select distinct model from (
-            select model, 0 as rank from aliases where alias = $1
+            select model, 0 as rank from raw.called where alias = $1
             union all
             select name, 1 from raw.model where starts_with(name, $1) or (length($1) >= 6 and starts_with(digest, $1))
         )

@@ -1,14 +1,26 @@
 -- Models, their names and the sums of their deltas.
 
-create or replace view aliases as
-select name as alias, name as model, 'name' as kind from raw.model
+-- Every name that leads to a model, for looking up.
+create or replace view raw.called as
+select name as alias, name as model from raw.model
 union all
-select alias, name, kind from raw.alias join raw.model using (model_id);
+select alias, name from raw.alias join raw.model using (model_id);
+
+create or replace view aliases as
+select name as alias, name as model, 'name' as kind, null::varchar as source from raw.model
+union all
+select a.alias, m.name, a.kind, s.source
+from raw.alias a
+join raw.model m using (model_id)
+left join (
+    select alias, string_agg(distinct source, ', ' order by source) as source from raw.name_said group by alias
+) s on s.alias = a.alias;
 
 comment on view aliases is 'Every name that leads to a model: its own, paths, revisions, redirects.';
 comment on column aliases.alias is 'the other name';
 comment on column aliases.model is 'the model''s name';
-comment on column aliases.kind is 'name, path, revision or redirect';
+comment on column aliases.kind is 'name, path, revision, redirect or signed (a digest that somebody signed)';
+comment on column aliases.source is 'who says so: files and pages; NULL for its own name, and where nobody noted it';
 
 -- Each model's base: the one it is measured against, or else the only one its claims or its reported
 -- kinship name.
@@ -105,7 +117,7 @@ comment on view skipped is 'Tensors that took no part in kinship, and why.';
 
 create or replace macro family(m) as table
 select f.* from models f
-where f.family = (select family from models where name = (select model from aliases where alias = m limit 1))
+where f.family = (select family from models where name = (select model from raw.called where alias = m limit 1))
 order by f.name;
 
 comment on macro table family is 'family(m): every model measured against the same base as m, the base included';

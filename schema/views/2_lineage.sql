@@ -38,7 +38,7 @@ select base_id, model_id from raw.model
 where base_id is not null and not exists (select 1 from raw.claim k where k.child_id = model_id);
 
 create or replace macro resolve(m) as (
-    select model_id from raw.model where name = (select model from aliases where alias = m limit 1)
+    select model_id from raw.model where name = (select model from raw.called where alias = m limit 1)
 );
 
 comment on macro resolve is 'resolve(m): the model_id behind a name or alias';

@@ -203,7 +203,7 @@ from kinship
 where model_a = (
     select coalesce(same.name, own.name)
     from raw.model own left join raw.model same on same.model_id = own.same_id and own.digest is null
-    where own.name = (select model from aliases where alias = m limit 1)
+    where own.name = (select model from raw.called where alias = m limit 1)
 ) and covers_enough(coverage)
 order by pcc desc nulls last, model_b
 limit k;
@@ -211,7 +211,7 @@ comment on macro table nearest_kin is
     'nearest_kin(m, k): the k models most akin to m by PCC, of those compared by half of the base or more';
 
 create or replace macro group_kinship(members) as table
-with named as (select distinct model from aliases where list_contains(members, alias))
+with named as (select distinct model from raw.called where list_contains(members, alias))
 select
     avg(pcc) as pcc,
     avg(cs) as cs,

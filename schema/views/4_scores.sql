@@ -378,7 +378,7 @@ create or replace macro normalised_scores(b) as table
 with category_mean as (
     select merge, base, method, experts, held_in, category, avg(normalised order by benchmark) as score
     from normalised_by_task
-    where b is null or base = (select model from aliases where alias = b limit 1)
+    where b is null or base = (select model from raw.called where alias = b limit 1)
     group by merge, base, method, experts, held_in, category
 ),
 merge_mean as (

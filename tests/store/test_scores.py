@@ -264,7 +264,7 @@ def test_tasks_and_experts_come_in_as_tables(tmp_path):
     folder.mkdir()
     (folder / "tasks.csv").write_text("benchmark,category\nqa1,qa\nnli,inference\nqa3,\n")
     (folder / "experts.csv").write_text("model,benchmark\ne1,qa1\ne1,qa1\n")
-    (folder / "scores.csv").write_text("model,benchmark,metric,score\ne1,qa1,acc,1\n")  # value, misspelt
+    (folder / "scores.csv").write_text("model,benchmark,metric,valeu\ne1,qa1,acc,1\n")  # value, misspelt
     db = kinbase.open(tmp_path / "kin.duckdb")
     for _ in range(2):  # importing twice is importing once
         (row,) = db.import_([folder]).to_dicts()
