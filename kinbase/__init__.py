@@ -14,7 +14,7 @@ __all__ = ["CheckpointError", "DatabaseError", "Kinbase", "KinbaseError", "Usage
 
 
 def open(
-    path: str = "kinbase.duckdb", *, wait: float = 10.0
+    path: str = "kinbase.duckdb", *, wait: float = 60.0
 ) -> "Kinbase":  # the module's verb, as in gzip.open
     """The database at `path`; the file is made by the first import."""
     from kinbase.database import Kinbase

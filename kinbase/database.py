@@ -41,10 +41,19 @@ RELATIONS = ("finetune", "merge", "adapter", "quantized", "base")
 
 
 class Kinbase:
-    """The database at `path`. `wait` bounds, in seconds, how long another process's lock is waited for."""
+    """The database at `path`.
 
-    def __init__(self, path: str | Path = "kinbase.duckdb", *, wait: float = 10.0) -> None:
-        self.store = Store(path, wait=wait)
+    `wait` bounds, in seconds, how long another process's lock is waited for; `log` hears of it in a line.
+    """
+
+    def __init__(
+        self,
+        path: str | Path = "kinbase.duckdb",
+        *,
+        wait: float = 60.0,
+        log: Callable[[str], None] = lambda line: None,
+    ) -> None:
+        self.store = Store(path, wait=wait, log=log)
 
     # In.
 

@@ -1,7 +1,7 @@
 """What a source holds: the importer that recognises it opens it, and the records beside its weights."""
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib.metadata import entry_points
@@ -197,7 +197,7 @@ def _read_elsewhere(
     notes: list[str] = []
     problem: str | None = None
     try:
-        for record in importer.open(source, depth, tell):
+        for record in _yielded(importer, public, source, depth, tell):
             if isinstance(record, Commit):
                 label, is_unchanged = known(record)
                 if is_unchanged:
@@ -228,6 +228,25 @@ def _read_elsewhere(
     return replace(opened, records=tuple(records), notes=tuple(notes), problem=problem)
 
 
+def _yielded(importer: ModuleType, shown_as: str, *asked: object) -> Iterator[Record]:
+    """What an importer yields; whatever it raises is a CheckpointError, so that the other sources go on."""
+    try:
+        yield from importer.open(*asked)
+    except (KinbaseError, KeyboardInterrupt, SystemExit, GeneratorExit):
+        raise
+    except OSError as error:
+        where = f" ({error.filename})" if error.filename and str(error.filename) != shown_as else ""
+        raise CheckpointError(f"{shown_as} cannot be read: {error.strerror or error}{where}") from error
+    except MemoryError as error:
+        raise CheckpointError(f"{shown_as} cannot be read: it takes more memory than there is") from error
+    except BaseException as error:  # a panic of a library in Rust is no Exception
+        words = " ".join(str(error).split())
+        raise CheckpointError(
+            f"{shown_as} cannot be read: {importer.__name__} failed ({type(error).__name__}: {words[:200]}); "
+            "that is an error of this importer: please report it"
+        ) from error
+
+
 def _open_part(
     source: str, known: Iterable[ModuleType]
 ) -> tuple[list[tuple[str, Record]], CheckpointError | None]:
@@ -235,7 +254,7 @@ def _open_part(
     importer = next((importer for importer in known if importer.recognises(source)), None)
     records: list[tuple[str, Record]] = []
     try:
-        for record in importer.open(source) if importer else ():
+        for record in _yielded(importer, source, source) if importer else ():
             records.append((source, record))
     except CheckpointError as error:
         for _, record in records:
@@ -254,7 +273,7 @@ def _tells(record: Record) -> bool:
 
 def _open(source: str, known: Iterable[ModuleType]) -> list[tuple[str, Record]]:
     importer = next((importer for importer in known if importer.recognises(source)), None)
-    return [(source, record) for record in importer.open(source)] if importer else []
+    return [(source, record) for record in _yielded(importer, source, source)] if importer else []
 
 
 def _read_beside(folder: Path, known: Sequence[ModuleType], *, has_weights: bool) -> list[tuple[str, Record]]:

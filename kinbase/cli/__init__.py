@@ -37,7 +37,7 @@ from kinbase.errors import KinbaseError
 @click.option("--db", metavar="FILE", envvar="KINBASE_DB", default="kinbase.duckdb", show_default=True,
               help="The database; also $KINBASE_DB.")  # fmt: skip
 @click.option(
-    "--wait", metavar="SECONDS", default=10.0, show_default=True, help="How long a lock is waited for."
+    "--wait", metavar="SECONDS", default=60.0, show_default=True, help="How long a lock is waited for."
 )
 @click.version_option(package_name="kinbase")
 @click.pass_context

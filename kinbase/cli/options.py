@@ -31,9 +31,10 @@ class Models(click.ParamType[str]):
 
 
 def open_database(path: str, *, wait: float) -> "Kinbase":
+    from kinbase.cli.console import say
     from kinbase.database import Kinbase
 
-    return Kinbase(path, wait=wait)
+    return Kinbase(path, wait=wait, log=say)
 
 
 def rows_out(command: Callable[..., None]) -> Callable[..., None]:

@@ -87,14 +87,14 @@ def attempt(
         try:
             members = whole(store, [*new, *family.others], family.base_name)
             return work(members, left), (*left, *failed)
-        except CheckpointError as error:
+        except (CheckpointError, OSError) as error:
             unreadable = {s.name for s in left if _is_unreadable(s, error)} or {s.name for s in left}
             failed += tuple(source.failed(error) for source in left if source.name in unreadable)
             left = tuple(source for source in left if source.name not in unreadable)
     return None, failed
 
 
-def _is_unreadable(source: Placed, error: CheckpointError) -> bool:
+def _is_unreadable(source: Placed, error: Exception) -> bool:
     """Whether a source's files changed, or could not be read: an error of none of them is of all."""
     files = source.opened.checkpoint.files if source.opened.checkpoint else []
     return not all(f.as_it_was and not (f.elsewhere and f.path in str(error)) for f in files)

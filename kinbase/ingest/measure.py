@@ -4,8 +4,10 @@ from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from kinbase.checkpoint import Checkpoint, Tensor
+from kinbase.checkpoint import FLOAT_DTYPES, Checkpoint, Tensor
+from kinbase.checkpoint.alignment import meet
 from kinbase.errors import CheckpointError
+from kinbase.ingest import partial
 from kinbase.ingest.bases import Placement
 from kinbase.ingest.families import Family, attempt, families, settle
 from kinbase.ingest.steps import ImportOptions, Measured, Placed
@@ -79,6 +81,8 @@ def _measure(
             measured.forget(member.name)
         if measured.coverage(i) == 0:
             by_name[member.name] = source.failed(_stranger(measured, i))
+        else:
+            by_name[member.name] = source.noted(*partial.lines(measured, i))
     return measured, tuple(by_name.values())
 
 
@@ -104,7 +108,7 @@ def _read(
     arriving = next((s.opened.checkpoint for s in standing if s.is_to_read and s.name == base), None)
     try:
         return _measure_alone(store, source, base, arriving, options)
-    except CheckpointError as error:
+    except (CheckpointError, OSError) as error:
         return [], source.failed(error)
 
 
@@ -156,6 +160,11 @@ def _measure_alone(
         raise CheckpointError(
             f"{source.name} shares no tensor with {base}: give the base it was tuned from with --base"
         )
+    if change is not None:
+        whole = sum(t.numel for t in against.tensors if t.dtype in FLOAT_DTYPES)
+        share, reasons = change.numel / max(whole, 1), meet(against, member)[1]
+        if share < partial.WHOLE:
+            source = source.noted(partial.partial(member.name, base, share, reasons))
     return found, source
 
 

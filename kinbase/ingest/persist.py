@@ -21,7 +21,7 @@ from kinbase.checkpoint import (
     Task,
     Training,
 )
-from kinbase.errors import KinbaseError
+from kinbase.errors import DatabaseError, DiskError, KinbaseError
 from kinbase.ingest.steps import FamilySample, Measured, Outcome, Placed, Sampled, Todo
 from kinbase.ingest.stored_sums import (
     SLICE_BYTES,
@@ -72,24 +72,73 @@ def store_sources(
     see them. Returns what became of each source; what could not be stored of it is among its notes.
     """
     try:
-        if all(source.todo in (Todo.FAIL, Todo.NOTHING) for source in done.sources):
-            outcomes = [_outcome(source, _status(source, done)) for source in done.sources]
-            if also is not None:
-                with store.writing() as con:
-                    also(con, outcomes)
-            return outcomes
-        is_large = also is None and sum(pair_bytes(family) for family in done.families) > SLICE_BYTES
-        with store.writing() as con:
-            rows, families = _store(con, done, has_kinship=has_kinship and not is_large, is_large=is_large)
-            if also is not None:
-                also(con, [row.outcome for row in rows])
-        if is_large:
-            rows = _store_large(store, rows, families, has_kinship=has_kinship)
-        return [row.outcome for row in rows]
+        try:
+            return _store_all(store, done, has_kinship=has_kinship, also=also)
+        except (DatabaseError, DiskError):
+            raise
+        except Exception as error:
+            bad = _refused(store, done.sources)
+            if not bad:
+                raise
+            reason = f"what it says cannot be stored: {' '.join(str(error).split())[:200]}"
+            sources = tuple(s.failed(reason) if i in bad else s for i, s in enumerate(done.sources))
+            return _store_all(store, replace(done, sources=sources), has_kinship=has_kinship, also=also)
     finally:
         for family in done.families:
             if not isinstance(family, FamilySample):
                 family.dots.close()
+
+
+def _store_all(
+    store: Store, done: Measured | Sampled, *, has_kinship: bool, also: Also | None
+) -> list[Outcome]:
+    if all(source.todo in (Todo.FAIL, Todo.NOTHING) for source in done.sources):
+        outcomes = [_outcome(source, _status(source, done)) for source in done.sources]
+        if also is not None:
+            with store.writing() as con:
+                also(con, outcomes)
+        return outcomes
+    is_large = also is None and sum(pair_bytes(family) for family in done.families) > SLICE_BYTES
+    with store.writing() as con:
+        rows, families = _store(con, done, has_kinship=has_kinship and not is_large, is_large=is_large)
+        if also is not None:
+            also(con, [row.outcome for row in rows])
+    if is_large:
+        rows = _store_large(store, rows, families, has_kinship=has_kinship)
+    return [row.outcome for row in rows]
+
+
+def _refused(store: Store, sources: Sequence[Placed]) -> set[int]:
+    """Which sources say something that cannot be stored, tried without their weights and taken back."""
+    bad: set[int] = set()
+    parts = [list(range(len(sources)))]
+    while parts:
+        part = parts.pop()
+        if _is_storable(store, [sources[i] for i in part]):
+            continue
+        if len(part) == 1:
+            bad |= set(part)
+        else:
+            parts += [part[: len(part) // 2], part[len(part) // 2 :]]
+    return bad
+
+
+class _TakenBack(Exception):
+    """Ends a transaction that was a trial."""
+
+
+def _is_storable(store: Store, sources: Sequence[Placed]) -> bool:
+    light = Measured(tuple(source.without_reading() for source in sources))
+    try:
+        with store.writing() as con:
+            _store(con, light, has_kinship=False, is_large=False)
+            raise _TakenBack
+    except _TakenBack:
+        return True
+    except (DatabaseError, DiskError):
+        raise
+    except Exception:
+        return False
 
 
 def _store(

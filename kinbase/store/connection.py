@@ -8,7 +8,7 @@ This is the only module that imports duckdb.
 import re
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -38,6 +38,12 @@ WRITING: dict[str, str | bool | int | float | list[str]] = {
     "python_enable_replacements": "false",
 }
 
+WAIT = 60.0
+"""Seconds a lock held by another process is waited for."""
+
+MOMENT = 2.0
+"""Seconds of waiting after which a word is said."""
+
 BATCH = 10_000
 """Rows fetched at a time."""
 
@@ -51,12 +57,16 @@ create table if not exists raw.migration (
 class Store:
     """The database at `path`; nothing is opened until it is asked for.
 
-    `wait` bounds, in seconds, how long a lock held by another process is waited for.
+    `wait` bounds, in seconds, how long a lock held by another process is waited for; `log` is told of it, in a line,
+    when that takes more than a moment.
     """
 
-    def __init__(self, path: str | Path, *, wait: float = 10.0) -> None:
+    def __init__(
+        self, path: str | Path, *, wait: float = WAIT, log: Callable[[str], None] = lambda line: None
+    ) -> None:
         self.path = Path(path)
         self.wait = wait
+        self.log = log
 
     @contextmanager
     def reading(self) -> Iterator[Connection]:
@@ -171,7 +181,8 @@ class Store:
             raise DatabaseError(
                 f"{self.path} cannot be a Kinbase database: give the file a name that is not raw"
             )
-        deadline = time.monotonic() + self.wait
+        began = time.monotonic()
+        deadline, is_told = began + self.wait, False
         pause = 0.02
         while True:
             try:
@@ -187,8 +198,11 @@ class Store:
                 if time.monotonic() >= deadline:
                     raise DatabaseError(
                         f"{self.path} is in use ({_holder(error)}) and stayed so for {self.wait:g} s: "
-                        "wait for it to finish, or name another file with --db"
+                        "wait for it to finish, give it longer with --wait, or name another file with --db"
                     ) from error
+                if not is_told and time.monotonic() >= began + MOMENT:
+                    self.log(f"waiting for {self.path}, in use {_holder(error)} (at most {self.wait:g} s)")
+                    is_told = True
             except duckdb.Error as error:
                 raise DatabaseError(
                     f"{self.path} cannot be opened as a Kinbase database: {first_line(error)}"
