@@ -115,7 +115,7 @@ class Judgement:
             kind = plausibility(finding)
             # Where one descendant came up, others wait behind it.
             others = self._involved(finding) if not turn else self._candidates(model)
-            more = self._turned(model, finding)
+            more = self._turned(model, finding) | self._in_circle(model, finding, below)
             for other in others if kind[0] != AVERAGE else ():
                 if other not in below and (
                     self._descends(other, model, kind)
@@ -186,6 +186,28 @@ class Judgement:
         left = alone.residual if alone is not None and alone.residual is not None else 1.0
         less = both.residual if both is not None and both.residual is not None else 1.0
         return (left / max(less, 1e-9)) ** 2
+
+    def _in_circle(self, model: int, finding: Finding, below: frozenset[int]) -> set[int]:
+        """Parents of an average that are themselves read as averages of it, and do worse without it than it without them."""
+        if plausibility(finding)[0] != AVERAGE:
+            return set()
+        found = set()
+        for parent in self._involved(finding):
+            back = self._reading(parent, frozenset())
+            if back is None or plausibility(back)[0] != AVERAGE or model not in self._involved(back):
+                continue
+            ours = self._loss(finding, self._reading(model, below | {parent}))
+            theirs = self._loss(back, self._reading(parent, frozenset({model})))
+            if (ours, self.names[model]) < (theirs, self.names[parent]):
+                found.add(parent)
+        return found
+
+    @staticmethod
+    def _loss(finding: Finding, without: Finding | None) -> float:
+        """How much further off an average is without one of its parents; infinite where it is none then."""
+        if without is None or plausibility(without)[0] != AVERAGE:
+            return float("inf")
+        return max(off(without) - off(finding), 0.0)
 
     def _turned(self, model: int, finding: Finding) -> set[int]:
         """Parents of a merge that the same equation explains better as the child."""

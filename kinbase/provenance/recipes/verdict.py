@@ -21,6 +21,7 @@ from dataclasses import replace
 from itertools import combinations, islice
 
 import numpy as np
+from numpy.typing import NDArray
 
 from kinbase.provenance.recipes.intervals import (
     ADAPTER,
@@ -51,10 +52,12 @@ from kinbase.provenance.recipes.least_squares import (
     Normal,
     find_parents,
     inverse,
+    solve,
 )
-from kinbase.provenance.recipes.partial_merges import left_out, trained_from, trained_from_merge
+from kinbase.provenance.recipes.partial_merges import trained_from, trained_from_merge
 from kinbase.provenance.recipes.quantised_copy import quantised_from
 from kinbase.provenance.recipes.rounding import Population, bends
+from kinbase.provenance.recipes.selection import selection
 
 __all__ = [
     "ADAPTER", "COPY", "MERGE", "MERGES", "NONE", "ONWARD", "SELECTED", "TRAINED", "UNDECIDABLE", "UNRELATED",
@@ -66,6 +69,9 @@ MADE = 9.0
 
 SMALL = 0.1
 """The same over the candidate's own squared length."""
+
+NARROW, NEXT = 0.012, 0.001
+"""Width of an interval in which a multiple of 0.05 is no chance, and how near to one a coefficient is the same in any case."""
 
 PLAINLY = 0.025
 """By how much nearer to what rounding leaves one more parent must bring the logarithm of the residual."""
@@ -81,18 +87,6 @@ UNRELATED_BELOW = 0.3
 
 OPPOSED = -0.05
 """Cosine below which two models are no parents of a sum: fine-tunes of one base are hardly ever opposed."""
-
-LOOSE = 0.4
-"""Squared residual up to which selected elements are believed without the share that their number foretells."""
-
-NEARLY = 0.12
-"""How far, as a logarithm, the squared length of a child may be from what its share of dropped elements foretells."""
-
-WITHOUT = 1.4
-"""Squared residual of a few parents of selected elements, over that of all that have a share, up to which they are enough."""
-
-SHARE = 0.05
-"""Least coefficient of a parent of which elements were selected."""
 
 WIDE = 0.05
 """Half the interval of a share in a merge that was trained on: what training adds blurs it."""
@@ -174,15 +168,16 @@ def _simplest(grams: Grams, normal: Normal, chosen: list[int], whole: Finding) -
     best: list[tuple[list[int], Finding]] = []
     plain: tuple[list[int], Finding] | None = None
     for size in range(1, min(len(chosen) + 2, len(pool) + 1, MOST_PARENTS + 1)):
-        sets = (list(some) for some in islice(combinations(range(len(pool)), size), MOST_SETS))
-        fits = [(normal.solve([pool[i] for i in some])[1], some) for some in sets]
-        fits = sorted(fit for fit in fits if fit[0] <= LIMIT**2 * normal.floor)[:MOST_FITS]
+        sets = np.array(list(islice(combinations(range(len(pool)), size), MOST_SETS)), dtype=np.intp)
+        left = _left_by_each(normal, np.asarray(pool, np.intp)[sets])
+        order = [i for i in np.argsort(left, kind="stable")[:MOST_FITS] if left[i] <= LIMIT**2 * normal.floor]
+        fits = [(float(left[i]), sets[i].tolist()) for i in order]
         found = [(some, fitted(inner, some, population)) for _, some in fits]
         merges = [pair for pair in found if pair[1].verdict in MERGES]
         best += merges
         good = [pair for pair in merges if off(pair[1]) <= enough and not _needless(pair[1])]
         if good:
-            better = min(good, key=lambda pair: (is_negative(pair[1]), off(pair[1])))
+            better = min(good, key=lambda pair: (is_negative(pair[1]), not _is_human(pair[1]), off(pair[1])))
             if plain is None or (off(better[1]) + PLAINLY < off(plain[1]) and not is_negative(better[1])):
                 plain = better
         if plain is not None and not (good and off(plain[1]) > PLAINLY):
@@ -193,6 +188,15 @@ def _simplest(grams: Grams, normal: Normal, chosen: list[int], whole: Finding) -
         return chosen, whole
     some, finding = min(best, key=lambda pair: (_needless(pair[1]), is_negative(pair[1]), off(pair[1])))
     return [pool[i] for i in some], finding
+
+
+def _left_by_each(normal: Normal, sets: NDArray[np.intp]) -> FloatArray:
+    """Squared residuals [S] of least squares on S sets of as many columns [S, P]."""
+    gram = normal.gram[sets[:, :, None], sets[:, None, :]]
+    cross = normal.cross[sets]
+    values = solve(gram, cross)
+    rss = normal.sumsq - 2 * (cross * values).sum(axis=1) + np.einsum("sp,spq,sq->s", values, gram, values)
+    return np.asarray(np.maximum(rss, 0.0))
 
 
 def _making(normal: Normal, chosen: Sequence[int]) -> list[int]:
@@ -220,6 +224,15 @@ def _making(normal: Normal, chosen: Sequence[int]) -> list[int]:
 
 def _needless(found: Finding) -> int:
     return sum(p.low <= 0 <= p.high for p in found.parents)
+
+
+def _is_human(found: Finding) -> bool:
+    """Whether all coefficients are multiples of 0.05, as people write them, as narrowly as they are known."""
+    return all(
+        p.high - p.low < NARROW
+        and abs(p.coefficient - round(20 * p.coefficient) / 20) <= max(NEXT, p.high - p.low)
+        for p in found.parents
+    )
 
 
 def _may_be_graded(whole: Finding) -> bool:
@@ -338,7 +351,7 @@ def _unmerged(
         expected=whole.expected if whole else None, ratio=whole.ratio if whole else None,
         condition=whole.condition if whole else None,
     )  # fmt: skip
-    selected = _selection(grams, zeros, chosen, plain)
+    selected = selection(grams, zeros, chosen, plain)
     if selected is not None:
         return selected
     trained = trained_from(grams)
@@ -370,57 +383,6 @@ def _unmerged(
         )
         return replace(plain, verdict=UNDECIDABLE, reason=reason)
     return _alone(grams, plain)
-
-
-def _selection(
-    grams: Grams, zeros: FloatArray | None, chosen: Sequence[int], plain: Finding
-) -> Finding | None:
-    """A merge of selected elements: the fewest parents that dropping at random foretells, else those that explain most."""
-    why = left_out(grams, zeros, chosen)
-    if why is None or zeros is None or not all(p.coefficient >= SHARE for p in plain.nearest):
-        return None
-    normal = Normal.of(grams)
-    left = normal.solve(chosen)[1]
-    for size in range(1, len(chosen) + 1):
-        sets = [(normal.solve(some)[1], list(some)) for some in combinations(chosen, size)]
-        for rss, some in sorted(sets):
-            if rss <= WITHOUT * left and _is_dropped(grams, zeros, some):
-                few = fitted(grams, some)
-                parents = few.parents or few.nearest
-                if all(p.coefficient >= SHARE for p in parents):
-                    return replace(
-                        plain,
-                        verdict=SELECTED,
-                        reason=why,
-                        parents=parents,
-                        nearest=[],
-                        residual=few.residual,
-                    )
-    if (plain.residual or 1.0) ** 2 <= LOOSE and plain.nearest:
-        return replace(plain, verdict=SELECTED, reason=why, parents=plain.nearest, nearest=[])
-    return replace(
-        plain, verdict=UNDECIDABLE, reason=f"{why}; but these are not all of its parents, or another merge stands for one"
-    )  # fmt: skip
-
-
-def _is_dropped(grams: Grams, zeros: FloatArray, chosen: Sequence[int]) -> bool:
-    """Whether the child is as long as dropping elements of these at random and scaling up the rest makes it (DARE).
-
-    Of n parents all drop an element with probability (1 - p)^n, which is the share of the base's own; kept ones are
-    divided by p, so squares are 1 / p of what the mean coefficients give, and products of two parents are not.
-    """
-    moved = zeros[:, -1] < 0.995
-    weight = np.where(moved, grams.numel, 0.0)
-    own = float(weight @ zeros[:, -1] / weight.sum())
-    plain = float(weight @ zeros[:, list(chosen)].min(axis=1) / weight.sum())
-    share = max(own - plain, 0.0) / max(1 - plain, 1e-9)
-    kept = 1 - share ** (1 / len(chosen))
-    normal = Normal.of(grams.of(chosen))
-    values = normal.solve(range(len(chosen)))[0]
-    products = np.outer(values, values) * normal.gram
-    squares = float(np.trace(products))
-    foretold = squares / max(kept, 1e-9) + float(products.sum()) - squares
-    return abs(float(np.log(max(foretold, 1e-300) / normal.sumsq))) <= NEARLY
 
 
 def _alone(grams: Grams, plain: Finding) -> Finding:
