@@ -297,6 +297,15 @@ def original(con: Connection, model: Model) -> Model:
     return Model(*rows[0]) if rows else model
 
 
+def named(con: Connection, labels: Sequence[str]) -> Model | None:
+    """The model behind the first of `labels` that is exactly a name or an alias."""
+    for label in labels:
+        id_ = names.find(con, label)
+        if id_ is not None:
+            return Model(id_, names.name_of(con, id_))
+    return None
+
+
 def is_base(con: Connection, model: int) -> bool:
     """Whether others are measured against it."""
     return bool(con.execute("select 1 from raw.model where base_id = ? limit 1", [model]).fetchall())

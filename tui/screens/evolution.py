@@ -14,7 +14,7 @@ from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, Vertical
 from textual.content import Content
 from textual.screen import Screen
-from textual.widgets import Footer, OptionList
+from textual.widgets import Footer, OptionList, Static
 from textual.widgets.option_list import Option
 
 from kinbase.errors import KinbaseError
@@ -42,7 +42,7 @@ POLL = 1.0
 MARKS = {"running": "▶", "finished": "■", "interrupted": "‖", "failed": "✗"}
 
 
-COLUMNS = ("gen", "child", "score", "kept", "role", "kinship", "parents", "status", "reason")
+COLUMNS = ("gen", "child", "score", "kept", "role", "kinship", "reason", "parents", "status")
 
 
 @dataclass
@@ -109,6 +109,7 @@ class EvolutionScreen(Screen[None]):
                 yield RunList(markup=False, compact=True)
                 yield Curve()
             yield OffspringTable()
+            yield Static(id="reason", markup=False)
         yield Notice()
         yield Footer()
 
@@ -234,6 +235,19 @@ class EvolutionScreen(Screen[None]):
         finally:
             table.forget(offset)
 
+    @on(PagedTable.Moved)
+    def _moved(self, event: PagedTable.Moved) -> None:
+        """All of what the columns may have cut of the child under the cursor."""
+        row = self.query_one(OffspringTable).row_under_cursor()
+        if not row:
+            return
+        told = dict(zip(COLUMNS, row, strict=True))
+        lines = [
+            Content.assemble((told["child"] or "", "bold"), f"  {told['parents'] or ''}"),
+            content(told["reason"] or "no reason is told", "$foreground 75%"),
+        ]
+        self.query_one("#reason", Static).update(Content("\n").join(lines))
+
     # Keys.
 
     def on_option_list_option_selected(self, event: OptionList.OptionSelected) -> None:
@@ -296,5 +310,5 @@ def _row(child: Offspring) -> tuple[object, ...]:
     """One child in COLUMNS."""
     return (
         child.generation, child.child, child.score, "kept" if child.kept else "", child.role, child.kinship,
-        " + ".join(child.parents or []), child.status, "; ".join(filter(None, (child.reason, child.problem))),
+        "; ".join(filter(None, (child.reason, child.problem))), " + ".join(child.parents or []), child.status,
     )  # fmt: skip

@@ -13,6 +13,9 @@ from kinbase.query import filters as filtering
 from kinbase.query.models import SORTS, Model
 from kinbase.tui.context import Context, context
 from kinbase.tui.screens.column_picker import ColumnPicker
+from kinbase.tui.screens.command import CommandWindow
+from kinbase.tui.screens.compare import CompareScreen
+from kinbase.tui.screens.copy import offer_copies
 from kinbase.tui.widgets.details import DetailsPane
 from kinbase.tui.widgets.model_table import ModelTable
 from kinbase.tui.widgets.model_tree import ModelTree
@@ -57,6 +60,39 @@ class FamiliesScreen(Screen[None]):
             id="kinship",
         ),
         Binding("l", "lineage", "Lineage", id="lineage"),
+        Binding(
+            "d",
+            "compare",
+            "Compare",
+            show=False,
+            tooltip="Two models side by side: the marked ones",
+            id="compare",
+        ),
+        Binding(
+            "p",
+            "command('recipe')",
+            "Recipe",
+            show=False,
+            tooltip="What it was made of, by its weights",
+            id="recipe",
+        ),
+        Binding(
+            "c",
+            "command('check')",
+            "Check",
+            show=False,
+            tooltip="What is claimed of it against its weights",
+            id="check",
+        ),
+        Binding(
+            "n",
+            "command('suggest')",
+            "Suggest",
+            show=False,
+            tooltip="The next merges of its family",
+            id="suggest",
+        ),
+        Binding("y", "copy", "Copy", show=False, tooltip="Copy name, source, digest or row", id="copy"),
         Binding(
             "u",
             "unmark",
@@ -188,6 +224,45 @@ class FamiliesScreen(Screen[None]):
             table.read(self.wanted)
         elif self._app.current is not None:
             self._reveal(self._app.current)
+
+    def action_copy(self) -> None:
+        found = self.query_one(DetailsPane).details
+        if found is None:
+            return
+        row = (
+            [("row", "\t".join(v or "" for v in self.query_one(ModelTable).row_under_cursor()))]
+            if self.is_table
+            else []
+        )
+        base = found.base.name if found.base else None
+        offers = [
+            ("name", found.model.name),
+            ("source", found.source),
+            ("digest", found.digest),
+            ("base", base),
+        ]
+        offer_copies(self, [(what, text) for what, text in [*offers, *row] if text])
+
+    def action_command(self, command: str) -> None:
+        """What the command line says of the current model, in a window."""
+        model = self.under_cursor
+        if model is not None:
+            self.app.push_screen(CommandWindow(self._app.path, *command.split(), model.name))
+
+    def action_compare(self) -> None:
+        """The two that are marked; or the marked one, or the nearest kin, with the current model."""
+        marked, model = list(self._app.chosen.values()), self.under_cursor
+        details = self.query_one(DetailsPane).details
+        if len(marked) == 2:
+            one, other = marked
+        elif model is not None and len(marked) == 1 and marked[0].id != model.id:
+            one, other = model, marked[0]
+        elif model is not None and not marked and details is not None and details.kin:
+            one, other = model, details.kin[0][0]
+        else:
+            self._app.complain("mark two models with space, or one and go to the other")
+            return
+        self.app.push_screen(CompareScreen(one, other))
 
     def action_columns(self) -> None:
         if not self.is_table:

@@ -16,6 +16,8 @@ from kinbase.query import kinship
 from kinbase.query.models import Model
 from kinbase.store import Connection
 from kinbase.tui.context import Context, context
+from kinbase.tui.screens.compare import CompareScreen
+from kinbase.tui.screens.copy import offer_copies
 from kinbase.tui.screens.model_picker import ModelPicker
 from kinbase.tui.showing import content, figure, plural
 from kinbase.tui.widgets.choice import Choice
@@ -43,6 +45,32 @@ class KinshipScreen(Screen[None]):
         Binding("a", "add", "Add", id="kinship.add"),
         Binding("x", "remove", "Remove", id="kinship.remove"),
         Binding("enter", "open(0)", "Open", id="kinship.open_row"),
+        Binding(
+            "d",
+            "compare",
+            "Compare",
+            tooltip="The pair under the cursor, layer by layer",
+            id="kinship.compare",
+        ),
+        Binding(
+            "n", "end(True)", "Nearest", show=False, tooltip="Go to the most akin pair", id="kinship.nearest"
+        ),
+        Binding(
+            "e",
+            "end(False)",
+            "Least akin",
+            show=False,
+            tooltip="Go to the least akin pair",
+            id="kinship.least",
+        ),
+        Binding(
+            "y",
+            "copy",
+            "Copy",
+            show=False,
+            tooltip="Copy names, value or the whole matrix",
+            id="kinship.copy",
+        ),
         Binding("c", "open(1)", "Column's model", show=False, id="kinship.open_column"),
         Binding("l", "lineage", "Lineage", show=False, id="kinship.lineage"),
         Binding("r", "reload", "Reload", show=False, id="kinship.reload"),
@@ -52,6 +80,8 @@ class KinshipScreen(Screen[None]):
         super().__init__()
         self.models: list[Model] = []
         self._shown_for: tuple[object, ...] = ()
+        self._anew = False
+        """Whether other models are to be shown: the cursor then goes to the current one."""
 
     @property
     def _app(self) -> Context:
@@ -78,6 +108,7 @@ class KinshipScreen(Screen[None]):
     def action_reload(self, anew: bool = False) -> None:
         if anew:
             self.models = list(self._app.chosen.values())
+            self._anew = True
         self._read()
 
     @work(exclusive=True, group="heatmap")
@@ -111,6 +142,11 @@ class KinshipScreen(Screen[None]):
             notice.clear(heatmap)
         self.query_one("#layer", Choice).offer(["all", *map(str, range(table.layers))])
         heatmap.show(table, self.query_one("#metric", Choice).value)
+        if self._anew and current is not None:
+            self._anew = False
+            row = next((i for i, model in enumerate(table.models) if model.id == current.id), None)
+            if row is not None:
+                heatmap.go(row, 0 if row else min(1, len(table.models) - 1))
         self._title(heatmap)
 
     def _title(self, heatmap: Heatmap) -> None:
@@ -155,9 +191,54 @@ class KinshipScreen(Screen[None]):
                 ),
                 (content(f"{pair.method}{error}{part}").plain, "$foreground 70%"),
             )
-        self.query_one("#pair", Static).update(Content("\n").join([names, told]))
+        self.query_one("#pair", Static).update(Content("\n").join([names, told, self._group(heatmap)]))
+
+    def _group(self, heatmap: Heatmap) -> Content:
+        """The kinship of all shown, and the nearest and the least akin of them."""
+        square = heatmap.table
+        known = square.known(heatmap.metric)
+        if len(square.models) < 3 or not known:
+            return Content("")
+        values = {place: pair.value(heatmap.metric) or 0.0 for place, pair in known.items()}
+        mean = sum(values.values()) / len(values)
+        akin = sorted(values, key=lambda place: values[place], reverse=heatmap.metric != "ed")
+        ends = f"n nearest {figure(values[akin[0]])} · e least {figure(values[akin[-1]])}"
+        pairs = f"{len(values)} of {square.possible} pairs"
+        return Content.styled(f"group {heatmap.metric} {figure(mean)} ({pairs}) · {ends}", "$foreground 70%")
 
     # Keys.
+
+    def action_end(self, nearest: bool) -> None:
+        """Go to the pair that is most, or least, akin."""
+        heatmap = self.query_one(Heatmap)
+        known = heatmap.table.known(heatmap.metric)
+        if known:
+            best = max if nearest != (heatmap.metric == "ed") else min
+            heatmap.go(*best(known, key=lambda place: known[place].value(heatmap.metric) or 0.0))
+
+    def action_compare(self) -> None:
+        models = self.query_one(Heatmap).models
+        if models is not None and models[0].id != models[1].id:
+            self.app.push_screen(CompareScreen(*models))
+
+    def action_copy(self) -> None:
+        heatmap = self.query_one(Heatmap)
+        models = heatmap.models
+        if models is None:
+            return
+        pair = heatmap.table.pair(heatmap.row, heatmap.column)
+        value = pair.value(heatmap.metric) if pair else None
+        rows = ["\t".join(["", *heatmap.table.names])]
+        for model, row in zip(
+            heatmap.table.models, heatmap.table.values(heatmap.metric).tolist(), strict=True
+        ):
+            rows.append("\t".join([model.name, *("" if v != v else f"{v:.6g}" for v in row)]))
+        offers = [
+            ("row's model", models[0].name),
+            ("column's model", models[1].name),
+            ("matrix", "\n".join(rows)),
+        ]
+        offer_copies(self, offers + ([("value", repr(value))] if value is not None else []))
 
     def action_step(self, choice: str, by: int) -> None:
         self.query_one(f"#{choice}", Choice).action_step(by)

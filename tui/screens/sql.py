@@ -4,7 +4,10 @@ import re
 import time
 from dataclasses import dataclass
 from functools import partial
+from io import StringIO
 from pathlib import Path
+from shutil import rmtree
+from tempfile import mkdtemp
 from typing import Any, ClassVar
 
 from textual import on, work
@@ -15,8 +18,12 @@ from textual.widgets import Footer, Static
 from textual.worker import Worker
 
 from kinbase.errors import KinbaseError
+from kinbase.query.catalogue import Catalogue, catalogue
+from kinbase.query.models import named
 from kinbase.store import Connection
 from kinbase.tui.context import Context, context
+from kinbase.tui.screens.catalogue import CatalogueWindow
+from kinbase.tui.screens.copy import offer_copies
 from kinbase.tui.screens.save import SaveWindow, saver
 from kinbase.tui.showing import content, plural
 from kinbase.tui.widgets.completion import words
@@ -67,12 +74,39 @@ class SqlScreen(Screen[None]):
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape", "stop", "Stop", id="sql.stop"),
         Binding("ctrl+s", "save", "Save", id="sql.save"),
+        Binding(
+            "f7",
+            "catalogue",
+            "Names",
+            priority=True,
+            tooltip="Views, columns and macros, with what they mean",
+            id="sql.catalogue",
+        ),
+        Binding(
+            "f8",
+            "open",
+            "Open",
+            show=False,
+            priority=True,
+            tooltip="Open the model of the row under the cursor",
+            id="sql.open",
+        ),
+        Binding(
+            "ctrl+y",
+            "copy",
+            "Copy",
+            show=False,
+            priority=True,
+            tooltip="Copy the row, the query or the page of the result",
+            id="sql.copy",
+        ),
         Binding("ctrl+r", "reload", "Run again", show=False, id="sql.reload"),
     ]
 
     def __init__(self) -> None:
         super().__init__()
         self.query_shown = ""
+        self.catalogue = Catalogue()
         self._query: Worker[None] | None = None
 
     @property
@@ -98,7 +132,8 @@ class SqlScreen(Screen[None]):
     @work(group="words")
     async def _learn(self) -> None:
         try:
-            self.query_one(Editor).words = await self._app.ask(words)
+            self.catalogue = await self._app.ask(catalogue)
+            self.query_one(Editor).words = words(self.catalogue)
         except KinbaseError as error:
             self._say(str(error), "$error")
 
@@ -167,6 +202,47 @@ class SqlScreen(Screen[None]):
     def action_reload(self) -> None:
         self.query_one(Editor).action_run()
 
+    # Names, models, copies.
+
+    def action_catalogue(self) -> None:
+        editor = self.query_one(Editor)
+
+        def taken(name: str | None) -> None:
+            editor.focus()
+            if name:
+                editor.insert(name)
+
+        self.app.push_screen(CatalogueWindow(self.catalogue), taken)
+
+    def action_open(self) -> None:
+        """The first value of the row under the cursor that is a model's name."""
+        row = self.query_one(PagedTable).row_under_cursor()
+        self._open_first([value for value in row if value])
+
+    @work(exclusive=True, group="open")
+    async def _open_first(self, values: list[str]) -> None:
+        try:
+            found = await self._app.ask(partial(named, labels=values))
+        except KinbaseError as error:
+            self._say(str(error), "$error")
+            return
+        if found is None:
+            self._say("no value of this row is the name of a model", "$error")
+        else:
+            self._app.open_model(found)
+
+    def action_copy(self) -> None:
+        table, editor = self.query_one(PagedTable), self.query_one(Editor)
+        row = table.row_under_cursor()
+        rows = [value or "" for value in row]
+        offers = [("query", editor.selected_text or editor.text)]
+        if rows:
+            offers += [
+                ("row", "\t".join(rows)),
+                *((f"{name}", value) for name, value in zip(table.columns, rows, strict=False) if value),
+            ]
+        offer_copies(self, offers[:9])
+
     # Saving.
 
     def action_save(self) -> None:
@@ -174,12 +250,31 @@ class SqlScreen(Screen[None]):
         if not query:
             self._say("there is no result to save yet")
             return
+        if self.app.is_web:
+            self._query = self._deliver(query)
+            return
 
         def named(path: Path | None) -> None:
             if path is not None:
                 self._query = self._save(query, path)
 
         self.app.push_screen(SaveWindow(), named)
+
+    @work(exclusive=True, group="query")
+    async def _deliver(self, query: str) -> None:
+        """To the browser, as a download: whoever looks on from elsewhere names no place on this machine."""
+        self._say("preparing the download… Escape stops it")
+        folder = Path(mkdtemp(prefix="kinbase-"))
+        try:
+            await self._app.ask(saver(query, folder / "result.csv"))
+            text = (folder / "result.csv").read_text(encoding="utf-8")
+        except (KinbaseError, OSError) as error:
+            self._say(str(error), "$error")
+            return
+        finally:
+            rmtree(folder, ignore_errors=True)
+        self.app.deliver_text(StringIO(text), save_filename="result.csv", mime_type="text/csv")
+        self._say("result.csv is on its way", "$success")
 
     @work(exclusive=True, group="query")
     async def _save(self, query: str, path: Path) -> None:
@@ -190,3 +285,7 @@ class SqlScreen(Screen[None]):
             self._say(str(error), "$error")
         else:
             self._say(f"saved {path}", "$success")
+
+
+def _cells(columns: list[str], row: list[str]) -> list[tuple[str, str]]:
+    return [(name, value) for name, value in zip(columns, row, strict=False) if value]

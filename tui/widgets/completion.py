@@ -3,7 +3,7 @@
 import re
 from dataclasses import dataclass, field
 
-from kinbase.store import Connection
+from kinbase.query.catalogue import Catalogue
 
 KEYWORDS = tuple(
     """
@@ -24,24 +24,12 @@ class Words:
     macros: list[str] = field(default_factory=list)
 
 
-def words(con: Connection) -> Words:
+def words(known: Catalogue) -> Words:
     """What there is to name."""
-    found = Words()
-    for view, column in con.execute(
-        """
-        select c.table_name, c.column_name from duckdb_columns() c join duckdb_views() v on v.view_name = c.table_name
-            and v.schema_name = c.schema_name
-        where c.schema_name = 'main' and not v.internal order by c.table_name, c.column_index
-        """
-    ).fetchall():
-        found.columns.setdefault(view, []).append(column)
-    found.macros = [
-        row[0]
-        for row in con.execute(
-            "select distinct function_name from duckdb_functions() where schema_name = 'main' and not internal order by 1"
-        ).fetchall()
-    ]
-    return found
+    return Words(
+        {view.name: [column.name for column in view.columns] for view in known.views},
+        [macro.name for macro in known.macros],
+    )
 
 
 def at_cursor(line: str) -> tuple[str, str]:

@@ -1,5 +1,6 @@
 """The SQL editor: highlighting, completion, history."""
 
+import contextlib
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -14,6 +15,8 @@ from textual.widgets import OptionList, TextArea
 from textual.widgets.option_list import Option
 from textual.widgets.text_area import TextAreaTheme
 
+from kinbase.errors import KinbaseError
+from kinbase.tui import settings
 from kinbase.tui.widgets.completion import Words, at_cursor, completions
 
 # Textual's own of these are light grey and light green, which nobody reads on a light ground.
@@ -58,7 +61,7 @@ SQL over the views `models`, `lineage`, `kinship`, `scores`, ... It only reads, 
 
 - **Ctrl+J** or **F9** runs it, **Escape** stops it
 - **Tab** takes a completion, **Ctrl+Space** lists all
-- **Ctrl+Up** and **Ctrl+Down** go through the queries of this session
+- **Ctrl+Up** and **Ctrl+Down** go through the queries run before, in earlier sessions too
 - **Ctrl+S** saves the result
 """
     BINDINGS: ClassVar[list[BindingType]] = [
@@ -79,8 +82,8 @@ SQL over the views `models`, `lineage`, `kinship`, `scores`, ... It only reads, 
             soft_wrap=False, tab_behavior="focus", show_line_numbers=False, highlight_cursor_line=False
         )
         self.words = Words()
-        self.past: list[str] = []
-        self._at = 0
+        self.past: list[str] = settings.past_queries()
+        self._at = len(self.past)
         self._taken = ""
         self.border_title = "SQL"
 
@@ -177,6 +180,8 @@ SQL over the views `models`, `lineage`, `kinship`, `scores`, ... It only reads, 
             return
         if not self.past or self.past[-1] != self.text:
             self.past.append(self.text)
+            with contextlib.suppress(KinbaseError):  # a full disk costs the history, not the query
+                settings.keep_queries(self.past)
         self._at = len(self.past)
         self.post_message(self.Run(query))
 

@@ -177,6 +177,10 @@ The result. **Arrows**, **PgUp**/**PgDn**, **Home**/**End** move through it; fur
             return None
         return window[number - offset] if number - offset < len(window) else None
 
+    def row_under_cursor(self) -> list[str | None]:
+        """The texts of the row, as they were given; none of an empty table."""
+        return (self._row(self.cursor) or []) if self.number else []
+
     # Moving.
 
     def action_move(self, by: int) -> None:
