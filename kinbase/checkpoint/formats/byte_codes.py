@@ -69,25 +69,29 @@ def scaled(
         raise CheckpointError(
             f"{shown(scale.name)} has {scale.numel:,} scales for one tensor, which is refused"
         )
-    table = table_of(codes.dtype) / divisor
+    table = table_of(codes.dtype)
     form = {"I8": "INT8", "F8_E4M3": "FP8", "F8_E5M2": "FP8_E5M2"}[codes.dtype]
-    values = partial(_values, codes, scale, blocks, table.astype(np.float32), kept)
-    steps = partial(_values, codes, scale, blocks, widths(table).astype(np.float32), kept)
+    values = partial(_values, codes, scale, divisor, blocks, table.astype(np.float32), False, kept)
+    steps = partial(_values, codes, scale, divisor, blocks, widths(table).astype(np.float32), True, kept)
     return dequantised(
         codes.name, codes.shape, form, values, partial(sampled, codes.numel, partial(of_values, steps))
     )
 
 
 def _values(
-    codes: Tensor, scale: Tensor, blocks: Blocks, table: Floats, kept: Kept, first: int, out: Floats
-) -> None:
-    from kinbase.checkpoint.formats.kernels import from_table
+    codes: Tensor, scale: Tensor, divisor: float, blocks: Blocks, table: Floats, by_table: bool, kept: Kept,
+    first: int, out: Floats,
+) -> None:  # fmt: skip
+    from kinbase.checkpoint.formats.kernels import E4M3, INTEGERS, TABLE, from_table
 
-    (scales,) = kept.get((id(scale), "scales"), lambda: (floats(scale, 0, scale.numel),))
+    def scales() -> tuple[Floats]:
+        return (floats(scale, 0, scale.numel) / np.float32(divisor),)
+
+    kind = TABLE if by_table else {"I8": INTEGERS, "F8_E4M3": E4M3}.get(codes.dtype, TABLE)
     count = min(len(out), codes.numel - first)
     from_table(
-        raw(codes, first, count), table, scales, first, blocks.rows, blocks.columns, blocks.row_block,
-        blocks.column_block, blocks.grid_rows, blocks.grid_columns, out[:count],
+        raw(codes, first, count), kind, table, kept.get((id(scale), "scales"), scales)[0], first, blocks.rows,
+        blocks.columns, blocks.row_block, blocks.column_block, blocks.grid_rows, blocks.grid_columns, out[:count],
     )  # fmt: skip
     out[count:] = 0
 

@@ -47,6 +47,12 @@ class Layout:
         return 32 // self.bits
 
     @property
+    def is_even(self) -> bool:
+        """Whether the groups are one after the other, each as long, and whole bytes."""
+        size = len(self.groups) // self.scales.shape[0]
+        return size % 8 == 0 and bool((self.groups == np.arange(len(self.groups)) // max(size, 1)).all())
+
+    @property
     def shifts(self) -> NDArray[np.uint32]:
         return _AWQ_SHIFTS if self.across else np.arange(self.count, dtype=np.uint32) * np.uint32(self.bits)
 
@@ -95,7 +101,11 @@ def _layout(name: str, beside: Mapping[str, Tensor], bits: int | None, second: b
         if bits not in (2, 4, 8):
             raise CheckpointError(f"{what} is packed in {bits} bits, and 2, 4 and 8 are read")
         columns = words.shape[0] * (32 // bits)
-    if rows % max(8, 32 // bits) or (zeros is not None and zeros.shape != (groups, rows * bits // 32)):
+    if (
+        rows % max(8, 32 // bits)
+        or columns % 2
+        or (zeros is not None and zeros.shape != (groups, rows * bits // 32))
+    ):
         raise CheckpointError(
             f"{what}: qzeros of {zeros.shape if zeros else ()} do not fit scales of {scales.shape}"
         )
@@ -124,40 +134,54 @@ def _groups(what: str, indices: Tensor | None, groups: int, columns: int) -> NDA
 
 
 def _values(layout: Layout, kept: Kept, width: int, first: int, out: Floats) -> None:
-    from kinbase.checkpoint.formats.kernels import across_columns, down_columns
+    from kinbase.checkpoint.formats.kernels import from_bits, from_groups
 
+    columns, bits = layout.columns, layout.bits
+    group = columns // layout.scales.shape[0] if layout.is_even else 0
     at = 0
     while at < len(out):
-        row, column = divmod(first + at, layout.columns)
+        row = (first + at) // columns
         panel = row // width
-        stop = min((panel + 1) * width, layout.rows) * layout.columns
-        count = min(len(out) - at, stop - first - at)
-        words, scales, zeros = kept.get(
-            (id(layout.words), panel),
-            partial(_panel, layout, panel * width, min((panel + 1) * width, layout.rows)),
-        )
-        part = (scales, zeros, layout.groups, row - panel * width, column, out[at : at + count])
-        if layout.across:
-            across_columns(words, layout.shifts, *part)
+        start, stop = panel * width, min((panel + 1) * width, layout.rows)
+        count = min(len(out) - at, stop * columns - first - at)
+        codes, scales, offsets = kept.get((id(layout.words), panel), partial(_panel, layout, start, stop))
+        within, part = first + at - start * columns, out[at : at + count]
+        if layout.is_even and within % group == 0:
+            groups = slice(within // group, -(-(within + count) // group))
+            from_bits(
+                codes.reshape(-1)[within * bits // 8 :], bits, scales.reshape(-1)[groups], offsets.reshape(-1)[groups],
+                group, part,
+            )  # fmt: skip
         else:
-            down_columns(words, layout.bits, *part)
+            row -= start
+            from_groups(codes[row:], bits, scales[row:], offsets[row:], layout.groups, within % columns, part)
         at += count
 
 
-def _panel(layout: Layout, start: int, stop: int) -> tuple[NDArray[np.uint32], Floats, Floats]:
-    """Codes, scales and zero points of the rows `start` to `stop`, which are whole words of zero points."""
+def _panel(layout: Layout, start: int, stop: int) -> tuple[NDArray[np.uint8], Floats, Floats]:
+    """Codes of the rows `start` to `stop` as they would lie row by row, and scales and offsets [R, G]: W = s code + o."""
+    from kinbase.checkpoint.formats.kernels import nibbles_across
+
     packing = layout.count if layout.across else 1
     words = _strip(layout.words, start // packing, stop // packing).view(np.uint32)
     count, groups = stop - start, layout.scales.shape[0]
+    if layout.across:
+        codes = np.empty((count, layout.columns // 2), np.uint8)
+        nibbles_across(words, layout.shifts, codes)
+    else:
+        codes = np.ascontiguousarray(words.T).view(np.uint8)
     if layout.scales.dtype == "F16":
         scales = _strip(layout.scales, start, stop).view(np.float16).astype(np.float32)
     else:
         scales = np.stack([floats(layout.scales, g * layout.rows + start, count) for g in range(groups)])
     if layout.zeros is None:
-        return words, scales, np.full(scales.shape, 1 << (layout.bits - 1), np.float32)
-    packed = _strip(layout.zeros, start // layout.count, stop // layout.count).view(np.uint32)
-    codes = (packed[:, :, None] >> layout.shifts) & np.uint32((1 << layout.bits) - 1)
-    return words, scales, codes.reshape(groups, count).astype(np.float32) + np.float32(layout.lift)
+        zeros = np.full(scales.shape, 1 << (layout.bits - 1), np.float32)
+    else:
+        packed = _strip(layout.zeros, start // layout.count, stop // layout.count).view(np.uint32)
+        points = (packed[:, :, None] >> layout.shifts) & np.uint32((1 << layout.bits) - 1)
+        zeros = points.reshape(groups, count).astype(np.float32) + np.float32(layout.lift)
+    scales = np.ascontiguousarray(scales.T)
+    return codes, scales, -scales * np.ascontiguousarray(zeros.T)
 
 
 def _strip(tensor: Tensor, start: int, stop: int) -> NDArray[np.uint8]:

@@ -14,12 +14,19 @@ from numba import njit
 
 compiled: Any = njit(nogil=True, cache=True, error_model="numpy", boundscheck=False)
 
+INTEGERS, E4M3, TABLE = 1, 2, 0
+"""What the bytes of `from_table` are."""
+
+# A plain 15 is 64 bits wide, and so would be all that is computed with it.
+_LOW = np.int32(15)
+_FOUR = np.int32(4)
+
 
 @compiled
 def from_table(
-    codes, table, scales, first, rows, columns, row_block, column_block, grid_rows, grid_columns, out
+    codes, kind, table, scales, first, rows, columns, row_block, column_block, grid_rows, grid_columns, out
 ):
-    """Bytes as indices of `table` [256], times the scale of their block.
+    """Bytes as indices of `table` [256], times the scale of their block; of INTEGERS and E4M3 by arithmetic, which is faster.
 
     `codes` are those of elements `first` on of a tensor [L, rows, columns]; `scales` [L or 1, grid_rows,
     grid_columns] are flat.
@@ -37,8 +44,23 @@ def from_table(
             block = column // column_block
             stop = min(at + (block + 1) * column_block - column, end)
             scale = scales[base + block]
-            for k in range(at, stop):
-                out[k] = table[codes[k]] * scale
+            if kind == INTEGERS:
+                for k in range(at, stop):
+                    out[k] = np.float32(np.int8(codes[k])) * scale
+            elif kind == E4M3:
+                # The bits of a float32 over 2**120, which is right for subnormals too; all ones are NaN.
+                for k in range(at, stop):
+                    code = np.uint32(codes[k])
+                    size = np.uint32(code & np.uint32(0x7F))
+                    value = np.uint32(size << np.uint32(20)).view(np.float32) * np.float32(2.0**120)
+                    bits = np.float32(value).view(np.uint32)
+                    if size == np.uint32(0x7F):
+                        bits = np.uint32(bits | np.uint32(0x7FC00000))
+                    bits = np.uint32(bits | ((code & np.uint32(0x80)) << np.uint32(24)))
+                    out[k] = bits.view(np.float32) * scale
+            else:
+                for k in range(at, stop):
+                    out[k] = table[codes[k]] * scale
             column += stop - at
             at = stop
 
@@ -68,9 +90,9 @@ def from_bits(codes, bits, scales, offsets, group, out):
         start, stop = g * group, min((g + 1) * group, n)
         if bits == 4:
             for k in range(start // 2, stop // 2):
-                byte = codes[k]
-                out[2 * k] = np.float32(np.int32(byte & 15)) * scale + offset
-                out[2 * k + 1] = np.float32(np.int32(byte >> 4)) * scale + offset
+                byte = np.int32(codes[k])
+                out[2 * k] = np.float32(np.int32(byte & _LOW)) * scale + offset
+                out[2 * k + 1] = np.float32(np.int32(byte >> _FOUR)) * scale + offset
         elif bits == 8:
             for k in range(start, stop):
                 out[k] = np.float32(np.int32(codes[k])) * scale + offset
@@ -85,44 +107,36 @@ def from_bits(codes, bits, scales, offsets, group, out):
 
 
 @compiled
-def down_columns(words, bits, scales, zeros, groups, row, column, out):
-    """Rows of a weight [rows, columns] that is stored transposed, in 32-bit words of codes down the columns.
+def from_groups(codes, bits, scales, offsets, groups, column, out):
+    """As from_bits, of rows whose columns belong to any `groups` [columns]; `scales`, `offsets` [R, G].
 
-    `words` [columns / m, R], the first of m codes in the lowest bits; `scales` and `zeros` [G, R] float32; `groups`
-    [columns] the group of each column. The first element is `column` of the `row` of these R.
+    `out` begins at `column` of the first row, a whole byte of `codes` [R, bytes].
     """
-    count = 32 // bits
-    mask = np.uint32((1 << bits) - 1)
-    at = 0
+    mask = np.int32((1 << bits) - 1)
+    at, row = 0, 0
     while at < len(out):
         stop = min(len(groups), column + len(out) - at)
-        k = column
-        while k < stop:
-            word = words[k // count, row] >> np.uint32(bits * (k % count))
-            end = min(stop, (k // count + 1) * count)
-            while k < end:
-                g = groups[k]
-                out[at + k - column] = scales[g, row] * (np.float32(np.int32(word & mask)) - zeros[g, row])
-                word >>= np.uint32(bits)
-                k += 1
+        for k in range(column, stop):
+            code = (np.int32(codes[row, k * bits // 8]) >> np.int32(k * bits % 8)) & mask
+            g = groups[k]
+            out[at + k - column] = np.float32(np.int32(code)) * scales[row, g] + offsets[row, g]
         at += stop - column
         row, column = row + 1, 0
 
 
 @compiled
-def across_columns(words, shifts, scales, zeros, groups, row, column, out):
-    """As down_columns, of codes of 4 bits packed along the rows: `words` [columns, R / 8], `shifts` [8] of each code."""
+def nibbles_across(words, shifts, codes):
+    """Codes of 4 bits in words [columns, R / 8] that hold eight rows each, as bytes [R, columns / 2], low one first."""
+    columns = len(words)
     mask = np.uint32(15)
-    at = 0
-    while at < len(out):
-        stop = min(len(groups), column + len(out) - at)
-        place, shift = row // 8, shifts[row % 8]
-        for k in range(column, stop):
-            g = groups[k]
-            code = np.float32(np.int32((words[k, place] >> shift) & mask))
-            out[at + k - column] = scales[g, row] * (code - zeros[g, row])
-        at += stop - column
-        row, column = row + 1, 0
+    for start in range(0, columns, 128):
+        stop = min(start + 128, columns)
+        for place in range(words.shape[1]):
+            for k in range(start // 2, stop // 2):
+                one, two = words[2 * k, place], words[2 * k + 1, place]
+                for j in range(8):
+                    low, high = (one >> shifts[j]) & mask, (two >> shifts[j]) & mask
+                    codes[8 * place + j, k] = np.uint8(low | high << np.uint32(4))
 
 
 @compiled

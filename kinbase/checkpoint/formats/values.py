@@ -20,9 +20,9 @@ Values = Callable[[int, Floats], None]
 KEPT_BYTES = 64 << 20
 """Room for panels of codes and for scales that one checkpoint keeps; a larger one is kept alone."""
 
-_SAMPLES = 64
+_SAMPLES = 16
 _SAMPLED = 4096
-"""Stretches and their elements that the steps of an uneven grid are counted in: an error of a few parts in a thousand."""
+"""Stretches and their elements that the steps of an uneven grid are counted in: an error of about one in a hundred."""
 
 _PIECE = 1 << 20
 
