@@ -42,8 +42,12 @@ def import_(
     SOURCE is a checkpoint folder (safetensors or PyTorch shards, a PEFT LoRA adapter, a snapshot of the
     local Hub cache), a single .safetensors, .bin or .pt file, the folder of a training run (its checkpoint-* become
     NAME@STEP), a model of the Hub (hf:ORG/NAME[@REVISION]), the URL of a .safetensors file or of a folder (https://,
-    s3://, ...), or a file of records: a model card, a merge config, results, a table. Kinship is measured in one pass
-    over the family of --base. Interrupted, the same command goes on where it stopped.
+    s3://, ...), or a file of records: a model card, a merge config, results, what a trainer leaves, a table. Kinship is
+    measured in one pass over the family of --base. Interrupted, the same command goes on where it stopped.
+
+    A table (.csv, .tsv, .parquet, .json, .jsonl) has the columns of a view: parent, child, relation (lineage); model,
+    benchmark, value and, if there, metric, n_shot, split, revision (scores); model_a, model_b, pcc (kinship); name and
+    facts (models); alias, model (aliases). Other tools' names for them are in docs/tables.md.
     """
     from kinbase.cli.console import progress, say
 

@@ -23,7 +23,8 @@ where not exists (select 1 from raw.claim k where k.child_id = m.model_id);
 comment on view lineage is 'One row a claimed or measured edge; several claims about one edge stay apart.';
 comment on column lineage.parent is 'what the child was made from';
 comment on column lineage.child is 'what was made';
-comment on column lineage.relation is 'finetune, merge, adapter, quantized; base: what the deltas were taken against';
+comment on column lineage.relation is 'finetune, merge, adapter, quantized: the Hub''s words; base: what the deltas were taken against; distillation, pretraining, '
+    'pruning, upscaling, conversion (another format), revision, checkpoint, tokenizer, draft, reward, or whatever was stated';
 comment on column lineage.method is 'of a merge: linear, slerp, ties, ...';
 comment on column lineage.weight is 'the parent''s coefficient, where it is one number';
 comment on column lineage.evidence is 'who says so: config, card, adapter, gguf, user, run, weights or reported';
