@@ -38,7 +38,7 @@ def _sum(weights: Tensor, delta: Tensor) -> Tensor:
 
 
 def elements(tensor: Tensor, first: int, count: int) -> NDArray[np.float64]:
-    """Elements first..first+count of a tensor as float64, exactly."""
+    """Elements `first` to `first + count` of a tensor as float64 [count], exactly; raises CheckpointError."""
     width = DTYPE_BYTES[tensor.dtype]
     raw = bytearray(count * width)
     tensor.read(first * width, memoryview(raw))

@@ -30,7 +30,8 @@ def model_page(about: dict[str, Any]) -> Iterator[str]:
     lines = [(name, cell(about[name])) for name in facts if about[name] is not None]
     lines.insert(4, ("parameters", count(about["parameters"])))
     if about.get("same_as"):
-        how = "the same bytes" if about["same_how"] == "copy" else "in another layout"
+        forms = {"layout": "in another layout", "dtype": "in another dtype", "names": "under other names"}
+        how = forms.get(about["same_how"], "the same bytes, with a card of its own")
         lines.append(("same as", f"{about['same_as']} ({how})"))
     if about.get("to_reread"):
         lines.append(

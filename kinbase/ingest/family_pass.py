@@ -17,7 +17,9 @@ import numpy as np
 from kinbase.checkpoint import FLOAT_DTYPES, Checkpoint, FileStamp
 from kinbase.errors import CheckpointError
 from kinbase.ingest.steps import OnProgress
+from kinbase.kinship.layers import place_all, told_origins
 from kinbase.kinship.layout import BUCKETS
+from kinbase.kinship.same import twins
 from kinbase.kinship.stream import Plan, run
 from kinbase.kinship.sums import STATISTICS, FamilySums, FloatArray, Products, TensorSums, Weights
 from kinbase.store import Store
@@ -59,6 +61,7 @@ def measure(
     """
     # The floating-point tensors first and by name: the order they are stored in, whoever wrote the file.
     base.tensors.sort(key=lambda tensor: (tensor.dtype not in FLOAT_DTYPES, tensor.name))
+    notes = place_all(base, members)
     plan = Plan(base, members, new=new, hash_base=hash_base)
     key = _key(base, members, new, hash_base)
     finished = _Finished(store, key, plan)
@@ -85,7 +88,11 @@ def measure(
     for checkpoint in (base, *members):
         refuse_changed(checkpoint)
     family = finished.sums()
+    family.notes = notes
     family.fit(base, members[:new])
+    family.same = twins(plan, family)
+    for member in members[:new]:
+        family.notes[member.name] += told_origins(base, members, member)
     return family
 
 

@@ -81,8 +81,13 @@ def _measure(
             measured.forget(member.name)
         if measured.coverage(i) == 0:
             by_name[member.name] = source.failed(_stranger(measured, i))
-        else:
-            by_name[member.name] = source.noted(*partial.lines(measured, i))
+            continue
+        lines = [*measured.notes.get(member.name, ()), *partial.lines(measured, i)]
+        if member.name in measured.same:
+            other, how, first = measured.same[member.name]
+            form = {"layout": "another layout", "dtype": "another dtype", "names": "other names"}[how]
+            lines.append(f"{member.name}: the same weights as {other}, in {form} ({first})")
+        by_name[member.name] = source.noted(*lines)
     return measured, tuple(by_name.values())
 
 

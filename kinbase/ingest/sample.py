@@ -39,6 +39,7 @@ def _sample(
     store: Store, family: Family, options: ImportOptions
 ) -> tuple[FamilySample | None, tuple[Placed, ...]]:
     """The sample of one family; its sources with what is to be said of them."""
+    from kinbase.kinship.layers import place_all
     from kinbase.kinship.sampling import estimate
 
     base, share = family.base, options.sample
@@ -47,8 +48,11 @@ def _sample(
         line = f"the weights of its base {family.base_name} are not here: name its source with --base"
         return None, tuple(source.noted(line) for source in family.sources)
 
+    lines: dict[str, list[str]] = {}
+
     def work(members: list[Checkpoint], new: tuple[Placed, ...]) -> "tuple[list[str], int, Sample]":
         names = [source.name or "" for source in new] + [m.name for m in members[len(new) :]]
+        lines.update(place_all(base, members))  # a few kilobytes a layer, beside the sample
         return (
             names,
             len(new),
@@ -59,6 +63,7 @@ def _sample(
     if result is None:
         return None, sources
     names, new, sample = result
+    sources = tuple(source.noted(*lines.get(str(source.name), ())) for source in sources)
     told = _told(sources, names, sample, share)
     return FamilySample(family.base_name, tuple(names), new, sample), told
 

@@ -88,6 +88,10 @@ def store_sums(con: Connection, family: "FamilySums", ids: Ids) -> StoredSums | 
     sums.put_skipped(
         con, {id_: {**family.skipped[i], **family.members[i].skipped} for id_, i in measured.items()}
     )
+    for name, (other, how, _) in family.same.items():
+        model_id, other_id = ids.get(name), ids.get(other)
+        if model_id is not None and other_id is not None and model_id != other_id:
+            models.put_same(con, model_id, other_id, how)
     return stored
 
 

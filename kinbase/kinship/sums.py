@@ -177,7 +177,9 @@ class FamilySums:
     `columns[s]` [T, N] holds statistic s of STATISTICS, `dots` [T, K, N] the inner products of new members
     with all, both by tensor position; `digests` are the content digests of the base, if it was new, and
     of the new members, by name; `weights` are those models' power sums and `sketches` [BUCKETS] their sketches;
-    `changes` says of those that do not fit the base called `fitted_to` what that adds (see `kinbase.kinship.sketch_correction`).
+    `notes` are lines on what was found of members' layers, by name, and `same` says of which model's weights a new
+    member's are, how, and what shows it. `changes` says of those that do not fit the base called `fitted_to` what
+    that adds (see `kinbase.kinship.sketch_correction`).
     """
 
     base: Checkpoint
@@ -194,13 +196,18 @@ class FamilySums:
     sketches: dict[str, FloatArray]
     fitted_to: str = ""
     changes: "dict[str, Change | None]" = field(default_factory=dict)
+    notes: dict[str, list[str]] = field(default_factory=dict)
+    same: dict[str, tuple[str, str, str]] = field(default_factory=dict)
 
     def fit(self, base: Checkpoint, members: Sequence[Checkpoint]) -> None:
         """Find out which of `members` do not fit `base`, reading what does not. May raise CheckpointError."""
+        from kinbase.kinship.layers import place_all
         from kinbase.kinship.sketch_correction import misfit
 
         self.fitted_to = base.name
         for member in members:
+            if not member.placed and member.name not in self.notes:
+                self.notes |= place_all(base, [member])
             if member.delta_of is None and (change := misfit(base, member)) is not None:
                 self.changes[member.name] = change
 

@@ -158,10 +158,10 @@ def stale(con: Connection) -> set[str]:
     return {name for (name,) in con.execute("select name from raw.model where to_reread").fetchall()}
 
 
-def put_same(con: Connection, model_id: int, original: int) -> None:
-    """Say that a model has the weights of another one in another layout."""
+def put_same(con: Connection, model_id: int, original: int, how: str) -> None:
+    """Say that a model has the weights of another one, in another layout, dtype, or under other names."""
     con.execute(
-        "update raw.model set same_id = ?, same_how = 'layout' where model_id = ?", [original, model_id]
+        "update raw.model set same_id = ?, same_how = ? where model_id = ?", [original, how, model_id]
     )
 
 

@@ -81,7 +81,7 @@ comment on column models.has_weights is 'false for a model known only by name';
 comment on column models.created_at is 'when it was made, as its source says';
 comment on column models.imported_at is 'when it came into this database';
 comment on column models.same_as is 'another model of the same weights: an earlier one, of which kinship is known';
-comment on column models.same_how is 'copy: the same bytes under a card of its own; layout: fused, split, stacked or turned';
+comment on column models.same_how is 'copy: the same bytes under a card of its own; layout: fused, split, stacked or turned; dtype; names';
 comment on column models.to_reread is 'read by a version that did not cover all its files hold: import it again';
 
 create or replace view deltas as
