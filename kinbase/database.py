@@ -447,13 +447,15 @@ class Kinbase:
         with self.store.reading() as con:
             population = advice.load(con, family)
         steps = advice.trend(population, top)
-        notes = [advice.saturation(steps, threshold, patience)]
+        notes = [advice.saturation(steps, threshold, patience), population.evidence()]
         if population.weak:
             pair = " and ".join(sorted(min(population.weak, key=sorted)))
             notes.append(
                 f"left out, compared by less than half of the base's parameters: {len(population.weak)} pairs (first {pair})"
             )
         rows = advice.suggest(population, k)
+        if rows and population.is_hopeless():
+            notes.append("nothing here beats the best parent, by what merges of this family gained so far")
         return pl.DataFrame(rows, schema=SUGGESTED, orient="row"), notes
 
     def replay(self, name: str, *, top: int = 3, threshold: float = 0.9, patience: int = 2) -> pl.DataFrame:

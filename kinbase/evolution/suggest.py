@@ -8,7 +8,7 @@ are replayed on stored runs by `kinbase.evolution.replay`.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import networkx as nx
 import numpy as np
@@ -22,6 +22,9 @@ from kinbase.store import names as naming
 
 FloatArray = NDArray[np.float64]
 
+SAME = 1e-7
+"""Distance over length below which two members are one model twice, under two names or in two layouts."""
+
 TWIN = 0.99
 """Predicted kinship above which a child would be a near twin of a model there is."""
 
@@ -30,8 +33,14 @@ PAIRS_LOOKED_AT = 2000
 
 COLUMNS = (
     "parent_a", "parent_b", "score_a", "score_b", "kinship", "nearest", "predicted_kinship", "norm", "to_best", "ceiling",
-    "basis", "reason",
+    "estimate", "error", "basis", "reason",
 )  # fmt: skip
+
+LONG = 5.0
+"""Length of a member's change, in medians of its family's, from which it is no fine-tune of the base but a stranger."""
+
+ENOUGH = 5
+"""Scored merges from which on what they gained over their best parents corrects an estimate."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +48,8 @@ class Population:
     """N models of one family: what kinship and scores are known of them.
 
     `gram` [N, N] holds inner products of deltas and `centred` those after taking out their means, NaN where a pair
-    is not measured, or by less than half of the base (those are `weak`); `kinship` [N, N] the PCC by the best method,
+    is not measured, or by less than half of the base (those are `weak`); `history` [M, 2] is what the family's scored merges
+    gained over their best parent and over the mean of them, in percent; `kinship` [N, N] the PCC by the best method,
     NaN where unknown; `scores` [N] averages in percent and `by_benchmark` [N, B] what they are means of, NaN where unknown.
     """
 
@@ -53,6 +63,38 @@ class Population:
     made: frozenset[frozenset[str]]
     generation: NDArray[np.intp]
     weak: frozenset[frozenset[str]] = frozenset()
+    history: FloatArray = field(default_factory=lambda: np.empty((0, 2)))
+
+    @property
+    def correction(self) -> float:
+        """What merges so far gained over their best parents, on average; 0 while they are few."""
+        return float(self.history[:, 0].mean()) if len(self.history) >= ENOUGH else 0.0
+
+    @property
+    def error(self) -> float | None:
+        """The mean absolute error of the estimate on the merges so far, each foretold from the others."""
+        over = self.history[:, 0]
+        if len(over) < 2:
+            return None
+        if len(over) < ENOUGH:
+            return float(np.abs(over).mean())
+        return float(np.abs(over - (over.sum() - over) / (len(over) - 1)).mean())
+
+    def evidence(self) -> str:
+        """A line: how far the estimate is to be believed, beside the best parent alone and the mean of the parents."""
+        if self.error is None:
+            return "estimate: the score of the better parent; no scored merges of this family say how far it errs"
+        over, gain = self.history.T
+        how = f"the better parent {self.correction:+.2f}" if self.correction else "the better parent"
+        return (
+            f"estimate: {how}; on {len(over)} stored merges it errs by {self.error:.2f} (mean absolute), the better parent alone "
+            f"by {np.abs(over).mean():.2f}, the mean of the parents by {np.abs(gain).mean():.2f}"
+        )
+
+    def is_hopeless(self) -> bool:
+        """Whether merges so far say that no child beats its better parent: their mean and its standard error are below 0."""
+        over = self.history[:, 0]
+        return len(over) >= ENOUGH and float(over.mean() + over.std(ddof=1) / np.sqrt(len(over))) <= 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,18 +109,28 @@ class Step:
     top_kinship: float | None
 
 
+MERGEABLE = """
+select m.name from models m join models b on b.name = $1
+where m.family = $1 and m.name <> $1 and coalesce(m.relation, '') not in ('adapter', 'quantized')
+    and (m.parameters is null or b.parameters is null or m.parameters = b.parameters)
+    and (m.architecture is null or b.architecture is null or m.architecture = b.architecture)
+order by m.name
+"""
+"""Members that can be merged with others: of the base's shape, no adapters and no copies in fewer bits."""
+
+HISTORY = """
+select if(abs(score) <= 1, 100, 1) * over_best, if(abs(score) <= 1, 100, 1) * gain from merge_gains
+where benchmark = 'average' and over_best is not null and child in (select name from models where family = ?)
+"""
+
+
 def load(con: Connection, family: str | None) -> Population:
     """The models of a family (of any member's; None: of the only one), the base left out.
 
     Raises KinbaseError for an unknown family, or when it has to be chosen.
     """
     base = _base(con, family)
-    names = [
-        n
-        for (n,) in con.execute(
-            "select name from models where family = $1 and name <> $1 order by name", [base]
-        ).fetchall()
-    ]
+    names = [n for (n,) in con.execute(MERGEABLE, [base]).fetchall()]
     if len(names) < 2:
         raise KinbaseError(
             f"{base} has no two members to merge: `kinbase import MODEL --base {base}` adds some"
@@ -114,6 +166,7 @@ def load(con: Connection, family: str | None) -> Population:
     return Population(
         base, names, gram, centred, kinship, by_benchmark.mean(axis=1) if by_benchmark.size else np.full(len(names), np.nan),
         by_benchmark, frozenset(made), _generations(names, merges), frozenset(weak),
+        np.array(con.execute(HISTORY, [base]).fetchall(), float).reshape(-1, 2),
     )  # fmt: skip
 
 
@@ -185,12 +238,14 @@ def suggest(population: Population, k: int = 10) -> list[tuple[object, ...]]:
 
     `predicted_kinship` is the child's with its `nearest` model and `to_best` its kinship with the best one; `norm`
     is the length of its delta; `ceiling` what the best of both parents on each benchmark would gain over the better
-    parent. Ordered by the parents' mean score plus what of the ceiling is new, or without scores by the least kinship.
+    parent; `estimate` the better parent's score and what merges of the family gained over theirs so far, `error` how far
+    that was off. Ordered by the estimate, then by what of the ceiling is new, or without scores by the least kinship.
     """
     names, scores = population.names, population.scores
     scored = np.flatnonzero(np.isfinite(scores))
     best = int(scored[np.argmax(scores[scored])]) if len(scored) else None
-    pairs = np.argwhere(np.triu(np.isfinite(population.kinship), 1))
+    usable = _usable(population)
+    pairs = np.argwhere(np.triu(np.isfinite(population.kinship) & usable[:, None] & usable, 1))
     means = np.nan_to_num(scores[pairs].mean(axis=1), nan=-np.inf)
     found = []
     for a, b in pairs[np.argsort(-means, kind="stable")].tolist():
@@ -202,9 +257,23 @@ def suggest(population: Population, k: int = 10) -> list[tuple[object, ...]]:
     return [row for _, row in found[:k]]
 
 
+def _usable(population: Population) -> NDArray[np.bool_]:
+    """Members [N] that are no copy of one before them, and no strangers to the base by the length of their change."""
+    length = np.sqrt(np.diagonal(population.gram))
+    known = np.isfinite(length)
+    usable = np.ones(len(population.names), bool)
+    if known.any():
+        usable = ~(known & (length > LONG * np.median(length[known])))
+    with np.errstate(invalid="ignore"):
+        apart = length[:, None] ** 2 + length**2 - 2 * population.gram
+        same = apart <= SAME**2 * np.minimum(length[:, None], length) ** 2
+    copies = np.triu(same & usable[:, None], 1).any(axis=0)
+    return np.asarray(usable & ~copies)
+
+
 def _row(
     population: Population, a: int, b: int, best: int | None
-) -> tuple[tuple[bool, float], tuple[object, ...]]:
+) -> tuple[tuple[bool, float, float], tuple[object, ...]]:
     names, scores = population.names, population.scores
     if np.isfinite(population.gram[a, b]):
         norm, kinship = predict(population.gram, population.centred, a, b)
@@ -220,10 +289,11 @@ def _row(
     twin = bool(kinship[nearest] > TWIN)
     novelty = 1 - max(float(kinship[nearest]), 0.0)
     known = np.isfinite(scores[[a, b]]).all()
+    estimate = float(scores[[a, b]].max()) + population.correction if known else None
     worth = (
-        float(scores[[a, b]].mean()) + novelty * float(np.nan_to_num(ceiling))
-        if known
-        else -float(population.kinship[a, b])
+        (estimate, novelty * float(np.nan_to_num(ceiling)))
+        if estimate is not None
+        else (-np.inf, -float(population.kinship[a, b]))
     )
     if twin:
         reason = f"not worth making: a near twin of {names[nearest]}"
@@ -244,7 +314,8 @@ def _row(
     kin, predicted, length, best_kin, most = (None if np.isnan(x) else x for x in numbers)
     first, second = (None if np.isnan(x) else float(x) for x in scores[[a, b]])
     figures = (first, second, kin, names[nearest], predicted, length, best_kin, most)
-    return (twin, -worth), (names[a], names[b], *figures, basis, reason)
+    error = population.error if estimate is not None else None
+    return (twin, -worth[0], -worth[1]), (names[a], names[b], *figures, estimate, error, basis, reason)
 
 
 # Saturation.

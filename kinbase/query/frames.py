@@ -40,7 +40,7 @@ RECIPE: Columns = {
 SUGGESTED: Columns = {
     "parent_a": pl.String, "parent_b": pl.String, "score_a": pl.Float64, "score_b": pl.Float64, "kinship": pl.Float64,
     "nearest": pl.String, "predicted_kinship": pl.Float64, "norm": pl.Float64, "to_best": pl.Float64, "ceiling": pl.Float64,
-    "basis": pl.String, "reason": pl.String,
+    "estimate": pl.Float64, "error": pl.Float64, "basis": pl.String, "reason": pl.String,
 }  # fmt: skip
 REPLAYED: Columns = {
     "rule": pl.String, "stops_after": pl.Int64, "generations": pl.Int64, "score": pl.Float64, "lost": pl.Float64,
