@@ -18,10 +18,14 @@ from kinbase.store import names as naming
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """Every source with its place, and what is stored of the first family to be measured, if there is one."""
+    """Every source with its place, and what is stored of the first family to be measured, if there is one.
+
+    `known` are the models that were stored with their weights at that moment.
+    """
 
     sources: tuple[Placed, ...]
     first: StoredFamily | None = None
+    known: frozenset[int] = frozenset()
 
 
 @contextmanager
@@ -108,7 +112,11 @@ def _place(
         placed.append(source)
     placed = [_with_todo(source, options) for source in placed]
     first = next(iter(bases_of(placed)), None)
-    return Placement(tuple(placed), stored_family(con, first) if first else None)
+    return Placement(
+        tuple(placed),
+        first=stored_family(con, first) if first else None,
+        known=stored.known if stored else frozenset(),
+    )
 
 
 def _with_todo(source: Placed, options: ImportOptions) -> Placed:
@@ -154,6 +162,7 @@ class _StoredAlready:
 
     def __init__(self, con: Connection, options: ImportOptions) -> None:
         members = naming.members(con)
+        self.known = frozenset(member.model_id for member in members)
         self._names = {member.model_id: member.name for member in members}
         self._by_files = {(m.files, state_dict_key(m.source)): m for m in members if m.files}
         self._copies = models.copies(con)

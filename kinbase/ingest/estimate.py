@@ -33,6 +33,18 @@ def meet(con: Connection, base_id: int, model_ids: Iterable[int]) -> int:
     return stored
 
 
+def meanwhile(con: Connection, base_id: int, known: Sequence[int]) -> str | None:
+    """A line on the members that another import brought into a family beside those that this one knew of."""
+    others = naming.members_beside(con, base_id, known)
+    if not others:
+        return None
+    some = ", ".join(others[:3]) + (f" and {len(others) - 3} more" if len(others) > 3 else "")
+    return (
+        f"kinship with {some} is estimated by sketches, for they were imported at the same time: "
+        "`kinbase kin MODEL --exact` measures it"
+    )
+
+
 def nearest(con: Connection, base_id: int, model_id: int) -> list[int]:
     """Members of a family to compare a model with: not measured with it, all or the nearest by folded sketches."""
     from kinbase.kinship.sketch import SCHEME

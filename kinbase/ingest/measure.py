@@ -45,7 +45,7 @@ def measure_sources(store: Store, placement: Placement, options: ImportOptions) 
         if source.is_to_read and source.name not in read:
             alone, standing[i] = _read(store, source, standing, options)
             found += alone
-    return Measured(tuple(standing), tuple(found))
+    return Measured(tuple(standing), tuple(found), placement.known)
 
 
 def _measure(

@@ -4,25 +4,16 @@ The models' rows come first, and with them their ids by the names that the sourc
 then what the sources say besides weights.
 """
 
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import TypeVar
+from dataclasses import replace
 
 from kinbase.checkpoint import (
-    FLOAT_DTYPES,
-    Alias,
     Edge,
     Facts,
-    Record,
-    ReportedKinship,
-    Score,
-    Task,
-    Training,
 )
 from kinbase.errors import DatabaseError, DiskError, KinbaseError
-from kinbase.ingest.steps import FamilySample, Measured, Outcome, Placed, Sampled, Todo
+from kinbase.ingest.said import store_claims, store_facts, store_names, store_sizes, told_ids
+from kinbase.ingest.steps import FamilySample, Measured, Outcome, Placed, Row, Sampled, Todo
 from kinbase.ingest.stored_sums import (
     SLICE_BYTES,
     Ids,
@@ -35,32 +26,9 @@ from kinbase.ingest.stored_sums import (
 from kinbase.store import Connection, Store, models
 from kinbase.store import kinship as sums
 from kinbase.store import names as naming
-from kinbase.store.estimates import drop_reported, put_reported
-from kinbase.store.lineage import put_claims
-from kinbase.store.scores import put_scores, put_tasks, put_trainings
 
 Also = Callable[[Connection, Sequence[Outcome]], None]
 """What writes more of an import in its transaction."""
-
-Kind = TypeVar("Kind")
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """A source with what became of it, and the id of its model's row, if it has one."""
-
-    placed: Placed
-    outcome: Outcome
-    model_id: int | None = None
-
-    @property
-    def is_told(self) -> bool:
-        """Whether anything that it says is to be stored."""
-        return not self.outcome.is_failed and self.placed.todo is not Todo.NOTHING
-
-    def noted(self, *lines: str) -> "Row":
-        """The row with more to say of its source."""
-        return replace(self, outcome=self.outcome.noted(*lines))
 
 
 def store_sources(
@@ -104,7 +72,7 @@ def _store_all(
         if also is not None:
             also(con, [row.outcome for row in rows])
     if is_large:
-        rows = _store_large(store, rows, families, has_kinship=has_kinship)
+        rows = _store_large(store, rows, families, done, has_kinship=has_kinship)
     return [row.outcome for row in rows]
 
 
@@ -162,24 +130,29 @@ def _store(
             sums.put_unfinished(con, stored.new)
         else:
             stored.put_pairs(con)
-    rows = rows if is_large else _meet(con, rows, has_kinship)
-    rows = _store_names(con, rows)
-    told = _told_ids(con, rows)  # again: an alias may have made two rows one
-    _store_facts(con, rows, told)
-    rows = _store_claims(con, rows)
-    _store_sizes(con, rows, told)
+    rows = rows if is_large else _meet(con, rows, done, has_kinship)
+    rows = store_names(con, rows)
+    told = told_ids(con, rows)  # again: an alias may have made two rows one
+    store_facts(con, rows, told)
+    rows = store_claims(con, rows)
+    store_sizes(con, rows, told)
     return rows, families
 
 
 def _store_large(
-    store: Store, rows: list[Row], families: Sequence[StoredSums], *, has_kinship: bool
+    store: Store,
+    rows: list[Row],
+    families: Sequence[StoredSums],
+    done: Measured | Sampled,
+    *,
+    has_kinship: bool,
 ) -> list[Row]:
     """The pairs of families, a slice at a time with room for others in between, and what is estimated beside them."""
     store_pairs(store, families)
     with store.writing() as con:
         for family in families:
             sums.drop_unfinished(con, family.new)
-        return _meet(con, rows, has_kinship)
+        return _meet(con, rows, done, has_kinship)
 
 
 # Models.
@@ -294,7 +267,7 @@ def _store_bases(con: Connection, rows: Sequence[Row], ids: Ids) -> None:
 # Kinship.
 
 
-def _meet(con: Connection, rows: list[Row], has_kinship: bool) -> list[Row]:
+def _meet(con: Connection, rows: list[Row], done: Measured | Sampled, has_kinship: bool) -> list[Row]:
     """Estimate by sketches new members' kinship with those they were not measured with; say whom others resemble."""
     new = {
         row.placed.name
@@ -306,8 +279,12 @@ def _meet(con: Connection, rows: list[Row], has_kinship: bool) -> list[Row]:
     from kinbase.ingest import estimate as meeting
 
     ids = [row.model_id for row in rows if row.placed.name in new and row.model_id is not None]
+    measured = {family.base.name for family in done.families if not isinstance(family, FamilySample)}
     for base_id, members in naming.by_base(con, ids).items() if has_kinship else ():
         meeting.meet(con, base_id, members)
+        is_measured = isinstance(done, Measured) and naming.name_of(con, base_id) in measured
+        line = meeting.meanwhile(con, base_id, [*done.known, *members]) if is_measured else None
+        rows = [row.noted(line) if line and row.model_id in members else row for row in rows]
     bases = {row.placed.base for row in rows}
     for i, row in enumerate(rows):
         is_lonely = row.placed.base is None and row.placed.name not in bases
@@ -315,135 +292,3 @@ def _meet(con: Connection, rows: list[Row], has_kinship: bool) -> list[Row]:
             line = meeting.suggestion(con, row.model_id)
             rows[i] = row.noted(line) if line else row
     return rows
-
-
-# What sources say.
-
-
-def _records(row: Row) -> list[tuple[str, Record]]:
-    """What a source says, and first where it lies."""
-    opened = row.placed.opened
-    records = list(opened.records)
-    if row.outcome.status == "records":
-        return records
-    place = opened.source if opened.importer else str(Path(opened.source).resolve())
-    speaker = records[0][0] if opened.importer and records else opened.source
-    return [(speaker, Alias(place, kind="path")), *records]
-
-
-def _store_names(con: Connection, rows: list[Row]) -> list[Row]:
-    """Names of models. One that is taken costs a note, not the rest."""
-    said = []
-    speakers = []
-    for i, row in enumerate(rows):
-        for file, record in _records(row) if row.is_told else ():
-            if isinstance(record, Alias):
-                said.append((i, record))
-                if record.kind != "path":  # a place says itself
-                    speakers.append((record.alias, file))
-    models.put_speakers(con, speakers)
-    ids = _told_ids(con, rows)
-    speaker = {id(record): i for i, record in said}
-    aliases = [(ids[r.model or str(rows[i].outcome.name)], r) for i, r in said]
-    for model_id, alias in models.put_new_aliases(con, aliases):
-        try:
-            models.put_alias(con, model_id, alias)
-        except KinbaseError as error:
-            i = speaker[id(alias)]
-            rows[i] = rows[i].noted(str(error))
-    return rows
-
-
-def _told_ids(con: Connection, rows: Sequence[Row]) -> dict[str, int]:
-    """The ids of the models of which something is said."""
-    labels = [str(row.outcome.name) for row in rows if row.outcome.name and row.outcome.status in SIZED]
-    for row in rows:
-        if row.is_told:
-            said = [record for _, record in row.placed.opened.records if isinstance(record, Facts | Alias)]
-            labels += [record.model or str(row.outcome.name) for record in said]
-    return naming.named_all(con, labels)
-
-
-def _store_facts(con: Connection, rows: Sequence[Row], ids: Mapping[str, int]) -> None:
-    said = [
-        (ids[facts.model or str(row.outcome.name)], facts, row.outcome.status == "alias")
-        for row in rows
-        if row.is_told
-        for _, facts in row.placed.opened.said(Facts)
-    ]
-    # What a copy says of itself does not change what the original says.
-    models.put_many_facts(con, [(i, facts) for i, facts, of_copy in said if of_copy], is_new_only=True)
-    models.put_many_facts(con, [(i, facts) for i, facts, of_copy in said if not of_copy])
-
-
-def _store_claims(con: Connection, rows: Sequence[Row]) -> list[Row]:
-    """Edges, scores, trainings, reported kinship and tasks, file by file; a loop is said."""
-    told = [row for row in rows if row.is_told]
-    claims: list[tuple[str | None, str, list[Edge]]] = []
-    for row in told:
-        name, opened = row.outcome.name, row.placed.opened
-        edges, scores = _by_file(opened.said(Edge)), _by_file(opened.said(Score))
-        for file in dict.fromkeys(file for file, _ in _records(row)):
-            claims.append((name, file, edges.get(file, [])))
-            if file in scores:
-                put_scores(con, name, scores[file])
-        if trainings := [training for _, training in opened.said(Training)]:
-            put_trainings(con, name, trainings)
-    loops: dict[str, list[str]] = {}
-    for file, model in put_claims(con, claims):
-        loops.setdefault(file, []).append(model)
-    if claims:
-        drop_reported(con, [file for _, file, _ in claims])
-    for row in told:
-        for file, pairs in _by_file(row.placed.opened.said(ReportedKinship)).items():
-            put_reported(con, file, pairs)
-    put_tasks(con, [task for row in told for _, task in row.placed.opened.said(Task)])
-    return [row.noted(*_loops_of(row, loops)) if loops and row.is_told else row for row in rows]
-
-
-def _loops_of(row: Row, loops: Mapping[str, Sequence[str]]) -> list[str]:
-    """One line for each file of a source that says of a model that it is its own parent."""
-    lines = []
-    for file in dict.fromkeys(file for file, _ in _records(row)):
-        if named := loops.get(file):
-            more = f" and {len(named) - 1} more" if len(named) > 1 else ""
-            lines.append(f"{Path(file).name}: left out: {named[0]}{more} as a parent of its own")
-    return lines
-
-
-def _by_file(said: Sequence[tuple[str, Kind]]) -> dict[str, list[Kind]]:
-    files: dict[str, list[Kind]] = {}
-    for file, record in said:
-        files.setdefault(file, []).append(record)
-    return files
-
-
-SIZED = ("imported", "copy", "metadata", "sampled", "unchanged", "refused")
-"""What becomes of sources that are models of their own name."""
-
-
-def _store_sizes(con: Connection, rows: Sequence[Row], ids: Mapping[str, int]) -> None:
-    """What the tensors say of models' sizes, whatever their files claim; an adapter's are its delta, not itself.
-
-    And where models without weights are found.
-    """
-    told = [row for row in rows if row.outcome.status in SIZED and row.outcome.name]
-    sizes = []
-    for row in told:
-        checkpoint = row.placed.opened.checkpoint
-        if checkpoint is None or checkpoint.delta_of is not None:
-            continue
-        dtypes = Counter[str]()
-        for tensor in checkpoint.tensors:
-            dtypes[tensor.form] += tensor.numel if tensor.dtype in FLOAT_DTYPES else 0
-        dtype = max(dtypes, key=dtypes.__getitem__, default=None)
-        sizes.append((ids[str(row.outcome.name)], dtypes.total(), dtype, checkpoint.nbytes))
-    models.put_sizes(con, sizes)
-    places = {}
-    for row in told:
-        if row.outcome.status in ("metadata", "sampled", "refused"):
-            opened = row.placed.opened
-            places[ids[str(row.outcome.name)]] = (
-                opened.checkpoint.source if opened.checkpoint else opened.source
-            )
-    models.put_first_sources(con, places)

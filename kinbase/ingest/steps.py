@@ -118,10 +118,14 @@ class Placed:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """The sources of an import when every pass is over, and what the passes found."""
+    """The sources of an import when every pass is over, and what the passes found.
+
+    `known` are the models that were stored when the sources were placed: others came in at the same time.
+    """
 
     sources: tuple[Placed, ...]
     families: "tuple[FamilySums, ...]" = ()
+    known: frozenset[int] = frozenset()
 
     @property
     def digests(self) -> dict[str, str]:
@@ -145,6 +149,7 @@ class Sampled:
 
     sources: tuple[Placed, ...]
     families: tuple[FamilySample, ...]
+    known: frozenset[int] = frozenset()
 
     @property
     def digests(self) -> dict[str, str]:
@@ -175,3 +180,21 @@ class Outcome:
     def noted(self, *lines: str) -> "Outcome":
         """The outcome with more to say of it."""
         return replace(self, notes=(*self.notes, *lines))
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A source with what became of it, and the id of its model's row, if it has one."""
+
+    placed: Placed
+    outcome: Outcome
+    model_id: int | None = None
+
+    @property
+    def is_told(self) -> bool:
+        """Whether anything that it says is to be stored."""
+        return not self.outcome.is_failed and self.placed.todo is not Todo.NOTHING
+
+    def noted(self, *lines: str) -> "Row":
+        """The row with more to say of its source."""
+        return replace(self, outcome=self.outcome.noted(*lines))

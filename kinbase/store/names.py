@@ -350,3 +350,13 @@ def sketched_pairs(con: Connection, pairs: Sequence[tuple[str, str]]) -> set[tup
         [[a for a, _ in pairs], [b for _, b in pairs]],
     ).fetchall()
     return set(rows)
+
+
+def members_beside(con: Connection, base_id: int, model_ids: Sequence[int]) -> list[str]:
+    """The names of a family's members with weights but for some, in the order they came."""
+    rows = con.execute(
+        "select name from raw.model where base_id = $1 and digest is not null "
+        "and model_id not in (select unnest($2::integer[])) order by model_id",
+        [base_id, list(model_ids)],
+    ).fetchall()
+    return [name for (name,) in rows]

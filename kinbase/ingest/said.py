@@ -1,0 +1,159 @@
+"""What sources say besides weights, to rows: names, facts, claims, scores and sizes.
+
+The functions take a connection of `Store.writing()` and are part of its transaction.
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+from kinbase.checkpoint import (
+    FLOAT_DTYPES,
+    Alias,
+    Edge,
+    Facts,
+    Record,
+    ReportedKinship,
+    Score,
+    Task,
+    Training,
+)
+from kinbase.errors import KinbaseError
+from kinbase.ingest.steps import Row
+from kinbase.store import Connection, models
+from kinbase.store import names as naming
+from kinbase.store.estimates import drop_reported, put_reported
+from kinbase.store.lineage import put_claims
+from kinbase.store.scores import put_scores, put_tasks, put_trainings
+
+Kind = TypeVar("Kind")
+
+
+def _records(row: Row) -> list[tuple[str, Record]]:
+    """What a source says, and first where it lies."""
+    opened = row.placed.opened
+    records = list(opened.records)
+    if row.outcome.status == "records":
+        return records
+    place = opened.source if opened.importer else str(Path(opened.source).resolve())
+    speaker = records[0][0] if opened.importer and records else opened.source
+    return [(speaker, Alias(place, kind="path")), *records]
+
+
+def store_names(con: Connection, rows: list[Row]) -> list[Row]:
+    """Names of models. One that is taken costs a note, not the rest."""
+    said = []
+    speakers = []
+    for i, row in enumerate(rows):
+        for file, record in _records(row) if row.is_told else ():
+            if isinstance(record, Alias):
+                said.append((i, record))
+                if record.kind != "path":  # a place says itself
+                    speakers.append((record.alias, file))
+    models.put_speakers(con, speakers)
+    ids = told_ids(con, rows)
+    speaker = {id(record): i for i, record in said}
+    aliases = [(ids[r.model or str(rows[i].outcome.name)], r) for i, r in said]
+    for model_id, alias in models.put_new_aliases(con, aliases):
+        try:
+            models.put_alias(con, model_id, alias)
+        except KinbaseError as error:
+            i = speaker[id(alias)]
+            rows[i] = rows[i].noted(str(error))
+    return rows
+
+
+def told_ids(con: Connection, rows: Sequence[Row]) -> dict[str, int]:
+    """The ids of the models of which something is said."""
+    labels = [str(row.outcome.name) for row in rows if row.outcome.name and row.outcome.status in SIZED]
+    for row in rows:
+        if row.is_told:
+            said = [record for _, record in row.placed.opened.records if isinstance(record, Facts | Alias)]
+            labels += [record.model or str(row.outcome.name) for record in said]
+    return naming.named_all(con, labels)
+
+
+def store_facts(con: Connection, rows: Sequence[Row], ids: Mapping[str, int]) -> None:
+    said = [
+        (ids[facts.model or str(row.outcome.name)], facts, row.outcome.status == "alias")
+        for row in rows
+        if row.is_told
+        for _, facts in row.placed.opened.said(Facts)
+    ]
+    # What a copy says of itself does not change what the original says.
+    models.put_many_facts(con, [(i, facts) for i, facts, of_copy in said if of_copy], is_new_only=True)
+    models.put_many_facts(con, [(i, facts) for i, facts, of_copy in said if not of_copy])
+
+
+def store_claims(con: Connection, rows: Sequence[Row]) -> list[Row]:
+    """Edges, scores, trainings, reported kinship and tasks, file by file; a loop is said."""
+    told = [row for row in rows if row.is_told]
+    claims: list[tuple[str | None, str, list[Edge]]] = []
+    for row in told:
+        name, opened = row.outcome.name, row.placed.opened
+        edges, scores = _by_file(opened.said(Edge)), _by_file(opened.said(Score))
+        for file in dict.fromkeys(file for file, _ in _records(row)):
+            claims.append((name, file, edges.get(file, [])))
+            if file in scores:
+                put_scores(con, name, scores[file])
+        if trainings := [training for _, training in opened.said(Training)]:
+            put_trainings(con, name, trainings)
+    loops: dict[str, list[str]] = {}
+    for file, model in put_claims(con, claims):
+        loops.setdefault(file, []).append(model)
+    if claims:
+        drop_reported(con, [file for _, file, _ in claims])
+    for row in told:
+        for file, pairs in _by_file(row.placed.opened.said(ReportedKinship)).items():
+            put_reported(con, file, pairs)
+    put_tasks(con, [task for row in told for _, task in row.placed.opened.said(Task)])
+    return [row.noted(*_loops_of(row, loops)) if loops and row.is_told else row for row in rows]
+
+
+def _loops_of(row: Row, loops: Mapping[str, Sequence[str]]) -> list[str]:
+    """One line for each file of a source that says of a model that it is its own parent."""
+    lines = []
+    for file in dict.fromkeys(file for file, _ in _records(row)):
+        if named := loops.get(file):
+            more = f" and {len(named) - 1} more" if len(named) > 1 else ""
+            lines.append(f"{Path(file).name}: left out: {named[0]}{more} as a parent of its own")
+    return lines
+
+
+def _by_file(said: Sequence[tuple[str, Kind]]) -> dict[str, list[Kind]]:
+    files: dict[str, list[Kind]] = {}
+    for file, record in said:
+        files.setdefault(file, []).append(record)
+    return files
+
+
+SIZED = ("imported", "copy", "metadata", "sampled", "unchanged", "refused")
+"""What becomes of sources that are models of their own name."""
+
+
+def store_sizes(con: Connection, rows: Sequence[Row], ids: Mapping[str, int]) -> None:
+    """What the tensors say of models' sizes, whatever their files claim; an adapter's are its delta, not itself.
+
+    And where models without weights are found.
+    """
+    told = [row for row in rows if row.outcome.status in SIZED and row.outcome.name]
+    sizes = []
+    for row in told:
+        checkpoint = row.placed.opened.checkpoint
+        if checkpoint is None or checkpoint.delta_of is not None:
+            continue
+        dtypes = Counter[str]()
+        for tensor in checkpoint.tensors:
+            dtypes[tensor.form] += tensor.numel if tensor.dtype in FLOAT_DTYPES else 0
+        dtype = max(dtypes, key=dtypes.__getitem__, default=None)
+        sizes.append((ids[str(row.outcome.name)], dtypes.total(), dtype, checkpoint.nbytes))
+    models.put_sizes(con, sizes)
+    places = {}
+    for row in told:
+        if row.outcome.status in ("metadata", "sampled", "refused"):
+            opened = row.placed.opened
+            places[ids[str(row.outcome.name)]] = (
+                opened.checkpoint.source if opened.checkpoint else opened.source
+            )
+    models.put_first_sources(con, places)
