@@ -26,7 +26,7 @@ from kinbase.checkpoint.files import (
 )
 from kinbase.checkpoint.ids import revised
 from kinbase.checkpoint.tensors import torch_dtype
-from kinbase.checkpoint.untrusted import model_id
+from kinbase.checkpoint.untrusted import model_id, number
 from kinbase.errors import CheckpointError
 from kinbase.importers import pytorch, safetensors
 from kinbase.importers.folder import ADAPTER_CONFIG, Opener, holds_weights
@@ -247,9 +247,10 @@ def _alpha(module: str, config: Mapping[str, Any], what: str) -> float:
         if _matches(pattern, module, what):
             alpha = value
             break
-    if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not math.isfinite(alpha):
+    plain = number(alpha) if isinstance(alpha, int | float) else None
+    if plain is None:
         raise CheckpointError(f"{what}: lora_alpha {shown(alpha)} is no number; the config is damaged")
-    return float(alpha)
+    return plain
 
 
 def _matches(pattern: str, module: str, what: str) -> bool:
@@ -257,10 +258,10 @@ def _matches(pattern: str, module: str, what: str) -> bool:
 
     Expressions that could take for ever are refused: a repeated group, or many repetitions.
     """
-    if len(pattern) > 300 or len(module) > 300 or re.search(r"\)[*+?{]", pattern):
-        refused = True
-    else:
-        refused = len(re.findall(r"(?<!\()[*+?{]", pattern)) > 3
+    repeats = len(re.findall(r"(?<!\()[*+?{]", pattern))
+    # Each repetition costs a factor of the name's length: what is left to try stays below ten million steps.
+    refused = max(len(pattern), len(module)) > 300 or re.search(r"\)[*+?{]", pattern) is not None
+    refused = refused or repeats > 3 or len(module) ** (repeats + 1) > 2 * 10**7
     try:
         if not refused:
             return re.match(rf"(.*\.)?({pattern})$", module) is not None

@@ -19,14 +19,9 @@ from kinbase.checkpoint import yaml as safe_yaml
 from kinbase.checkpoint.files import is_file, shown
 from kinbase.checkpoint.untrusted import decoded, head, model_id, name, problems
 from kinbase.errors import CheckpointError
-from kinbase.importers import card_header, mergekit, model_index
+from kinbase.importers import card_header, fences, mergekit, model_index
 from kinbase.importers.card_header import Card, listed
 
-# A fence as CommonMark has it: three marks or more, indented by up to three spaces, closed by as many.
-_FENCED = re.compile(
-    r"^ {0,3}(?P<marks>`{3,}|~{3,})[ \t]*(?P<info>[^\n`]*)\n(?P<text>.*?)^ {0,3}(?P=marks)[`~]*[ \t]*$",
-    re.DOTALL | re.MULTILINE,
-)
 _REPO = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
@@ -77,20 +72,20 @@ def _recipe(card: Card) -> mergekit.Recipe | None:
     configs: list[dict[str, object]] = []
     captions: list[str] = []
     end = 0
-    for block in _FENCED.finditer(card.body):
-        info = block["info"].strip().lower()
+    for block in fences.blocks(card.body):
+        info = block.info.strip().lower()
         if info and not info.startswith(("yaml", "yml")):
             continue
-        if "merge_method" not in block["text"] and "experts" not in block["text"]:
+        if "merge_method" not in block.text and "experts" not in block.text:
             continue
         try:
-            documents = safe_yaml.load(block["text"], "")
+            documents = safe_yaml.load(block.text, "")
         except CheckpointError:
             continue  # an example for the reader, which nobody promised to be YAML
         told = [each for each in documents if isinstance(each, dict) and mergekit.is_config(each)]
         configs += told
-        captions += [card.body[end : block.start()]] * len(told)
-        end = block.end()
+        captions += [card.body[end : block.start]] * len(told)
+        end = block.end
     if not configs or card.is_copy:
         return None
     recipe = mergekit.Recipe(configs, captions)

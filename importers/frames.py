@@ -1,23 +1,24 @@
-"""Plain tables on disk: the names of their columns at the cost of a look, and their rows through Polars.
+"""Plain tables on disk: the names of their columns at the cost of a look, and their rows one by one, within bounds.
 
 CSV cells are read as text: what is a number is decided where it is used, so that one "N/A" does
-not spoil a column and "007" stays a name.
+not spoil a column and "007" stays a name. Rows go through Python anyway, so CSV and JSON are read by Python's
+own modules, which take what a file holds and no more; Parquet is decoded elsewhere (kinbase.checkpoint.parquet).
 """
 
 import csv
+import io
 import json
+import os
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import BinaryIO
 
-from kinbase.checkpoint.files import is_file, shown
-from kinbase.checkpoint.untrusted import decoded
+from kinbase.checkpoint import parquet
+from kinbase.checkpoint.files import is_file, open_regular, read_bounded, shown
+from kinbase.checkpoint.limits import LIMITS, refuse_many
+from kinbase.checkpoint.untrusted import decoded, head
 from kinbase.errors import CheckpointError
 
-if TYPE_CHECKING:
-    import polars
-
-MAX_BYTES = 1 << 30
-MAX_ROWS = 5_000_000
 _HEAD = 65536
 _LINES = (".jsonl", ".ndjson")
 
@@ -28,81 +29,89 @@ def columns(source: str) -> list[str]:
     if suffix not in (".csv", ".tsv", ".parquet", ".json", *_LINES) or not is_file(source):
         return []
     try:
+        begins = head(source, _HEAD)
         if suffix == ".parquet":
-            return _parquet_columns(source)
-        with Path(source).open("rb") as file:
-            head = decoded(file.read(_HEAD))
+            return parquet.columns(source) if begins.startswith(b"PAR1") else []
+        text = decoded(begins)
         if suffix in (".csv", ".tsv"):
-            first = head.split("\n")[0]
-            return [
-                cell.strip() for cell in next(csv.reader([first], delimiter=_separator(suffix, first)), [])
-            ]
-        head = head.lstrip()
+            line = text.split("\n")[0]
+            return _names(next(csv.reader([line], delimiter=_separator(suffix, line)), []))
+        text = text.lstrip()
         if suffix == ".json":
-            head = head[1:].lstrip() if head.startswith("[") else ""
-        first = json.JSONDecoder().raw_decode(head)[0] if head.startswith("{") else {}
-        return list(first)
-    except (OSError, ValueError, csv.Error, RecursionError):
+            text = text[1:].lstrip() if text.startswith("[") else ""
+        first = json.JSONDecoder().raw_decode(text)[0] if text.startswith("{") else {}
+        return list(first)[: LIMITS.table_columns]
+    except (CheckpointError, ValueError, csv.Error, RecursionError):
         return []
 
 
-def read(source: str, wanted: set[str]) -> "polars.DataFrame":
-    """The wanted columns of a table that fits; CheckpointError, one line, for one that cannot be read."""
-    import polars  # a third of a second, which recognising a table must not cost
-
-    path = Path(source)
-    suffix = path.suffix.lower()
+def rows(source: str, wanted: set[str]) -> Iterator[dict[str, object]]:
+    """The rows of a table, of the columns `wanted`; CheckpointError, one line, for one that cannot be read."""
+    suffix = Path(source).suffix.lower()
     try:
-        if path.stat().st_size > MAX_BYTES:
-            raise CheckpointError(f"{shown(source)} is larger than {MAX_BYTES} bytes: split the table")
         if suffix == ".parquet":
-            scan = polars.scan_parquet(path, glob=False)
-            if scan.select(polars.len()).collect().item() > MAX_ROWS:
-                raise CheckpointError(f"{shown(source)} has more than {MAX_ROWS} rows: split the table")
-            return scan.select(
-                [column for column in scan.collect_schema().names() if column in wanted]
-            ).collect()
-        if suffix in (".csv", ".tsv"):
-            text, first = _plain(path)
-            frame = polars.read_csv(
-                text,
-                separator=_separator(suffix, first),
-                infer_schema=False,
-                encoding="utf8-lossy",
-                n_rows=MAX_ROWS,
-                glob=False,
-            )
-            frame = frame.rename(str.strip)
-        elif suffix in _LINES:
-            frame = polars.read_ndjson(path, infer_schema_length=None, n_rows=MAX_ROWS)
+            yield from parquet.rows(source, wanted)
+        elif suffix == ".json":
+            yield from _of_json(source, wanted)
         else:
-            frame = polars.read_json(path, infer_schema_length=None)
-        return frame.select([column for column in frame.columns if column in wanted])
-    except (polars.exceptions.PolarsError, polars.exceptions.PanicException, OSError, ValueError) as error:
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise CheckpointError(f"{shown(source)} is no table that can be read: {reason[:200]}") from None
+            with os.fdopen(open_regular(source), "rb") as file:
+                if os.fstat(file.fileno()).st_size > LIMITS.table_bytes:
+                    raise CheckpointError(
+                        f"{shown(source)} is larger than {LIMITS.table_bytes} bytes: split the table"
+                    )
+                read = _of_lines if suffix in _LINES else _of_csv
+                yield from read(file, source, wanted)
+    except (csv.Error, ValueError, RecursionError, OSError) as error:
+        raise CheckpointError(f"{shown(source)} is no table that can be read: {str(error)[:200]}") from None
 
 
-def _parquet_columns(source: str) -> list[str]:
-    import polars
+def _of_csv(file: BinaryIO, source: str, wanted: set[str]) -> Iterator[dict[str, object]]:
+    begins = head(source, _HEAD)
+    encoding = "utf-16" if begins.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig"
+    text = io.TextIOWrapper(file, encoding=encoding, errors="replace", newline="")
+    separator = _separator(Path(source).suffix.lower(), decoded(begins).split("\n")[0])
+    lines = csv.reader(text, delimiter=separator)
+    names = _names(next(lines, []))
+    places = {name: names.index(name) for name in names if name in wanted}
+    for number, cells in enumerate(lines, 1):
+        if number > LIMITS.table_rows:
+            raise CheckpointError(f"{shown(source)} has more than {LIMITS.table_rows} rows: split the table")
+        if len(cells) > len(names):
+            raise ValueError(f"row {number} has {len(cells)} cells for {len(names)} columns")
+        if cells:
+            yield {name: cells[i] if i < len(cells) else None for name, i in places.items()}
 
-    with Path(source).open("rb") as file:
-        if file.read(4) != b"PAR1":
-            return []
-    try:
-        return list(polars.read_parquet_schema(source))
-    except (polars.exceptions.PolarsError, polars.exceptions.PanicException):
-        return []
+
+def _of_lines(file: BinaryIO, source: str, wanted: set[str]) -> Iterator[dict[str, object]]:
+    number = 0
+    while line := file.readline(LIMITS.yaml_chars + 1):
+        number += 1
+        if len(line) > LIMITS.yaml_chars or number > LIMITS.table_rows:
+            raise ValueError(f"line {number} is too long, or one too many")
+        if line.strip():
+            yield _picked(json.loads(line), wanted, number)
 
 
-def _plain(path: Path) -> tuple[Path | bytes, str]:
-    """A table of text as Polars reads it, and its first line: what is UTF-16, or ends its lines as old Macs did, as UTF-8."""
-    with path.open("rb") as file:
-        head = file.read(_HEAD)
-        first = decoded(head).split("\n")[0]
-        if head.startswith((b"\xff\xfe", b"\xfe\xff")) or (b"\r" in head and b"\n" not in head):
-            return decoded(head + file.read()).encode(), first
-    return path, first
+def _of_json(source: str, wanted: set[str]) -> Iterator[dict[str, object]]:
+    data = read_bounded(source, LIMITS.results_bytes)
+    refuse_many(data, shown(source), LIMITS.json_items)
+    table = json.loads(data.decode("utf-8-sig"))
+    if not isinstance(table, list):
+        raise ValueError("it is no list of rows")
+    for number, row in enumerate(table, 1):
+        yield _picked(row, wanted, number)
+
+
+def _picked(row: object, wanted: set[str], number: int) -> dict[str, object]:
+    if not isinstance(row, dict):
+        raise ValueError(f"row {number} is no object")
+    return {name: row.get(name) for name in wanted if name in row}
+
+
+def _names(cells: list[str]) -> list[str]:
+    if len(cells) > LIMITS.table_columns:
+        raise ValueError(f"it has {len(cells)} columns, and at most {LIMITS.table_columns} are read")
+    return [cell.strip() for cell in cells]
 
 
 def _separator(suffix: str, first: str) -> str:

@@ -21,14 +21,17 @@ from typing import BinaryIO
 from kinbase.checkpoint import Checkpoint, Edge, Facts, Problem, Record
 from kinbase.checkpoint.files import open_regular, shown
 from kinbase.checkpoint.ids import folded, hub_id
+from kinbase.checkpoint.limits import LIMITS
 from kinbase.checkpoint.untrusted import head, model_id, name, problems
 from kinbase.errors import CheckpointError
 from kinbase.importers.gguf_tensors import Entry, Heads, checkpoint, data_start
 
-MAX_HEADER = 256 * 1024 * 1024
+MAX_HEADER = LIMITS.gguf_bytes
 """Bytes of metadata that are walked through; the largest vocabularies take about 20 MB."""
 _MAX_KEY = 65535
-_MAX_TEXT = 1024 * 1024
+_MAX_TEXT = LIMITS.gguf_text
+_MAX_TEXTS = 4 << 20
+"""Bytes of all texts that are kept."""
 _MAX_BASES = 1000
 _MAX_TENSORS = 1 << 18
 _HEADS = (".attention.head_count", ".attention.head_count_kv")
@@ -209,6 +212,7 @@ def _header(file: BinaryIO, size: int) -> _Header:
     limit = min(size, MAX_HEADER)
     values: dict[str, object] = {}
     split = False
+    texts, left = 0, LIMITS.gguf_values
     for _ in range(pairs):
         key = _text(file, limit, _MAX_KEY)
         (kind,) = struct.unpack("<I", _exactly(file, 4))
@@ -217,9 +221,12 @@ def _header(file: BinaryIO, size: int) -> _Header:
             if key in values:
                 raise _LyingError(f"the key {shown(key)} twice")
             values[key] = _text(file, limit, _MAX_TEXT) if kind == _STRING else _scalar(file, kind)
+            texts += len(key) + len(str(values[key]))
+            if texts > _MAX_TEXTS:
+                raise _LyingError(f"texts of more than {_MAX_TEXTS:,} bytes")
         else:
             split = split or key == "split.count"
-            _skip(file, kind, limit, 0)
+            left = _skip(file, kind, limit, 0, left)
     parameters = 0
     entries: list[Entry] = []
     for _ in range(tensors):
@@ -271,7 +278,10 @@ def _scalar(file: BinaryIO, kind: int) -> object:
     return struct.unpack(code, _exactly(file, struct.calcsize(code)))[0]
 
 
-def _skip(file: BinaryIO, kind: int, limit: int, depth: int) -> None:
+def _skip(file: BinaryIO, kind: int, limit: int, depth: int, left: int) -> int:
+    """Go past a value; how many more may be met, of `left`."""
+    if left <= 0:
+        raise _LyingError(f"more than {LIMITS.gguf_values:,} values")
     if kind == _STRING:
         _forward(file, _length(file), limit)
     elif kind in _FORMATS:
@@ -281,8 +291,9 @@ def _skip(file: BinaryIO, kind: int, limit: int, depth: int) -> None:
         count = _length(file)
         if inner in _FORMATS:
             _forward(file, count * struct.calcsize("<" + _FORMATS[inner]), limit)
-            return
+            return left - 1
         for _ in range(count):
-            _skip(file, inner, limit, depth + 1)
+            left = _skip(file, inner, limit, depth + 1, left)
     else:
         raise _LyingError(f"a value of unknown type {kind}")
+    return left - 1

@@ -48,8 +48,8 @@ def open(source: str) -> Iterator[Record]:
     for each, examples in BENCHMARKS.items():
         scores[each] = (each, "normalised", examples)
         scores[f"{each} Raw"] = (each, "raw", examples)
-    rows = frames.read(source, {*_OTHERS, *scores}).to_dicts()
-    evaluations = Counter(row["fullname"] for row in rows)
+    rows = list(frames.rows(source, {*_OTHERS, *scores}))
+    evaluations = Counter(str(row.get("fullname")) for row in rows)
     cells = Rows(Path(source).name)
     for row in cells.of(rows):
         names = cells.names(row, "fullname")
@@ -59,7 +59,7 @@ def open(source: str) -> Iterator[Record]:
         yield _facts(cells, row, model)
         yield from _base(cells, row, model)
         told = SOURCE
-        if evaluations[row["fullname"]] > 1:
+        if evaluations[str(row["fullname"])] > 1:
             told = f"{SOURCE} ({cells.text(row, 'Precision') or 'unknown precision'})"
         when = cells.moment_in(row, "Submission Date")
         for column, (benchmark, metric, n_shot) in scores.items():

@@ -17,12 +17,12 @@ from pathlib import Path
 
 from kinbase.checkpoint import Record, Score
 from kinbase.checkpoint.files import is_file, shown
+from kinbase.checkpoint.limits import LIMITS, refuse_many
 from kinbase.checkpoint.untrusted import count, head, moment, name, problems, read_text, shots
 from kinbase.errors import CheckpointError
 from kinbase.importers import evaluated, lighteval
 from kinbase.importers.evaluated import mapping
 
-_LIMIT = 64 * 1024 * 1024
 _FILE_TIME = re.compile(r"results_(\d{4}-\d\d-\d\d)T(\d\d)[-:_](\d\d)[-:_](\d\d)")
 _BEGINS = re.compile(rb'\s*\{\s*"(results|config_general)"\s*:\s*\{')
 
@@ -40,10 +40,13 @@ def recognises(source: str) -> bool:
 def open(source: str) -> Iterator[Record]:
     """The scores of one run."""
     path = Path(source)
-    text, whole = read_text(path, _LIMIT)
+    text, whole = read_text(path, LIMITS.results_bytes)
     if not whole:
-        raise CheckpointError(f"{shown(source)} is larger than {_LIMIT} bytes; it is no file of results")
+        raise CheckpointError(
+            f"{shown(source)} is larger than {LIMITS.results_bytes} bytes; it is no file of results"
+        )
     try:
+        refuse_many(text, shown(source), LIMITS.json_items)
         document = mapping(json.loads(text))
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{shown(source)} is not valid JSON ({str(error)[:120]})") from None

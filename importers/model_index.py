@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from kinbase.checkpoint import Score
 from kinbase.checkpoint.files import shown
@@ -24,21 +24,36 @@ def distinct(found: Iterable[tuple[Score, dict[str, str | None]]]) -> Iterator[S
     the first one's source: then nothing but a number is left to tell them apart.
     """
     seen: dict[tuple[object, ...], tuple[float, dict[str, str | None]]] = {}
+    repeated: dict[
+        tuple[object, ...], _Repeated
+    ] = {}  # of each first key: a thousand repetitions cost a thousand steps
     for score, more in found:
-        original, attempt = score, 1
-        while (key := _key(score)) in seen:
-            value, others = seen[key]
+        differs: list[str] = []
+        if _key(score) in seen:
+            others = seen[_key(score)][1]
             differs = [field for field in more if more[field] and more[field] != others.get(field)]
-            if attempt == 1 and differs:
-                score = original = _told(original, differs[0], more[differs[0]])
-            elif value == score.value:
-                break
-            else:
-                score = replace(original, source=f"{original.source} ({attempt + 1})")
-            attempt += 1
-        else:
-            seen[key] = (score.value, more)
-            yield score
+            if differs:
+                score = _told(score, differs[0], more[differs[0]])
+        first = _key(score)
+        if first in seen:
+            told = repeated.setdefault(first, _Repeated({seen[first][0]}, 2 if differs else 1))
+            if score.value in told.values:
+                continue
+            told.values.add(score.value)
+            source = score.source
+            while _key(score) in seen:
+                told.last += 1
+                score = replace(score, source=f"{source} ({told.last})")
+        seen[_key(score)] = (score.value, more)
+        yield score
+
+
+@dataclass(slots=True)
+class _Repeated:
+    """What was met under one key: the values, and the last number behind the source."""
+
+    values: set[float]
+    last: int
 
 
 def _key(score: Score) -> tuple[object, ...]:

@@ -11,6 +11,8 @@ from typing import Any
 
 from kinbase.checkpoint import DTYPE_BYTES, Blob, Checkpoint, Record, Tensor
 from kinbase.checkpoint.files import WeightsFile, absolute, is_file, shown
+from kinbase.checkpoint.limits import LIMITS
+from kinbase.checkpoint.pickles import refuse_costly
 from kinbase.checkpoint.tensors import HEADS, records
 from kinbase.errors import CheckpointError
 from kinbase.importers import state_dict
@@ -33,9 +35,6 @@ _DTYPES = {
     "uint8": "U8",
     "bool": "BOOL",
 }
-
-_PICKLE_LIMIT = 100_000_000
-"""Bytes of the pickle that describes the tensors; as much as a safetensors header may have."""
 
 
 def recognises(source: str) -> bool:
@@ -134,6 +133,7 @@ def _storages(file: WeightsFile) -> dict[int, int]:
     """
     what = shown(file.path)
     records: dict[int, int] = {}
+    seen: set[str] = set()
     try:
         if not zipfile.is_zipfile(file.path):
             raise CheckpointError(
@@ -146,8 +146,11 @@ def _storages(file: WeightsFile) -> dict[int, int]:
                     raise CheckpointError(
                         f"{what} has a compressed record; torch writes none, so it is refused"
                     )
-                if info.filename.endswith(".pkl") and info.file_size > _PICKLE_LIMIT:
+                if info.filename.endswith(".pkl") and info.file_size > LIMITS.pickle_bytes:
                     raise CheckpointError(f"{what} describes itself in {info.file_size} bytes; it is refused")
+                if info.filename in seen:
+                    raise CheckpointError(f"{what} has two records of one name; it is refused")
+                seen.add(info.filename)
                 head = bytearray(30)
                 end = info.header_offset + len(head) + info.file_size
                 if not 0 <= info.header_offset <= end <= file.stamp.size:
@@ -156,6 +159,10 @@ def _storages(file: WeightsFile) -> dict[int, int]:
                 names = int.from_bytes(head[26:28], "little") + int.from_bytes(head[28:30], "little")
                 offset = info.header_offset + len(head) + names
                 records[offset] = info.file_size
+                if info.filename.endswith(".pkl"):
+                    pickled = bytearray(info.file_size)
+                    file.read(offset, memoryview(pickled))
+                    refuse_costly(bytes(pickled), what)
                 if info.filename.endswith("/byteorder"):
                     order = bytearray(6)
                     file.read(offset, memoryview(order))

@@ -8,11 +8,12 @@ from typing import Protocol
 
 from kinbase.checkpoint import DTYPE_BYTES, Blob, Checkpoint, Extent, FileStamp, Record, Tensor
 from kinbase.checkpoint.files import WeightsFile, is_file, parse_object, shown
+from kinbase.checkpoint.limits import LIMITS
 from kinbase.checkpoint.tensors import records
 from kinbase.errors import CheckpointError
 from kinbase.importers.metadata import told
 
-HEADER_LIMIT = 100_000_000
+HEADER_LIMIT = LIMITS.header_bytes
 """Bytes of a header; the format's own limit."""
 
 UNREAD_DTYPE_BITS = {
@@ -132,7 +133,7 @@ def read_header(file: Readable) -> tuple[list[Entry], dict[str, str]]:
         )
     raw = bytearray(length)
     file.read(8, memoryview(raw))
-    header = parse_object(bytes(raw), f"the header of {what}")
+    header = parse_object(raw, f"the header of {what}", items=LIMITS.header_items)
     metadata = header.pop("__metadata__", None) or {}
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise CheckpointError(f"the header of {what} has metadata that is not text; download it again")

@@ -4,9 +4,10 @@ Which view a table is follows from its columns. It must have that view's require
 those that other tools give them (`columns.OTHER_NAMES`, docs/tables.md); columns no
 view has are named and left out; what a view derives (digest, family, coverage, ...) is known and
 left out without a word. A cell that is empty, NaN or "N/A" says nothing, and a row that says
-nothing where something is required is left out by its number, all rows of a table in one line. An edge is reported
-by the table unless its evidence column says more; a child's base is an edge too. A score without a metric is of its
-benchmark's usual one. A revision or a file beside a model's name makes it a model of its own.
+nothing where something is required is left out by its number, all rows of a table in one line. An edge is
+reported, whatever the table says of its evidence, which is the program's to give; a child's base is an edge too. A
+score without a metric is of its benchmark's usual one. A revision or a file beside a model's name makes it a model
+of its own.
 """
 
 import difflib
@@ -33,8 +34,6 @@ from kinbase.errors import CheckpointError
 from kinbase.importers import columns as columns_of
 from kinbase.importers import evaluated, frames
 from kinbase.importers.cells import Rows, is_empty
-
-EVIDENCE = ("config", "card", "adapter", "gguf", "user", "run", "weights", "reported")
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +108,9 @@ def open(source: str) -> Iterator[Record]:
         yield Problem(f"{path.name}: columns that {kind} does not have were left out: {listed}")
     cells = Rows(path.name)
     wanted = {called[column]: column for column in (*view.required, *view.optional) if column in called}
-    frame = frames.read(source, set(wanted)).rename(wanted)
+    rows = (
+        {wanted[column]: cell for column, cell in row.items()} for row in frames.rows(source, set(wanted))
+    )
     readers = {
         "lineage": _lineage,
         "scores": _scores,
@@ -119,9 +120,9 @@ def open(source: str) -> Iterator[Record]:
         "tasks": _tasks,
         "experts": _experts,
     }
-    if frame.is_empty():
+    yield from readers[kind](cells, rows)
+    if not cells.row:
         yield Problem(f"{path.name}: no rows")
-    yield from readers[kind](cells, frame.iter_rows(named=True))
     yield from cells.problems()
 
 
@@ -155,7 +156,7 @@ def _lack(missing: list[str], unknown: list[str]) -> str:
     """Which columns are missing, with what may have been meant."""
     parts = []
     for column in missing:
-        near = difflib.get_close_matches(column, unknown, 1, 0.5)
+        near = difflib.get_close_matches(column, unknown[:200], 1, 0.5)
         parts.append(f"{column} (is it {shown(near[0])}?)" if near else column)
     return f"lacks the column{'s' * (len(missing) > 1)} {', '.join(parts)}"
 
@@ -174,16 +175,16 @@ def _lineage(cells: Rows, rows: Iterator[dict[str, object]]) -> Iterator[Record]
         relation = relations.stated(relation) or relation
         if relation not in relations.KNOWN:
             cells.refuse(f"relation {shown(relation)} is none that is known, kept as stated")
-        evidence = cells.text(row, "evidence") or "reported"
-        if evidence not in EVIDENCE:
-            cells.refuse(f"evidence is none of {', '.join(EVIDENCE)}; kept as reported")
-            evidence = "reported"
+        stated = cells.text(row, "evidence")
         detail = _detail(cells, row.get("detail"))
+        if stated not in (None, "reported"):
+            cells.refuse("evidence that a table can only report: the word is kept in detail")
+            detail.setdefault("evidence", stated)
         source = cells.text(row, "source")
         if source:
             detail.setdefault("source", source)
         method, weight = cells.text(row, "method"), cells.number_in(row, "weight")
-        yield Edge(names[0], relation, evidence, names[1], method, weight, detail)
+        yield Edge(names[0], relation, "reported", names[1], method, weight, detail)
 
 
 def _detail(cells: Rows, value: object) -> dict[str, object]:
@@ -259,7 +260,9 @@ def _aliases(cells: Rows, rows: Iterator[dict[str, object]]) -> Iterator[Record]
     for row in cells.of(rows):
         names = cells.names(row, "alias", "model")
         if names and names[0] != names[1]:  # the view lists each name as its own alias too
-            yield Alias(names[0], names[1], cells.text(row, "kind") or "name")
+            # A path, or a branch, moves to what is there now: only the program knows of those.
+            kind = "redirect" if cells.text(row, "kind") == "redirect" else "name"
+            yield Alias(names[0], names[1], kind)
 
 
 def _tasks(cells: Rows, rows: Iterator[dict[str, object]]) -> Iterator[Record]:

@@ -113,7 +113,7 @@ class _Store:
         import fsspec
 
         self.shown = public(source)
-        over_http = source.startswith(("http://", "https://"))
+        self.over_http = over_http = source.startswith(("http://", "https://"))
 
         def opened() -> Any:
             options: dict[str, Any] = {}
@@ -132,9 +132,7 @@ class _Store:
         self.names = [] if self.is_file else self._names()
 
     def _names(self) -> list[str]:
-        from fsspec.implementations.http import HTTPFileSystem
-
-        if isinstance(self.fs, HTTPFileSystem):  # its listings are guesses from links in a page
+        if self.over_http:  # its listings are guesses from links in a page
             return [name for name in _USUAL if self._exists(name)] + self._shards()
         listed = self.asked(lambda: self.fs.ls(self.path, detail=False))
         return sorted(
@@ -160,10 +158,9 @@ class _Store:
     def read(self, file: str, start: int, stop: int) -> bytes:
         """Bytes of a file, fewer where it ends before."""
         from fsspec.asyn import sync
-        from fsspec.implementations.http import HTTPFileSystem
 
         def part() -> Any:
-            if isinstance(self.fs, HTTPFileSystem):
+            if self.over_http:
                 return sync(self.fs.loop, self._part, file, start, stop)
             return self.fs.cat_file(self.at(file), start=start, end=stop)
 

@@ -23,11 +23,12 @@ from kinbase.ingest.pipeline import import_sources
 from kinbase.ingest.steps import ImportOptions, Outcome
 from kinbase.ingest.steps import OnProgress as Report
 from kinbase.query import details, kinship, models, runs, scores
-from kinbase.query.frames import IMPORTED, INFERRED, PLANNED, RECIPE, REPLAYED, SUGGESTED, frame
+from kinbase.query.frames import IMPORTED, INFERRED, PLANNED, RECIPE, REPLAYED, SUGGESTED, frame, framed
 from kinbase.query.kinship import KinshipMatrix
 from kinbase.store import Connection, Store
 from kinbase.store import names as naming
 from kinbase.store.lineage import drop_links, put_link
+from kinbase.store.worker import Worker
 
 if TYPE_CHECKING:  # a graph costs the import of networkx, which the other verbs need not pay
     import networkx as nx
@@ -54,6 +55,7 @@ class Kinbase:
         log: Callable[[str], None] = lambda line: None,
     ) -> None:
         self.store = Store(path, wait=wait, log=log)
+        self._worker: Worker | None = None
 
     # In.
 
@@ -168,9 +170,21 @@ class Kinbase:
                 )
         return dropped
 
-    def migrate(self) -> list[str]:
-        """Bring the file to this version's schema; the names of the scripts that ran."""
-        return self.store.migrate()
+    def migrate(
+        self, *, backup: bool = True, on_backup: Callable[[Path], None] = lambda path: None
+    ) -> list[str]:
+        """Bring the file to this version's schema; the names of the scripts that ran.
+
+        With `backup` the file is copied beside itself before tables change, and `on_backup` told the copy.
+        """
+        return self.store.migrate(backup=backup, on_backup=on_backup)
+
+    def repair(self, *, on_backup: Callable[[Path], None] = lambda path: None) -> list[str]:
+        """Mend what is certain in the file; a line for each thing that was. `on_backup` is told the copy made before."""
+        from kinbase.store import integrity
+
+        with self.store.mending(on_backup) as con:
+            return integrity.mend(con)
 
     def merge(
         self,
@@ -195,7 +209,7 @@ class Kinbase:
 
         wanted = merges.read(config, backend)
         places = merges.located(self.store, wanted.models)
-        if import_:
+        if import_ and not merges.is_unfinished(wanted, out, places, backend, seed):
             merges.refuse_namesake(self.store, name or Path(out).name)
         merged = merges.merge(wanted, out, places, backend, seed, report)
         row: tuple[Any, ...] = (str(merged.folder), None, "merged", None, list(merged.notes))
@@ -203,6 +217,7 @@ class Kinbase:
             options = ImportOptions(name=name, device=device, on_progress=report)
             child = merges.record(self.store, merged, places, options)
             row = (str(merged.folder), child.name, child.status, child.base, list(child.notes))
+        merges.finish(merged)
         return pl.DataFrame([row], schema=IMPORTED, orient="row")
 
     # Evolution.
@@ -256,9 +271,17 @@ class Kinbase:
     # Out.
 
     def sql(self, query: str, parameters: Sequence[Any] = (), *, timeout: float = 0) -> pl.DataFrame:
-        """The result of a read-only query that sees the database and nothing else; `timeout` in seconds."""
-        with self.store.bounded(timeout) as con:
-            return frame(con, query, parameters)
+        """The result of a read-only query that sees the database and nothing else.
+
+        With a `timeout`, in seconds, the query runs in a process of its own, which is killed where DuckDB does not
+        stop, and may take 4 GiB and give 1 GiB. Without one it runs in this process, as long as it takes.
+        """
+        if not timeout:
+            with self.store.reading() as con:
+                return frame(con, query, parameters)
+        if self._worker is None:
+            self._worker = Worker(self.store.path, self.store.wait)
+        return framed(*self._worker.ask(query, parameters, seconds=timeout))
 
     def models(self, pattern: str = "") -> pl.DataFrame:
         """The view `models`, those whose name contains `pattern`, by family."""
@@ -328,6 +351,7 @@ class Kinbase:
         *,
         tolerance: float = 0.02,
         device: str = "auto",
+        deep: bool = False,
         report: Report = lambda done, total: None,
         looked: Report = lambda done, total: None,
     ) -> pl.DataFrame:
@@ -335,7 +359,8 @@ class Kinbase:
 
         See `kinbase.provenance.claims.findings`; `tolerance` is in percent. Pairs that the claims about `models` hang on
         are measured; of all models, what is stored decides. `report(done, total)` hears of the bytes measured,
-        `looked` of the models held against their weights.
+        `looked` of the models held against their weights. With `deep` the rows are held against each other too, and
+        sums, products and digests made again from the files; see `kinbase.provenance.claims.deep`.
         """
         from kinbase.provenance.claims import findings as checking
 
@@ -348,6 +373,10 @@ class Kinbase:
                 finding.measure(self.store, name, device=device, report=report)
         with self.store.reading() as con:
             rows = checking.findings(con, tolerance, names, looked)
+        if deep:
+            from kinbase.provenance.claims import deep as deeper
+
+            rows = [*deeper.findings(self.store, names, looked), *rows]
         return pl.DataFrame(
             rows, schema=dict.fromkeys(("subject", "claim", "verdict", "detail"), pl.String), orient="row"
         )

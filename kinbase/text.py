@@ -9,7 +9,7 @@ import math
 import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import date, datetime
 from io import StringIO
 from itertools import chain, islice
@@ -51,17 +51,20 @@ def _escape(character: str) -> str:
 def write_rows(columns: Sequence[str], rows: Iterable[Row], form: str, out: TextIO | None = None) -> None:
     """Write rows as `form` (one of FORMATS), streaming: nothing is held but what widths are taken from."""
     out = out or sys.stdout
+    # A terminal obeys what a name says to it; a file or a program gets the data as they are.
+    shown = out.isatty()
     if form == "csv":
         writer = csv.writer(out, lineterminator="\n")
-        writer.writerow(columns)
-        writer.writerows([_plain(value) for value in row] for row in rows)
+        tamed = _tamed if shown else _plain
+        writer.writerow([tamed(column) for column in columns])
+        writer.writerows([tamed(value) for value in row] for row in rows)
     elif form == "jsonl":
         for row in rows:
-            out.write(_json(columns, row) + "\n")
+            out.write(_json(columns, row, shown) + "\n")
     elif form == "json":
         out.write("[")
         for number, row in enumerate(rows):
-            out.write((",\n " if number else "\n ") + _json(columns, row))
+            out.write((",\n " if number else "\n ") + _json(columns, row, shown))
         out.write("\n]\n")
     else:
         _write_table(columns, rows, out)
@@ -145,7 +148,7 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
     if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
+        return {str(_plain(key)): _plain(item) for key, item in value.items()}
     if isinstance(value, datetime | date):
         return value.isoformat()
     if isinstance(value, bytes):
@@ -153,11 +156,26 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def _json(columns: Sequence[str], row: Row) -> str:
-    # NaN is not JSON; what JSON has no type for is written as text.
-    return json.dumps(
-        {c: _plain(v) for c, v in zip(columns, row, strict=True)}, ensure_ascii=False, default=str
-    )
+def _tamed(value: Any) -> Any:
+    """`_plain`, with what a terminal would obey written as escapes."""
+    plain = _plain(value)
+    return plain if plain is None or isinstance(plain, int | float) else safe(plain)
+
+
+def _json(columns: Sequence[str], row: Row, shown: bool = False) -> str:
+    # NaN is not JSON; what JSON has no type for is written as text. Keys that are no texts become some.
+    keys: dict[str, Any] = {}
+    for column, value in zip(columns, row, strict=True):
+        name, number = column, 1
+        while name in keys:  # two columns of one name are two values
+            number += 1
+            name = f"{column}_{number}"
+        keys[name] = _plain(value)
+    text = json.dumps(keys, ensure_ascii=False, default=str)
+    if shown and not (text.isascii() and text.isprintable()):
+        # JSON has escapes of its own: what is read from a terminal is the same document.
+        text = "".join(c if safe(c) == c else json.dumps(c)[1:-1] for c in text)
+    return text
 
 
 def matrix(
@@ -298,11 +316,24 @@ def table_lines(columns: Sequence[str], rows: Iterable[Row]) -> Iterator[str]:
 
 @contextmanager
 def written(path: str) -> Iterator[TextIO]:
-    """A text file that is there only when it is whole: written beside its place and moved there."""
+    """A text file that is there only when it is whole: written beside its place and moved there.
+
+    A device or a pipe is written to as it is. Raises OSError, which names it, when there is no room, or no such folder.
+    """
     part = Path(f"{path}.part")
+    if Path(path).exists() and not Path(path).is_file():
+        try:
+            with open(path, "w", encoding="utf-8", newline="") as out:
+                yield out
+        except OSError as error:
+            raise OSError(error.errno, error.strerror or str(error), path) from None
+        return
     try:
         with part.open("w", encoding="utf-8", newline="") as out:
             yield out
         part.replace(path)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror or str(error), path) from None
     finally:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):
+            part.unlink(missing_ok=True)

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from kinbase.checkpoint import FileStamp
+from kinbase.checkpoint.limits import LIMITS, refuse_many
 from kinbase.errors import CheckpointError
 
-CONFIG_LIMIT = 10 << 20
+CONFIG_LIMIT = LIMITS.config_bytes
 """Bytes of a configuration file; the largest seen on the Hub are well under 1 MB."""
 
 _SNAPSHOT = re.compile(r"[0-9a-f]{40}")
@@ -148,19 +149,22 @@ def read_json(path: str | os.PathLike[str], strict: bool = False) -> dict[str, A
     return parse_object(read_bounded(path), shown(path), strict)
 
 
-def parse_object(data: bytes, what: str, strict: bool = True) -> dict[str, Any]:
+def parse_object(
+    data: bytes | bytearray, what: str, strict: bool = True, items: int = LIMITS.json_items
+) -> dict[str, Any]:
     """The JSON object in `data`, which messages call `what`.
 
     `strict` refuses a key that occurs twice, NaN and Infinity; without it the last key counts, as
-    in the libraries that write these files. Raises CheckpointError.
+    in the libraries that write these files. At most `items` values are read. Raises CheckpointError.
     """
+    refuse_many(data, what, items)
     try:
         value = json.loads(
             data.decode("utf-8"),
             object_pairs_hook=_unique if strict else None,
             parse_constant=_no_constant if strict else None,
         )
-        if b"\\u" in data:
+        if b"\\ud" in data or b"\\uD" in data:
             json.dumps(value, ensure_ascii=False).encode()  # half a surrogate pair is no text
     except UnicodeError:
         raise CheckpointError(f"{what} is not UTF-8 text; the file is damaged") from None

@@ -10,6 +10,8 @@ from types import ModuleType
 from typing import TypeVar
 
 from kinbase.checkpoint import Alias, Checkpoint, Commit, Edge, Facts, Problem, Record, Score, Training
+from kinbase.checkpoint.authority import within_their_right
+from kinbase.checkpoint.guard import watched
 from kinbase.errors import CheckpointError, KinbaseError, WeightsRefused
 
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf")
@@ -124,9 +126,12 @@ def _read_here(source: str, name: str | None, depth: str) -> Opened:
             raise refused
         if name and not checkpoint:
             records = _renamed(records, name)
+        model = name or (checkpoint.name if checkpoint else _subject(Path(source)))
+        has_weights = checkpoint is not None or _holds_weights(Path(source))
+        records = within_their_right(records, model, beside_weights=has_weights)
         opened = Opened(
             source,
-            name or (checkpoint.name if checkpoint else _subject(Path(source))),
+            model,
             is_renamed=name is not None,
             checkpoint=checkpoint,
             records=tuple(records),
@@ -216,6 +221,9 @@ def _read_elsewhere(
                 opened = replace(opened, name=record.name, checkpoint=record)
                 continue
             records.append((said, record))
+        told = len(records)
+        records = within_their_right(records, opened.name, beside_weights=opened.commit is not None)
+        notes += [record.message for _, record in records[told:] if isinstance(record, Problem)]
         _refuse_unnamed(replace(opened, records=tuple(records)))
     except WeightsRefused as error:
         opened.close()
@@ -253,9 +261,10 @@ def _open_part(
     """What an importer yields of a source before it has to refuse its weights, if it has to, and the refusal."""
     importer = next((importer for importer in known if importer.recognises(source)), None)
     records: list[tuple[str, Record]] = []
+    if importer is None:
+        return records, None
     try:
-        for record in _yielded(importer, source, source) if importer else ():
-            records.append((source, record))
+        watched(lambda: records.extend((source, r) for r in _yielded(importer, source, source)), source)
     except CheckpointError as error:
         for _, record in records:
             if isinstance(record, Checkpoint):
@@ -273,7 +282,9 @@ def _tells(record: Record) -> bool:
 
 def _open(source: str, known: Iterable[ModuleType]) -> list[tuple[str, Record]]:
     importer = next((importer for importer in known if importer.recognises(source)), None)
-    return [(source, record) for record in _yielded(importer, source, source)] if importer else []
+    if importer is None:
+        return []
+    return watched(lambda: [(source, record) for record in _yielded(importer, source, source)], source)
 
 
 def _read_beside(folder: Path, known: Sequence[ModuleType], *, has_weights: bool) -> list[tuple[str, Record]]:
@@ -330,6 +341,11 @@ def _of(records: list[tuple[str, Record]], name: str) -> list[tuple[str, Record]
             record = replace(record, model=name)
         changed.append((file, record))
     return changed
+
+
+def _holds_weights(path: Path) -> bool:
+    """Whether a folder holds weights, though perhaps none that are read; a file of records does not."""
+    return path.is_dir() and any(each.suffix.lower() in WEIGHTS for each in path.iterdir())
 
 
 def _renamed(records: list[tuple[str, Record]], name: str) -> list[tuple[str, Record]]:

@@ -14,12 +14,13 @@ from dataclasses import dataclass, field
 import yaml
 from yaml import YAMLError, events
 
+from kinbase.checkpoint.limits import LIMITS
 from kinbase.errors import CheckpointError
 
-MAX_CHARS = 1024 * 1024
+MAX_CHARS = LIMITS.yaml_chars
 """The longest real card headers (a thousand evaluation results) are half of this."""
-MAX_NODES = 200_000
-MAX_DEPTH = 50
+MAX_NODES = LIMITS.yaml_nodes
+MAX_DEPTH = LIMITS.depth
 
 _CORE_TAGS = {"tag:yaml.org,2002:" + kind for kind in ("str", "int", "float", "bool", "null", "map", "seq")}
 _WORDS: dict[str, bool | None] = {
@@ -126,9 +127,8 @@ def _documents(text: str) -> list[object]:
                 raise _RefusedError(f"deeper than {MAX_DEPTH} levels")
         elif isinstance(event, events.CollectionEndEvent):
             node = stack.pop()
-            if isinstance(node.value, dict):
-                for other in node.merged:
-                    node.value = {**other, **node.value}
+            if isinstance(node.value, dict) and node.merged:
+                node.value = _merged(node.merged, node.value)
             if node.anchor:
                 anchors[node.anchor] = (node.value, node.size, node.height)
             put(node.value, node.size, node.height)
@@ -144,6 +144,15 @@ def _documents(text: str) -> list[object]:
         if nodes > MAX_NODES:
             raise _RefusedError(f"more than {MAX_NODES:,} nodes once its aliases are expanded")
     return documents
+
+
+def _merged(others: list[dict[str, object]], own: dict[str, object]) -> dict[str, object]:
+    """A mapping with what `<<` adds to it; of several the first wins. In time linear in their sizes."""
+    result: dict[str, object] = {}
+    for other in others:
+        for key, value in other.items():
+            result.setdefault(key, value)
+    return {**result, **own}
 
 
 def _check_tag(tag: object) -> None:

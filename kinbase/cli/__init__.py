@@ -8,6 +8,7 @@ inside the commands.
 import contextlib
 import os
 import sys
+from collections.abc import Callable
 
 import click
 
@@ -49,7 +50,7 @@ def cli(ctx: click.Context, db: str, wait: float) -> None:
 for command in (
     bringing.import_, bringing.link, bringing.unlink, looking.ls, looking.show, looking.tree, looking.kin, looking.sql,
     judging.recipe, judging.check, judging.infer, judging.suggest, making.merge, making.evolve, plotting.plot,
-    looking.export, looking.tui, settings.config, bringing.migrate, bringing.demo,
+    looking.export, looking.tui, settings.config, bringing.migrate, bringing.repair, bringing.demo,
 ):  # fmt: skip
     cli.add_command(command)
 
@@ -67,22 +68,46 @@ def _allow_many_files() -> None:
 def main() -> None:
     """Run the command line and exit with its code."""
     _allow_many_files()
+    sys.exit(finish(lambda: cli.main(standalone_mode=False)))
+
+
+def finish(call: Callable[[], object]) -> int:
+    """Call, tell in a line what went wrong, and return the exit code."""
     try:
-        cli.main(standalone_mode=False)
-        sys.stdout.flush()
+        try:
+            call()
+            sys.stdout.flush()
+        except KinbaseError as error:
+            from kinbase.text import safe
+
+            sys.stdout.flush()
+            sys.stderr.write(f"kinbase: {safe(error)}\n")
+            return error.exit_code
     except click.ClickException as error:
         error.show()
-        sys.exit(error.exit_code)
-    except KinbaseError as error:
-        sys.stdout.flush()
-        from kinbase.text import safe
-
-        sys.stderr.write(f"kinbase: {safe(error)}\n")
-        sys.exit(error.exit_code)
+        return error.exit_code
     except (KeyboardInterrupt, click.Abort):
         sys.stderr.write("kinbase: interrupted\n")
-        sys.exit(130)
+        return 130
     except BrokenPipeError:
-        # The reader of a pipe has seen enough; Python must not flush into it again at exit.
+        # The reader of a pipe has seen enough.
+        _abandon_output()
+        return 0
+    except OSError as error:
+        from kinbase.text import safe
+
+        where = (
+            f"{error.filename} cannot be read or written"
+            if error.filename
+            else "the output cannot be written"
+        )
+        sys.stderr.write(f"kinbase: {safe(where)}: {(error.strerror or str(error)).lower()}\n")
+        _abandon_output()
+        return 1
+    return 0
+
+
+def _abandon_output() -> None:
+    """Keep Python from flushing once more, at exit, into what takes nothing."""
+    with contextlib.suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)

@@ -146,11 +146,29 @@ def unlink(db: "Callable[[], Kinbase]", child: str, parents: tuple[str, ...]) ->
 
 @click.command()
 @click.pass_obj
-def migrate(db: "Callable[[], Kinbase]") -> None:
-    """Bring the database to this version's schema. Nothing is changed if that fails."""
+def repair(db: "Callable[[], Kinbase]") -> None:
+    """Mend what is certain in the database: rows about models that are not there go, foreign views are made anew.
+
+    The file as it was is copied beside itself first. What is only doubtful is told by `kinbase check --deep`.
+    """
     from kinbase.cli.console import say
 
-    ran = db().migrate()
+    mended = db().repair(on_backup=lambda path: say(f"the file as it was is {path}"))
+    for line in mended or ["there is nothing to mend"]:
+        say(line)
+
+
+@click.command()
+@click.option("--no-backup", is_flag=True, help="Do not copy the file before its tables change.")
+@click.pass_obj
+def migrate(db: "Callable[[], Kinbase]", no_backup: bool) -> None:
+    """Bring the database to this version's schema. Nothing is changed if that fails, or if the file is not Kinbase's.
+
+    Before tables change, the file as it was is copied beside itself. Views that are not Kinbase's are made anew.
+    """
+    from kinbase.cli.console import say
+
+    ran = db().migrate(backup=not no_backup, on_backup=lambda path: say(f"the file as it was is {path}"))
     say(f"ran {', '.join(ran)}" if ran else "the schema is up to date")
 
 

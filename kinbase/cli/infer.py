@@ -37,12 +37,17 @@ if TYPE_CHECKING:
 )
 @click.option("--strict", is_flag=True, help="Exit with 1 when anything is contradicted.")
 @click.option("--all", "everything", is_flag=True, help="In the table of all models also what is supported.")
+@click.option(
+    "--deep",
+    is_flag=True,
+    help="And sums and digests made again from the files, and rows against each other.",
+)
 @device_option
 @rows_out
 @click.pass_obj
 def check(
     db: "Callable[[], Kinbase]", models: tuple[str, ...], tolerance: float, replay: bool, config: str | None, seed: int,
-    strict: bool, everything: bool, device: str, form: str | None, output: str | None,
+    strict: bool, deep: bool, everything: bool, device: str, form: str | None, output: str | None,
 ) -> None:  # fmt: skip
     """Hold what is claimed of the MODELs, or of all, against what it follows from.
 
@@ -68,10 +73,10 @@ def check(
             found = db().prove(models, config=config, seed=seed, report=report)
     elif models:
         with progress("measuring") as report:
-            found = db().check(models, tolerance=tolerance, device=device, report=report)
+            found = db().check(models, tolerance=tolerance, device=device, deep=deep, report=report)
     else:
         with progress("checking", unit="models") as looked:
-            found = db().check(tolerance=tolerance, looked=looked)
+            found = db().check(tolerance=tolerance, deep=deep, looked=looked)
     counts = {
         verdict: found.filter(verdict=verdict).height
         for verdict in ("contradicted", "undecidable", "supported")

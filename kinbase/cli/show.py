@@ -244,15 +244,25 @@ def sql(
     query = sys.stdin.read() if query == "-" else query
     if not query.strip():
         raise UsageError("the query is empty")
-    store = db().store
-    with store.bounded(timeout) as con:
-        form = format_of(form, output)
-        if form == "parquet":
-            store.write_parquet(con, query, parquet_path(output))
-            return
-        result = con.execute(query)
-        columns = [column[0] for column in result.description or []]
-        write(columns, store.stream(result), form, output)
+    form = format_of(form, output)
+    target = parquet_path(output) if form == "parquet" else output
+    root = click.get_current_context().find_root().params
+    from kinbase.cli.apart import apart
+    from kinbase.store import Store  # and not the frames, which a query does without
+
+    store = Store(root["db"], wait=root["wait"])
+
+    def answer(begin: Callable[[], None]) -> None:
+        with store.bounded(timeout) as con:
+            begin()
+            if form == "parquet":
+                store.write_parquet(con, query, str(target))
+                return
+            result = con.execute(query)
+            columns = [column[0] for column in result.description or []]
+            write(columns, store.stream(result), form, target)
+
+    apart(answer, seconds=timeout, leftovers=[f"{target}.part"] if target else [])
 
 
 @click.command()

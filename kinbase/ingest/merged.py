@@ -3,14 +3,18 @@
 The merging itself is `kinbase.merging`, which knows no database; the file is closed while it works.
 """
 
+import hashlib
+import json
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 from kinbase import merging
+from kinbase.checkpoint.files import absolute, read_bounded
 from kinbase.checkpoint.open import importers
-from kinbase.errors import KinbaseError, UsageError
+from kinbase.errors import CheckpointError, KinbaseError, UsageError
 from kinbase.ingest.pipeline import import_sources
 from kinbase.ingest.steps import ImportOptions, OnProgress, Outcome
 from kinbase.merging import MergeConfig, Merged
@@ -18,6 +22,8 @@ from kinbase.store import Store
 from kinbase.store import names as naming
 
 BACKENDS = ("kinbase", "mergekit")
+MARK = ".kinbase-merge"
+"""The file that says that a folder is whole and not imported yet, and which merge it is of."""
 
 
 def read(config: str | Path | Mapping[str, object], backend: str) -> MergeConfig:
@@ -82,12 +88,48 @@ def merge(
     seed: int,
     on_progress: OnProgress,
 ) -> Merged:
-    """Run one merge by a backend."""
+    """Run one merge by a backend; nothing is done when `is_unfinished` says that the folder is whole already.
+
+    The folder says that it is not finished until `finish` is called.
+    """
+    if is_unfinished(config, out, places, backend, seed):
+        size = sum(file.stat().st_size for file in Path(out).glob("*.safetensors"))
+        return Merged(
+            absolute(out), size, None, ("it was merged before and not finished: the folder was whole",)
+        )
+    marks = {MARK: _mark(config, places, backend, seed)}
     if backend == "mergekit":
         from kinbase.merging import mergekit
 
-        return mergekit.merge(config, out, sources=places, seed=seed)
-    return merging.merge(config, out, sources=places, seed=seed, report=on_progress)
+        return mergekit.merge(config, out, sources=places, seed=seed, marks=marks)
+    return merging.merge(config, out, sources=places, seed=seed, marks=marks, report=on_progress)
+
+
+def is_unfinished(
+    config: MergeConfig, out: str | Path, places: Mapping[str, str], backend: str, seed: int
+) -> bool:
+    """Whether this very merge, of the same files, wrote the folder whole and was cut off before it was imported."""
+    try:
+        return read_bounded(absolute(out) / MARK, 1024).decode() == _mark(config, places, backend, seed)
+    except (CheckpointError, UnicodeError):
+        return False
+
+
+def finish(merged: Merged) -> None:
+    """Take the mark away: the child is what it was made for."""
+    with suppress(OSError):
+        (merged.folder / MARK).unlink(missing_ok=True)
+
+
+def _mark(config: MergeConfig, places: Mapping[str, str], backend: str, seed: int) -> str:
+    """A digest of what is merged: the configuration, and the files of its models as they are."""
+    stamps = {}
+    for label, place in places.items():
+        path = Path(place)
+        files = sorted(path.iterdir()) if path.is_dir() else [path] if path.is_file() else []
+        stamps[label] = [(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in files if f.is_file()]
+    told = json.dumps([config.document, dict(places), stamps, backend, seed], sort_keys=True, default=str)
+    return hashlib.sha256(told.encode("utf-8", "surrogatepass")).hexdigest() + "\n"
 
 
 def record(store: Store, merged: Merged, places: Mapping[str, str], options: ImportOptions) -> Outcome:

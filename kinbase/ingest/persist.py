@@ -244,6 +244,8 @@ def _ids(con: Connection, rows: Sequence[Row], done: Measured | Sampled) -> Ids:
                 ids.setdefault(str(row.placed.name), None)  # a pass may have met it, but it is not stored
         elif row.placed.name:
             ids[row.placed.name] = row.model_id
+    # Anew: weights that came in under the name of a row without any have taken that row's place.
+    ids |= naming.ids(con, [name for name, model_id in ids.items() if model_id is not None])
     others = {str(row.placed.base) for row in rows if row.placed.base}
     for family in done.families:
         if isinstance(family, FamilySample):

@@ -19,7 +19,6 @@ from kinbase.checkpoint import (
     Task,
     Training,
 )
-from kinbase.errors import KinbaseError
 from kinbase.ingest.steps import Row
 from kinbase.store import Connection, models
 from kinbase.store import names as naming
@@ -52,15 +51,11 @@ def store_names(con: Connection, rows: list[Row]) -> list[Row]:
                 if record.kind != "path":  # a place says itself
                     speakers.append((record.alias, file))
     models.put_speakers(con, speakers)
-    ids = told_ids(con, rows)
     speaker = {id(record): i for i, record in said}
-    aliases = [(ids[r.model or str(rows[i].outcome.name)], r) for i, r in said]
-    for model_id, alias in models.put_new_aliases(con, aliases):
-        try:
-            models.put_alias(con, model_id, alias)
-        except KinbaseError as error:
-            i = speaker[id(alias)]
-            rows[i] = rows[i].noted(str(error))
+    aliases = [(r.model or str(rows[i].outcome.name), r) for i, r in said]
+    for alias, problem in models.put_aliases(con, aliases):
+        i = speaker[id(alias)]
+        rows[i] = rows[i].noted(problem)
     return rows
 
 

@@ -1,11 +1,13 @@
 """Polars frames: what the verbs of `kinbase.database` answer with, column by column, and rows of SQL to them."""
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
 import polars as pl
 
 from kinbase.store import Connection
+from kinbase.store.worker import Kind, kind
 
 Columns = dict[str, pl.DataType | type[pl.DataType]]
 
@@ -50,25 +52,81 @@ REPLAYED: Columns = {
 
 
 def frame(con: Connection, query: str, parameters: Sequence[Any] = ()) -> pl.DataFrame:
-    """The result of a query as a frame.
+    """The result of a query as a frame; columns as `framed` says.
 
     By rows: DuckDB's Arrow stream would be faster for millions of them, but leaves Polars and DuckDB
     printing leak warnings when Python exits (duckdb 2.0, polars 2.1).
     """
-    result = con.sql(query, params=list(parameters))
-    schema = {name: _polars(kind) for name, kind in zip(result.columns, result.types, strict=True)}
-    return pl.DataFrame(result.fetchall(), schema=schema, orient="row")
+    result = con.execute(query, list(parameters))
+    described = (result.description or []) if result else []
+    rows = result.fetchall() if described else []
+    return framed([column[0] for column in described], [kind(column[1]) for column in described], rows)
 
 
-def _polars(kind: Any) -> pl.DataType | type[pl.DataType]:
+def framed(columns: Sequence[str], kinds: Sequence[Kind], rows: Sequence[tuple[Any, ...]]) -> pl.DataFrame:
+    """Rows as a frame: a map is a list of key and value, a second column of one name gets a number behind it.
+
+    A column with a value that its type has no place for in Polars (a year before 1, a time with a zone) is text.
+    """
+    series: dict[str, pl.Series] = {}
+    cells = list(zip(*rows, strict=True)) if rows else [()] * len(columns)
+    for column, told, values in zip(columns, kinds, cells, strict=True):
+        name, number = column, 1
+        while name in series:
+            number += 1
+            name = f"{column}_{number}"
+        series[name] = _series(name, told, values)
+    return pl.DataFrame(list(series.values()))
+
+
+def _series(name: str, told: Kind, values: Sequence[Any]) -> pl.Series:
+    try:
+        fitting = values if told[0] in SCALARS else [_fitting(told, value) for value in values]
+        return pl.Series(name, fitting, _polars(told), strict=True)
+    except (
+        pl.exceptions.PolarsError,
+        pl.exceptions.PanicException,
+        TypeError,
+        ValueError,
+        OverflowError,
+        AttributeError,
+    ):
+        return pl.Series(name, [None if value is None else _text(value) for value in values], pl.String)
+
+
+def _text(value: object) -> str:
+    if isinstance(value, dict | list | tuple):
+        return json.dumps(value, ensure_ascii=False, default=str)
+    return str(value)
+
+
+def _fitting(told: Kind, value: Any) -> Any:
+    """A value as Polars takes it: maps as lists of key and value, and text for what has no type of its own."""
+    word, inner = told
+    if value is None:
+        return None
+    if word == "map":
+        keys, held = (inner[0][1], inner[1][1]) if len(inner) == 2 else (("varchar", ()), ("varchar", ()))
+        return [{"key": _fitting(keys, k), "value": _fitting(held, v)} for k, v in value.items()]
+    if word in ("list", "array"):
+        return [_fitting(inner[0], item) for item in value]
+    if word == "struct":
+        return {name: _fitting(child, value.get(name)) for name, child in inner}
+    return value if word in SCALARS or word == "decimal" else _text(value)
+
+
+def _polars(told: Kind) -> pl.DataType | type[pl.DataType]:
     """The Polars type of a DuckDB type; text for what Polars has no counterpart of."""
-    if kind.id in ("list", "array"):
-        return pl.List(_polars(kind.children[0][1]))
-    if kind.id == "struct":
-        return pl.Struct({name: _polars(child) for name, child in kind.children})
-    if kind.id == "decimal":
-        return pl.Decimal(*(value for _, value in kind.children))
-    return SCALARS.get(kind.id, pl.String)
+    word, inner = told
+    if word in ("list", "array"):
+        return pl.List(_polars(inner[0]))
+    if word == "map" and len(inner) == 2:
+        return pl.List(pl.Struct({"key": _polars(inner[0][1]), "value": _polars(inner[1][1])}))
+    if word == "struct":
+        return pl.Struct({name: _polars(child) for name, child in inner})
+    if word == "decimal":
+        return pl.Decimal(*inner)
+    return SCALARS.get(word, pl.String)
 
 
 SCALARS: dict[str, pl.DataType | type[pl.DataType]] = {

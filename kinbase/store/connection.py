@@ -6,18 +6,20 @@ This is the only module that imports duckdb.
 """
 
 import re
+import stat
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import duckdb
 
-from kinbase.errors import DatabaseError, KinbaseError
+from kinbase.errors import DatabaseError, DiskError, KinbaseError
 from kinbase.schema import scripts
+from kinbase.store import migrations, surface
 
 Connection = duckdb.DuckDBPyConnection
 
@@ -44,14 +46,11 @@ WAIT = 60.0
 MOMENT = 2.0
 """Seconds of waiting after which a word is said."""
 
+_CHECKED: set[tuple[str, int, int]] = set()
+"""Files whose views were compared with ours."""
+
 BATCH = 10_000
 """Rows fetched at a time."""
-
-JOURNAL = """
-create table if not exists raw.migration (
-    name varchar primary key, checksum varchar not null, applied_at timestamp not null default (now() at time zone 'UTC')
-)
-"""
 
 
 class Store:
@@ -75,10 +74,7 @@ class Store:
         Raises DatabaseError when the file is missing, locked, unreadable or of another schema, and
         KinbaseError when a query in the block fails.
         """
-        if not self.path.exists():
-            raise DatabaseError(
-                f"there is no database at {self.path}: `kinbase import` or `kinbase demo` makes one"
-            )
+        self._refuse_missing()
         con = self._connect(read_only=True)
         try:
             self._check_schema(con)
@@ -89,27 +85,32 @@ class Store:
             con.close()
 
     @contextmanager
-    def writing(self) -> Iterator[Connection]:
+    def writing(self, reads: Sequence[str | Path] = ()) -> Iterator[Connection]:
         """A connection inside one transaction, committed at the end of the block, rolled back on any error.
 
-        Makes the database when there is none. Raises like `reading`.
+        It sees the database and the folders `reads`. Makes the database when there is none. Raises like `reading`,
+        and DiskError when there is no room.
         """
-        con = self._connect(read_only=False)
+        if not self._exists():
+            migrations.make(self.path, WRITING)
+        con = self._connect(read_only=False, reads=reads)
         try:
-            if not _applied(con) and not con.execute("from duckdb_tables()").fetchone():
-                _migrate(con)
-            self._check_schema(con)
+            if migrations.is_empty(con):
+                migrations.migrate(con)
+            self._check_schema(con, mend=True)
             con.begin()
             try:
                 yield con
                 con.commit()
             except BaseException:
-                con.rollback()
+                with suppress(duckdb.Error):  # the failure itself may have ended the transaction
+                    con.rollback()
                 raise
         except duckdb.Error as error:
-            raise query_error(error) from error
+            raise query_error(error, self.path) from error
         finally:
-            con.close()
+            with suppress(duckdb.Error):
+                con.close()
 
     @contextmanager
     def bounded(self, seconds: float) -> Iterator[Connection]:
@@ -148,6 +149,8 @@ class Store:
 
         The guarded connection can write nothing, so another one, which sees only its result, does.
         """
+        if Path(path).exists() and not Path(path).is_file():
+            raise DiskError(f"{path} is no regular file: Parquet is written to a file of its own")
         part = f"{path}.part"
         writer = duckdb.connect()
         try:
@@ -155,40 +158,89 @@ class Store:
             writer.register("rows", rows)
             writer.execute(f"copy (from rows) to '{part.replace(chr(39), 2 * chr(39))}' (format parquet)")
             Path(part).replace(path)
+        except (duckdb.IOException, OSError) as error:
+            raise DiskError(f"{path} cannot be written: {_no_room(error) or first_line(error)}") from None
         finally:
-            writer.close()
-            Path(part).unlink(missing_ok=True)
+            with suppress(duckdb.Error):
+                writer.close()
+            with suppress(OSError):
+                Path(part).unlink(missing_ok=True)
 
-    def migrate(self) -> list[str]:
-        """Bring the database to this version's schema; the names of the scripts that ran."""
-        if not self.path.exists():
-            raise DatabaseError(
-                f"there is no database at {self.path}: `kinbase import` or `kinbase demo` makes one"
-            )
+    @contextmanager
+    def mending(self, on_backup: Callable[[Path], None]) -> Iterator[Connection]:
+        """`writing`, on a file that was copied beside itself first; `on_backup` is told the copy."""
+        self._refuse_missing()
         con = self._connect(read_only=False)
         try:
-            return _migrate(con)
-        except duckdb.Error as error:
-            raise DatabaseError(
-                f"{self.path} could not be migrated and is as it was: {first_line(error)}"
-            ) from error
+            if not migrations.applied(con):
+                raise DatabaseError(f"{self.path} is not Kinbase's: nothing was changed in it")
+            on_backup(migrations.copied(self.path, con, "repair"))
         finally:
             con.close()
+        with self.writing() as con:
+            yield con
 
-    def _connect(self, *, read_only: bool) -> Connection:
+    def migrate(
+        self, *, backup: bool = True, on_backup: Callable[[Path], None] = lambda path: None
+    ) -> list[str]:
+        """Bring the database to this version's schema; the names of the scripts that ran.
+
+        The file is copied before tables change, unless `backup` is off, and `on_backup` is told the copy. Raises
+        DatabaseError for somebody else's file, and DiskError when there is no room.
+        """
+        self._refuse_missing()
+        con = self._connect(read_only=False)
+        try:
+            if backup and (copy := migrations.back_up(self.path, con)):
+                on_backup(copy)
+            return migrations.migrate(con)
+        except DatabaseError as error:
+            raise DatabaseError(f"{self.path} is as it was: {error}") from None
+        except duckdb.Error as error:
+            kind = DiskError if _no_room(error) else DatabaseError
+            known = _no_room(error) or first_line(error)
+            raise kind(f"{self.path} could not be migrated and is as it was: {known}") from error
+        finally:
+            with suppress(duckdb.Error):
+                con.close()
+
+    def _exists(self) -> bool:
+        """Whether there is anything at the path; raises DatabaseError where it can be no database."""
         if self.path.name.partition(".")[0].lower() == "raw":
             # DuckDB calls the database after its file, and could not tell it from the schema `raw`.
             raise DatabaseError(
                 f"{self.path} cannot be a Kinbase database: give the file a name that is not raw"
             )
+        try:
+            status = self.path.stat()
+        except FileNotFoundError:
+            return False
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or "it is no file name"
+            raise DatabaseError(f"{shortened(self.path)} cannot be a database: {reason.lower()}") from None
+        if not stat.S_ISREG(status.st_mode):
+            raise DatabaseError(f"{self.path} is not a regular file: name a database with --db")
+        return True
+
+    def _refuse_missing(self) -> None:
+        if not self._exists():
+            raise DatabaseError(
+                f"there is no database at {self.path}: `kinbase import` or `kinbase demo` makes one"
+            )
+
+    def _connect(self, *, read_only: bool, reads: Sequence[str | Path] = ()) -> Connection:
+        self._exists()
         began = time.monotonic()
         deadline, is_told = began + self.wait, False
         pause = 0.02
         while True:
             try:
-                return duckdb.connect(
+                con = duckdb.connect(
                     str(self.path), read_only=read_only, config=READING if read_only else WRITING
                 )
+                if not read_only:
+                    migrations.shut_in(con, reads)
+                return con
             except (duckdb.IOException, duckdb.ConnectionException) as error:
                 busy = "lock on file" in str(error) or "different configuration" in str(error)
                 if not busy:
@@ -210,9 +262,11 @@ class Store:
             time.sleep(max(0.0, min(pause, deadline - time.monotonic())))
             pause = min(2 * pause, 0.5)
 
-    def _check_schema(self, con: Connection) -> None:
-        applied = _applied(con)
+    def _check_schema(self, con: Connection, *, mend: bool = False) -> None:
+        applied = migrations.applied(con)
         if not applied:
+            if migrations.is_empty(con):
+                raise DatabaseError(f"{self.path} is empty: `kinbase import` fills it")
             raise DatabaseError(f"{self.path} is a DuckDB file but not Kinbase's: name another one with --db")
         known = {name: checksum for kind in ("migrations", "views") for name, _, checksum in scripts(kind)}
         for name, checksum in applied.items():
@@ -224,6 +278,32 @@ class Store:
                 )
         if applied != known:
             raise DatabaseError(f"{self.path} has an older schema: run `kinbase --db {self.path} migrate`")
+        self._check_surface(con, mend)
+
+    def _check_surface(self, con: Connection, mend: bool) -> None:
+        """Refuse views that are not ours, or lay ours anew; looked at once a process and file."""
+        status = self.path.stat()
+        key = (str(self.path), status.st_dev, status.st_ino)
+        if key in _CHECKED:
+            return
+        tables, others = surface.differences(con)
+        if tables:
+            raise DatabaseError(f"{self.path} has another {tables[0]} than this Kinbase makes: it was edited")
+        if others and not mend:
+            raise DatabaseError(
+                f"{self.path} has another {others[0]} than this Kinbase lays: `kinbase --db {self.path} migrate` makes "
+                "all of them anew"
+            )
+        if others:
+            con.begin()
+            try:
+                surface.lay(con, others)
+                con.commit()
+            except BaseException:
+                with suppress(duckdb.Error):
+                    con.rollback()
+                raise
+        _CHECKED.add(key)
 
 
 def utc(moment: datetime | None) -> datetime | None:
@@ -241,50 +321,18 @@ class _Stream:
         return self.result.__arrow_c_stream__(requested_schema)
 
 
-def _applied(con: Connection) -> dict[str, str]:
-    """Checksum by script name; empty for a file that is not Kinbase's."""
-    try:
-        return dict(con.execute("select name, checksum from raw.migration").fetchall())
-    except duckdb.CatalogException:
-        return {}
-
-
-def _migrate(con: Connection) -> list[str]:
-    """Run the migrations that are missing, then the views if any changed, all in one transaction."""
-    con.begin()
-    try:
-        con.execute("create schema if not exists raw")
-        con.execute(JOURNAL)
-        applied = _applied(con)
-        known = {name: checksum for name, _, checksum in scripts("migrations")}
-        for name, checksum in applied.items():
-            if name.startswith("migrations/") and known.get(name) != checksum:
-                raise DatabaseError(
-                    f"the database has a {name} that this Kinbase does not know: upgrade kinbase"
-                )
-        pending = [script for script in scripts("migrations") if script[0] not in applied]
-        views = scripts("views")
-        if any(applied.get(name) != checksum for name, _, checksum in views):
-            pending += views
-            con.execute("delete from raw.migration where name like 'views/%'")
-        for name, text, checksum in pending:
-            con.execute(text)
-            con.execute("insert into raw.migration (name, checksum) values (?, ?)", [name, checksum])
-        con.commit()
-    except BaseException:
-        con.rollback()
-        raise
-    return [name for name, _, _ in pending]
-
-
 def first_line(error: BaseException) -> str:
     """The error's text as one line, without the echo of the query."""
     lines = [line.strip() for line in str(error).split("\nLINE ")[0].splitlines()]
     return " ".join(line for line in lines if line)
 
 
-def query_error(error: duckdb.Error) -> KinbaseError:
-    """A failed query as one line; damage to the file as a DatabaseError."""
+def query_error(error: duckdb.Error, path: Path | None = None) -> KinbaseError:
+    """A failed query as one line; damage to the file as a DatabaseError, a full disk as a DiskError."""
+    if full := _no_room(error):
+        return DiskError(
+            f"{path or 'the database'} cannot be written: {full}; nothing of this was stored, make room and run it again"
+        )
     if isinstance(error, duckdb.FatalException | duckdb.IOException | duckdb.SerializationException):
         return DatabaseError(f"the database file cannot be read: {first_line(error)}")
     if isinstance(error, duckdb.InvalidInputException) and "read-only mode" in str(error):
@@ -294,6 +342,25 @@ def query_error(error: duckdb.Error) -> KinbaseError:
     if isinstance(error, duckdb.PermissionException):
         return KinbaseError(f"{first_line(error)}: queries see the database and nothing else")
     return KinbaseError(first_line(error))
+
+
+_FULL = {
+    "no space left on device": "the disk is full",
+    "disk quota exceeded": "the quota is used up",
+    "file too large": "a file of this size is not allowed",
+}
+
+
+def _no_room(error: BaseException) -> str | None:
+    """What is full, where that is why something could not be written."""
+    text = str(error).lower()
+    return next((said for words, said in _FULL.items() if words in text), None)
+
+
+def shortened(path: Path) -> str:
+    """A path for a message, cut where it is longer than any that exists."""
+    text = str(path)
+    return text if len(text) <= 200 else text[:197] + "..."
 
 
 def _holder(error: BaseException) -> str:

@@ -7,26 +7,41 @@ from collections.abc import Iterable, Sequence
 
 from kinbase.checkpoint import ReportedKinship
 from kinbase.store import Connection
-from kinbase.store.names import named
+from kinbase.store.names import named_all
 
 
 def put_reported(con: Connection, source: str, pairs: Sequence[ReportedKinship]) -> None:
     """Store kinship that somebody else measured, in place of what the same source reported before."""
     drop_reported(con, [source])
+    ids = named_all(con, [name for pair in pairs for name in (pair.model_a, pair.model_b, pair.base) if name])
+    said: dict[tuple[int, int, str], list[object]] = {}
     for pair in pairs:
-        ids = sorted((named(con, pair.model_a), named(con, pair.model_b)))
-        base_id = named(con, pair.base) if pair.base else None
-        con.execute(
-            "delete from raw.estimate where a_id = ? and b_id = ? and source = ? and method = 'reported'",
-            [*ids, pair.source],
-        )
-        con.execute(
-            """
-            insert into raw.estimate (a_id, b_id, base_id, method, pcc, cs, ed, source)
-            values (?, ?, ?, 'reported', ?, ?, ?, ?)
-            """,
-            [*ids, base_id, pair.pcc, pair.cs, pair.ed, pair.source or source],
-        )
+        a, b = sorted((ids[pair.model_a], ids[pair.model_b]))
+        if a == b:  # two names of one model
+            continue
+        told = pair.source or source
+        base_id = ids[pair.base] if pair.base else None
+        said[a, b, told] = [a, b, base_id, pair.pcc, pair.cs, pair.ed, told]
+    if not said:
+        return
+    columns = [list(column) for column in zip(*said.values(), strict=True)]
+    new = """
+        select unnest($1::integer[]) as a_id, unnest($2::integer[]) as b_id, unnest($3::integer[]) as base_id,
+            unnest($4::double[]) as pcc, unnest($5::double[]) as cs, unnest($6::double[]) as ed,
+            unnest($7::varchar[]) as source
+    """
+    con.execute(
+        f"delete from raw.estimate e using ({new}) n where e.a_id = n.a_id and e.b_id = n.b_id and e.source = n.source "
+        "and e.method = 'reported'",
+        columns,
+    )
+    con.execute(
+        f"""
+        insert into raw.estimate (a_id, b_id, base_id, method, pcc, cs, ed, source)
+        select a_id, b_id, base_id, 'reported', pcc, cs, ed, source from ({new})
+        """,
+        columns,
+    )
 
 
 def drop_reported(con: Connection, sources: Sequence[str]) -> None:

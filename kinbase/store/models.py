@@ -10,7 +10,10 @@ from pathlib import PurePath
 from kinbase.checkpoint import Alias, Edge, Facts, FileStamp
 from kinbase.errors import KinbaseError
 from kinbase.store import Connection, utc
-from kinbase.store.names import find, ids, named
+from kinbase.store.names import find, ids, named, named_all
+
+MOST_JOINS = 1000
+"""Names that are models already and are made one with others in one import: each costs a dozen statements."""
 
 FACTS = ("architecture", "license", "revision", "relation", "parameters", "dtype", "created_at")
 
@@ -359,8 +362,30 @@ def put_alias(con: Connection, model_id: int, alias: Alias) -> None:
     con.execute("insert into raw.alias values (?, ?, ?)", [alias.alias, model_id, alias.kind])
 
 
-def put_new_aliases(con: Connection, aliases: Sequence[tuple[int, Alias]]) -> list[tuple[int, Alias]]:
-    """Add those names that stand for nothing yet; the others, which `put_alias` may have to refuse."""
+def put_aliases(con: Connection, aliases: Sequence[tuple[str, Alias]]) -> list[tuple[Alias, str]]:
+    """Add names of models, which are told by a label each; the names that could not be, and why.
+
+    A name may make two rows one, after which an id that was looked up before leads nowhere: so what is not simply
+    new is resolved by its label, one after the other.
+    """
+    ids = named_all(con, [label for label, _ in aliases])
+    refused = []
+    rest = _put_new_aliases(con, ids, aliases)
+    for label, alias in rest[:MOST_JOINS]:
+        try:
+            put_alias(con, named(con, label), alias)
+        except KinbaseError as error:
+            refused.append((alias, str(error)))
+    if len(rest) > MOST_JOINS:
+        more = f"{len(rest) - MOST_JOINS:,} more names stand for models already: import them {MOST_JOINS:,} at a time"
+        refused.append((rest[MOST_JOINS][1], more))
+    return refused
+
+
+def _put_new_aliases(
+    con: Connection, ids: Mapping[str, int], aliases: Sequence[tuple[str, Alias]]
+) -> list[tuple[str, Alias]]:
+    """Add those names that stand for nothing yet; the others."""
     labels = [alias.alias for _, alias in aliases]
     rows = con.execute(
         "select name from raw.model where list_contains($1::varchar[], name) "
@@ -370,11 +395,11 @@ def put_new_aliases(con: Connection, aliases: Sequence[tuple[int, Alias]]) -> li
     taken = {label for (label,) in rows}
     fresh: dict[str, tuple[int, Alias]] = {}
     rest = []
-    for model_id, alias in aliases:
+    for label, alias in aliases:
         if alias.alias in taken or alias.alias in fresh:
-            rest.append((model_id, alias))
+            rest.append((label, alias))
         else:
-            fresh[alias.alias] = model_id, alias
+            fresh[alias.alias] = ids[label], alias
     if fresh:
         con.execute(
             "insert into raw.alias select unnest($1::varchar[]), unnest($2::integer[]), unnest($3::varchar[])",
@@ -429,7 +454,7 @@ def _join(con: Connection, old: int, new: int) -> None:
         "insert into raw.estimate select least(x, y), greatest(x, y), * exclude (x, y) from joined where x <> y"
     )
     con.execute("update raw.estimate set base_id = ? where base_id = ?", [new, old])
-    con.execute("update raw.model set base_id = ? where base_id = ?", [new, old])
+    con.execute("update raw.model set base_id = nullif($1, model_id) where base_id = $2", [new, old])
     for table, column in (("offspring", "parent_ids"), ("generation", "top_ids")):
         con.execute(
             f"""

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from kinbase.checkpoint import Score, Task, Training
 from kinbase.errors import KinbaseError
 from kinbase.store import Connection, utc
-from kinbase.store.names import named, named_all
+from kinbase.store.names import named_all
 
 
 def put_scores(con: Connection, subject: str | None, scores: Sequence[Score]) -> None:
@@ -61,20 +61,33 @@ def put_scores(con: Connection, subject: str | None, scores: Sequence[Score]) ->
 
 def put_tasks(con: Connection, tasks: Sequence[Task]) -> None:
     """Store what benchmarks are about; the last word on each counts."""
-    for task in tasks:
-        con.execute("insert or replace into raw.task values (?, ?)", [task.benchmark, task.category])
+    said = {task.benchmark: task.category for task in tasks}
+    if said:
+        con.execute(
+            "insert or replace into raw.task select unnest($1::varchar[]), unnest($2::varchar[])",
+            [list(said), list(said.values())],
+        )
 
 
 def put_trainings(con: Connection, subject: str | None, trainings: Sequence[Training]) -> None:
     """Add the benchmarks models were trained for; one that is stored already is not stored twice."""
+    said: dict[tuple[str, str], None] = {}
     for training in trainings:
         model = training.model or subject
         if model is None:
             raise KinbaseError("the table does not say which model was trained: name it with --name")
-        con.execute(
-            """
-            insert into raw.training select $1, $2
-            where not exists (select 1 from raw.training where model_id = $1 and benchmark = $2)
-            """,
-            [named(con, model), training.benchmark],
+        said[model, training.benchmark] = None
+    if not said:
+        return
+    ids = named_all(con, [model for model, _ in said])
+    con.execute(
+        """
+        insert into raw.training
+        select distinct new.model_id, new.benchmark
+        from (select unnest($1::integer[]) as model_id, unnest($2::varchar[]) as benchmark) new
+        where not exists (
+            select 1 from raw.training old where old.model_id = new.model_id and old.benchmark = new.benchmark
         )
+        """,
+        [[ids[model] for model, _ in said], [benchmark for _, benchmark in said]],
+    )

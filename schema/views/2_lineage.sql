@@ -14,11 +14,11 @@ from raw.claim k
 join raw.model p on p.model_id = k.parent_id
 join raw.model c on c.model_id = k.child_id
 union all
--- A model nobody names a parent of still descends from the base it is measured against.
+-- A model of which no parent is claimed, but by reports, still descends from the base it is measured against.
 select b.name, m.name, 'base', null, null, 'user', null, null
 from raw.model m
 join raw.model b on b.model_id = m.base_id
-where not exists (select 1 from raw.claim k where k.child_id = m.model_id);
+where not exists (select 1 from raw.claim k where k.child_id = m.model_id and k.evidence <> 'reported');
 
 comment on view lineage is 'One row a claimed or measured edge; several claims about one edge stay apart.';
 comment on column lineage.parent is 'what the child was made from';

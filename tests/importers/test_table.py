@@ -17,10 +17,12 @@ def test_each_view_by_its_columns(write):
         'o/a,o/m,merge,slerp,0.5,card,"{""t"": 0.5}",paper\no/b,o/m,merge,slerp,N/A,rumour,oops,\n'  # fmt: skip
     records = read(table, write("1.csv", lineage))
     assert only(Edge, records) == [
-        Edge("o/a", "merge", "card", "o/m", "slerp", 0.5, {"t": 0.5, "source": "paper"}),
-        Edge("o/b", "merge", "reported", "o/m", "slerp", None, {}),
+        Edge(
+            "o/a", "merge", "reported", "o/m", "slerp", 0.5, {"t": 0.5, "evidence": "card", "source": "paper"}
+        ),
+        Edge("o/b", "merge", "reported", "o/m", "slerp", None, {"evidence": "rumour"}),
     ]
-    assert sorted(p.message.split(":")[1] for p in only(Problem, records)) == [" row 2"]
+    assert sorted(p.message.split(":")[1] for p in only(Problem, records)) == [" rows 1, 2"]
 
     scores = "model,benchmark,metric,value,n_shot,evaluated_at\nm,gsm8k,acc,70.5,5,2024-01-02\n"
     assert read(table, write("2.csv", scores)) == [

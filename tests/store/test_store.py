@@ -177,7 +177,7 @@ def test_a_migration_that_fails_changes_nothing(store, monkeypatch):
         ("migrations/9998_broken.sql", "create table raw.half (x int); nonsense", "c"),
     ]
     monkeypatch.setattr(
-        "kinbase.store.connection.scripts",
+        "kinbase.store.migrations.scripts",
         lambda kind: broken if kind == "migrations" else schema.scripts(kind),
     )
     with pytest.raises(DatabaseError, match="is as it was"):

@@ -1,6 +1,5 @@
 """Saving a whole result, however long, as CSV or Parquet."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import ClassVar
 
@@ -11,9 +10,6 @@ from textual.containers import Vertical
 from textual.screen import ModalScreen
 from textual.widgets import Input, Static
 
-from kinbase.errors import KinbaseError
-from kinbase.store import Connection, Store
-from kinbase.text import write_rows
 from kinbase.tui.showing import content
 
 
@@ -57,24 +53,3 @@ def _complaint(path: Path) -> str:
     if path.is_dir():
         return f"{path} is a folder."
     return ""
-
-
-def saver(query: str, path: Path) -> Callable[[Connection], None]:
-    """Work that runs `query` and writes its rows to `path`; no half file is left behind."""
-
-    def save(con: Connection) -> None:
-        part = path.with_name(path.name + ".part")
-        try:
-            if path.suffix.lower() == ".parquet":
-                Store.write_parquet(con, query, str(path))
-                return
-            result = con.execute(query)
-            with part.open("w", encoding="utf-8", newline="") as out:
-                write_rows([c[0] for c in result.description or []], Store.stream(result), "csv", out)
-            part.replace(path)
-        except OSError as error:
-            raise KinbaseError(f"{path} could not be written: {error.strerror}") from error
-        finally:
-            part.unlink(missing_ok=True)
-
-    return save

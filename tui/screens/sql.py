@@ -1,14 +1,15 @@
 """The fourth screen: queries over the views, guarded as `kinbase sql` is, and their results."""
 
-import re
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from io import StringIO
 from pathlib import Path
 from shutil import rmtree
 from tempfile import mkdtemp
-from typing import Any, ClassVar
+from threading import Event
+from typing import Any, ClassVar, TypeVar
 
 from textual import on, work
 from textual.app import ComposeResult
@@ -21,15 +22,18 @@ from kinbase.errors import KinbaseError
 from kinbase.query.catalogue import Catalogue, catalogue
 from kinbase.query.models import named
 from kinbase.store import Connection
+from kinbase.store.worker import Worker as Apart
 from kinbase.tui.context import Context, context
 from kinbase.tui.screens.catalogue import CatalogueWindow
 from kinbase.tui.screens.copy import offer_copies
-from kinbase.tui.screens.save import SaveWindow, saver
+from kinbase.tui.screens.save import SaveWindow
 from kinbase.tui.showing import content, plural
 from kinbase.tui.widgets.completion import words
 from kinbase.tui.widgets.editor import Completions, Editor
 from kinbase.tui.widgets.paged_table import WINDOW, PagedTable
 from kinbase.tui.widgets.top_bar import TopBar
+
+Answer = TypeVar("Answer")
 
 
 @dataclass
@@ -41,30 +45,31 @@ class Result:
     complete: bool
 
 
-def first_rows(query: str, con: Connection) -> Result:
-    """Run `query` and read one window of its rows."""
-    result = con.execute(query)
-    if not result:  # nothing but a comment
-        return Result([], [], True)
-    columns = [column[0] for column in result.description or []]
-    rows = result.fetchmany(WINDOW + 1) if columns else []
-    return Result(columns, rows[:WINDOW], len(rows) <= WINDOW)
+class Asked:
+    """Questions to the worker that answers for the screen, each of which can be stopped while it is computed.
 
+    The guarded connection that a question comes with is only held: it tells that nobody writes.
+    """
 
-def window(query: str, offset: int, con: Connection) -> list[tuple[Any, ...]]:
-    """The rows from `offset` on. The file was closed since: the query runs again, up to there."""
-    return con.sql(_bare(query)).limit(WINDOW, offset).fetchall()
+    def __init__(self, path: Path) -> None:
+        self.worker = Apart(path, wait=2.0)
 
+    def first_rows(self, query: str, stop: Event, con: Connection) -> Result:
+        """Run `query` and read one window of its rows."""
+        columns, _, rows = self.worker.ask(query, part=(WINDOW + 1, 0), stop=stop)
+        return Result(columns, rows[:WINDOW], len(rows) <= WINDOW)
 
-def how_many(query: str, con: Connection) -> int:
-    """All rows of `query`."""
-    ((number,),) = con.sql(_bare(query)).count("*").fetchall()
-    return int(number)
+    def window(self, query: str, offset: int, stop: Event, con: Connection) -> list[tuple[Any, ...]]:
+        """The rows from `offset` on."""
+        return self.worker.ask(query, part=(WINDOW, offset), stop=stop)[2][:WINDOW]
 
+    def how_many(self, query: str, stop: Event, con: Connection) -> int:
+        """All rows of `query`."""
+        return int(self.worker.ask(query, part="count", stop=stop)[2][0][0])
 
-def _bare(query: str) -> str:
-    """The query without a last semicolon and what is said after it: it becomes a part of another one."""
-    return re.sub(r";(?:\s|--[^\n]*|/\*.*?\*/)*\Z", "", query, flags=re.DOTALL)
+    def save(self, query: str, path: Path, stop: Event, con: Connection) -> None:
+        """Write the rows of `query` to `path`."""
+        self.worker.ask(query, part=path, stop=stop)
 
 
 class SqlScreen(Screen[None]):
@@ -108,6 +113,7 @@ class SqlScreen(Screen[None]):
         self.query_shown = ""
         self.catalogue = Catalogue()
         self._query: Worker[None] | None = None
+        self._asked: Asked | None = None
 
     @property
     def _app(self) -> Context:
@@ -137,6 +143,20 @@ class SqlScreen(Screen[None]):
         except KinbaseError as error:
             self._say(str(error), "$error")
 
+    async def _ask(self, question: Callable[..., Answer], *about: Any) -> Answer:
+        """What the worker answers; whoever stops waiting stops it."""
+        if self._asked is None:
+            self._asked = Asked(self._app.path)
+        stop = Event()
+        try:
+            return await self._app.ask(partial(question, self._asked, *about, stop))
+        finally:
+            stop.set()
+
+    def on_unmount(self) -> None:
+        if self._asked is not None:
+            self._asked.worker.close()
+
     def _say(self, what: str, style: str = "$foreground 65%") -> None:
         self.query_one("#outcome", Static).update(content(what, style))
 
@@ -156,7 +176,7 @@ class SqlScreen(Screen[None]):
         self._say("running… Escape stops it")
         began = time.monotonic()
         try:
-            result = await self._app.ask(partial(first_rows, query))
+            result = await self._ask(Asked.first_rows, query)
         except KinbaseError as error:
             self._say(str(error), "$error")
             return
@@ -170,7 +190,7 @@ class SqlScreen(Screen[None]):
         else:
             self._say(f"the first {WINDOW} rows in {took}, counting the others…")
             try:
-                number = await self._app.ask(partial(how_many, query))
+                number = await self._ask(Asked.how_many, query)
             except KinbaseError as error:
                 self._say(f"the first {WINDOW} rows in {took}; the others cannot be shown: {error}")
                 return
@@ -186,7 +206,7 @@ class SqlScreen(Screen[None]):
     async def _window(self, offset: int) -> None:
         table = self.query_one(PagedTable)
         try:
-            table.give(offset, await self._app.ask(partial(window, self.query_shown, offset)))
+            table.give(offset, await self._ask(Asked.window, self.query_shown, offset))
         except KinbaseError as error:
             self._say(str(error), "$error")
         finally:
@@ -266,7 +286,7 @@ class SqlScreen(Screen[None]):
         self._say("preparing the download… Escape stops it")
         folder = Path(mkdtemp(prefix="kinbase-"))
         try:
-            await self._app.ask(saver(query, folder / "result.csv"))
+            await self._ask(Asked.save, query, folder / "result.csv")
             text = (folder / "result.csv").read_text(encoding="utf-8")
         except (KinbaseError, OSError) as error:
             self._say(str(error), "$error")
@@ -280,7 +300,7 @@ class SqlScreen(Screen[None]):
     async def _save(self, query: str, path: Path) -> None:
         self._say(f"saving {path}… Escape stops it")
         try:
-            await self._app.ask(saver(query, path))
+            await self._ask(Asked.save, query, path)
         except KinbaseError as error:
             self._say(str(error), "$error")
         else:

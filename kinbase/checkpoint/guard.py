@@ -1,0 +1,113 @@
+"""One reader on one file, watched from outside: whatever it does, it ends within its seconds and its memory.
+
+Counts bound what is known to be costly (kinbase.checkpoint.limits); this bounds what nobody thought of. A second
+thread looks at the reader's processor time and at the memory of the process, and when either is over raises an
+error in the reader: between two steps of Python, so that what runs in C must bound itself.
+"""
+
+import ctypes
+import os
+import resource
+import sys
+import threading
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+from kinbase.checkpoint.files import shown
+from kinbase.checkpoint.limits import LIMITS, Limits
+from kinbase.errors import CheckpointError
+
+Result = TypeVar("Result")
+
+_EVERY = 0.02
+"""Seconds between two looks."""
+
+
+class _OverError(SystemExit):
+    """Raised in the reader from outside; an exit, so that nobody takes it for an error of a library and goes on."""
+
+
+def watched(read: Callable[[], Result], source: str, limits: Limits = LIMITS) -> Result:
+    """What `read` returns. Raises CheckpointError when it takes more than a file of this size is worth.
+
+    `source` is the file or folder that it reads; `read` runs in this thread.
+    """
+    nbytes = _size(source)
+    seconds = limits.seconds + nbytes / 4e6
+    memory = limits.memory + 16 * nbytes
+    watch = _Watch(seconds, memory)
+    watch.start()
+    try:
+        return read()
+    except _OverError:
+        raise CheckpointError(
+            f"{shown(source)} takes more {watch.over} than a file of its size is worth; it is refused"
+        ) from None
+    except MemoryError:
+        raise CheckpointError(f"{shown(source)} asks for more memory than there is; it is refused") from None
+    except RecursionError:
+        raise CheckpointError(f"{shown(source)} is nested too deeply to be genuine; it is refused") from None
+    finally:
+        watch.end()
+
+
+class _Watch(threading.Thread):
+    def __init__(self, seconds: float, memory: int) -> None:
+        super().__init__(daemon=True)
+        self._reader = threading.get_ident()
+        self._clock = _clock_of(self._reader)
+        self._ends = self._now() + seconds
+        self._most = _peak() + memory
+        self._done = threading.Event()
+        self._lock = threading.Lock()
+        self.over = ""
+
+    def run(self) -> None:
+        while not self._done.wait(_EVERY):
+            over = "time" if self._now() > self._ends else "memory" if _peak() > self._most else ""
+            with self._lock:
+                if over and not self._done.is_set():
+                    self.over = over
+                    _raise_in(self._reader, _OverError)
+                    # Once more if a reader swallowed it, but not before it had the time to end.
+                    self._ends = self._now() + 1
+                    self._most = _peak() + (64 << 20)
+
+    def end(self) -> None:
+        with self._lock:
+            self._done.set()
+            _raise_in(self._reader, None)  # what was raised and not delivered yet is taken back
+
+    def _now(self) -> float:
+        try:
+            return time.clock_gettime(self._clock) if self._clock is not None else time.monotonic()
+        except OSError:  # the reader's thread has ended
+            return 0.0
+
+
+def _clock_of(thread: int) -> int | None:
+    """The clock of a thread's processor time: a busy machine costs no file its reading. None where there is none."""
+    return time.pthread_getcpuclockid(thread) if hasattr(time, "pthread_getcpuclockid") else None
+
+
+def _peak() -> int:
+    """The most memory this process ever had, in bytes."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def _raise_in(thread: int, error: type[BaseException] | None) -> None:
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(
+        ctypes.c_ulong(thread), ctypes.py_object(error) if error else None
+    )
+
+
+def _size(source: str) -> int:
+    """Bytes of a file, or of the files directly in a folder; 0 for what is not here."""
+    try:
+        if os.path.isdir(source):  # noqa: PTH112
+            return sum(entry.stat().st_size for entry in os.scandir(source) if entry.is_file())
+        return os.stat(source).st_size  # noqa: PTH116
+    except (OSError, ValueError):
+        return 0
