@@ -70,7 +70,7 @@ def _of_csv(file: BinaryIO, source: str, wanted: set[str]) -> Iterator[dict[str,
     encoding = "utf-16" if begins.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig"
     text = io.TextIOWrapper(file, encoding=encoding, errors="replace", newline="")
     separator = _separator(Path(source).suffix.lower(), decoded(begins).split("\n")[0])
-    lines = csv.reader(text, delimiter=separator)
+    lines = _closed(csv.reader(text, delimiter=separator, strict=True))
     names = _names(next(lines, []))
     places = {name: names.index(name) for name in names if name in wanted}
     for number, cells in enumerate(lines, 1):
@@ -80,6 +80,15 @@ def _of_csv(file: BinaryIO, source: str, wanted: set[str]) -> Iterator[dict[str,
             raise ValueError(f"row {number} has {len(cells)} cells for {len(names)} columns")
         if cells:
             yield {name: cells[i] if i < len(cells) else None for name, i in places.items()}
+
+
+def _closed(lines: Iterator[list[str]]) -> Iterator[list[str]]:
+    """The rows before one whose quotes nothing closes."""
+    try:
+        yield from lines
+    except csv.Error as error:
+        if "unexpected end" not in str(error):
+            raise
 
 
 def _of_lines(file: BinaryIO, source: str, wanted: set[str]) -> Iterator[dict[str, object]]:
