@@ -72,7 +72,7 @@ def findings(
         [list(names)],
     ).fetchall()
     said = all_claims(con)
-    rows: list[Row] = []
+    rows = _copies(con, said, names)
     done = 0
     for base_id, base in dict.fromkeys((base_id, base) for *_, base_id, base in measured):
         family = load(con, base_id, base)
@@ -93,6 +93,27 @@ def findings(
                     rows += _silent(model, asked=bool(names))
                 done += 1
                 report(done, len(measured))
+    return rows
+
+
+def _copies(con: Connection, said: dict[str, list[Claim]], names: Sequence[str]) -> list[Row]:
+    """Copies that claim to be made of the very model whose weights they have."""
+    query = """
+        select name, same_as from models
+        where same_as is not null and (len($1) = 0 or list_contains($1, name)) order by name
+    """
+    rows: list[Row] = []
+    for name, original in con.execute(query, [list(names)]).fetchall():
+        for claim in said.get(name, []):
+            if claim.is_merge and any(original == parent for parent, *_ in claim.edges):
+                rows.append(
+                    (
+                        name,
+                        claim.text(),
+                        "contradicted",
+                        f"nothing was applied: its weights are those of {original}",
+                    )
+                )
     return rows
 
 
@@ -137,24 +158,30 @@ def _held_merge(con: Connection, claim: Claim, model: Model) -> tuple[str, str]:
     if isinstance(stored, str):
         return "undecidable", stored
     found = fitted(stored.grams, range(len(parents)))
-    if (
-        found.verdict not in MERGES and (found.ratio or 1.0) >= LEAST
-    ):  # more coefficients would leave still less
+    # Where even this leaves less than rounding, more coefficients would leave still less.
+    if found.verdict not in MERGES and (found.ratio or 1.0) >= LEAST:
         found = graded(stored.grams) or found
+    if stored.grams.adapters and (lacking := without_it(stored.grams)):
+        return "contradicted", f"{lacking}; {_numbers(found)}"
     shares = {p.parent: p for p in (*found.parents, *found.nearest)}
     absent = [name for name in parents if name not in shares or _no_part(shares[name])]
-    numbers = _numbers(found)
-    if stored.grams.adapters and (lacking := without_it(stored.grams)):
-        return "contradicted", f"{lacking}; {numbers}"
-    if found.verdict in MERGES:
-        if absent:
-            return "contradicted", f"{', '.join(absent)} has no part in it: {numbers}"
-        if found.verdict == ADAPTER:
-            return _held_adapter(claim, found, numbers)
-        return _held_weights(claim, found, shares, numbers)
     if absent:
-        return "contradicted", f"{', '.join(absent)} has no part in it: {numbers}{_instead(model, parents)}"
-    if len(parents) == 1 and (found.rho or 0) <= LIMIT and abs(found.nearest[0].coefficient - 1) < NO_PART:
+        instead = "" if found.verdict in MERGES else _instead(model, parents)
+        return "contradicted", f"{', '.join(absent)} has no part in it: {_numbers(found)}{instead}"
+    if found.verdict == ADAPTER:
+        return _held_adapter(claim, found, _numbers(found))
+    if found.verdict == MERGE:
+        return _held_weights(claim, found, shares, _numbers(found))
+    return _held_unmade(model, stored, parents, method, found)
+
+
+def _held_unmade(
+    model: Model, stored: grams.Stored, parents: Sequence[str], method: str | None, found: Finding
+) -> tuple[str, str]:
+    """A merge whose parents have a part in it, though no combination of them makes it."""
+    numbers = _numbers(found)
+    whole = len(parents) == 1 and parents[0] not in stored.grams.adapters
+    if whole and (found.rho or 0) <= LIMIT and abs(found.nearest[0].coefficient - 1) < NO_PART:
         return "contradicted", f"nothing was merged: it is {parents[0]} but for rounding"
     if method not in CLOSED:
         chosen = judge(stored.grams, stored.zeros)

@@ -144,7 +144,9 @@ def fitted(grams: Grams, chosen: Sequence[int], population: Population | None = 
     normal = Normal.of(sub, base=True)
     deltas, ends = list(range(count)), list(range(count + 1))
     based = False
-    if sub.based and normal.gram[-1, -1] > 0:
+    # How an adapter lies to the base's weights is not known, so no share of those is fitted beside it.
+    adapted = not sub.adapters.isdisjoint(sub.names)
+    if sub.based and not adapted and normal.gram[-1, -1] > 0:
         with_base, without = normal.solve(ends)[1], normal.solve(deltas)[1]
         based = without - with_base > normal.matters(with_base)
     rows = ends if based else deltas
@@ -158,7 +160,8 @@ def fitted(grams: Grams, chosen: Sequence[int], population: Population | None = 
         return values, residuals(sums, ends, np.broadcast_to(values, (len(sums.tensors), count + 1)))
 
     fit, left = estimate(sub)
-    if float(trust @ left) > CLEAR**2 * normal.floor:
+    # An adapter's product lies on no grid: what is laid on the base with it is rounded at random, and nothing else is.
+    if (adapted and count == 1) or float(trust @ left) > CLEAR**2 * normal.floor:
         straight, bend, expected = fit, np.zeros_like(fit), sub.rounded
     else:
         some = population.of(chosen) if population is not None else None
