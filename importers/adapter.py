@@ -117,19 +117,16 @@ def open_as(
     method = kind.lower() if isinstance(kind, str) and kind else None
     # What it adapts and how is told before its weights are opened, which may have to be refused.
     yield Edge(parent, "adapter", "adapter", method=method, detail=_detail(config))
-    yield Facts(relation="adapter")
-    _refuse_other_methods(config, what)
-    there = {*listing(folder), *elsewhere}
-    file = next((file for file in FILES if file in there), None)
-    if file is None:
-        raise CheckpointError(f"{what} holds no {FILES[0]} and no {FILES[1]}; download the adapter's weights")
-    module = safetensors if file.endswith(".safetensors") else pytorch
-    factors = elsewhere[file]() if file in elsewhere else module.checkpoint(inside(folder, file))
-    whole = _deltas(factors, config, what)
+    try:
+        factors, whole = _weights(folder, config, elsewhere, what)
+    except CheckpointError:
+        yield Facts(relation="adapter")
+        raise
     whole.name, whole.source, whole.delta_of = name, folder, parent
     whole.files = [*factors.files, stamp(config_path)]  # the scale is in there
     yield whole
     yield Facts(
+        relation="adapter",
         parameters=sum(tensor.numel for tensor in factors.tensors if tensor.name not in whole.skipped),
         dtype=torch_dtype(factors.tensors),
     )
@@ -139,6 +136,20 @@ def open_as(
             f"{what}: tensors left out of its delta: {len(whole.skipped)}, among them {shown(first)} "
             f"({whole.skipped[first]})"
         )
+
+
+def _weights(
+    folder: str, config: Mapping[str, Any], elsewhere: Mapping[str, Opener], what: str
+) -> tuple[Checkpoint, Checkpoint]:
+    """The factors of an adapter, and the deltas they make; raises CheckpointError."""
+    _refuse_other_methods(config, what)
+    there = {*listing(folder), *elsewhere}
+    file = next((file for file in FILES if file in there), None)
+    if file is None:
+        raise CheckpointError(f"{what} holds no {FILES[0]} and no {FILES[1]}; download the adapter's weights")
+    module = safetensors if file.endswith(".safetensors") else pytorch
+    factors = elsewhere[file]() if file in elsewhere else module.checkpoint(inside(folder, file))
+    return factors, _deltas(factors, config, what)
 
 
 def _refuse_other_methods(config: Mapping[str, Any], what: str) -> None:

@@ -207,11 +207,13 @@ def weights(method: str | None, inputs: list[Use]) -> list[float | None]:
             scale = None
         elif normalised:
             # A listed base has no delta and no weight of its own, so it is not part of the sum.
-            others = [
-                w
-                for u, w in zip(inputs, written, strict=True)
-                if u.group == use.group and not u.is_base(method)
-            ]
+            group = [u for u in inputs if u.group == use.group and not u.is_base(method)]
+            settings = [u.parameters.get("weight") for u in group]
+            if settings[:1] != [None] and all(s == settings[0] for s in settings) and not use.is_base(method):
+                # One setting for all, however it varies: each has an equal share everywhere.
+                result.append(None if scale is None or weight == 0 else scale / len(group))
+                continue
+            others = [w for u, w in zip(inputs, written, strict=True) if u in group]
             total = None if None in others else math.fsum(w for w in others if w is not None)
             scale = scale / total if scale is not None and total else None
         result.append(weight * scale if weight is not None and scale is not None else None)

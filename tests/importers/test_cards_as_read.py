@@ -195,3 +195,13 @@ def test_filters_that_fit_no_tensor_leave_it_to_the_setting_outside(write):
     )
     assert parents(read(mergekit, write("m.yml", config % "0.5")))["o/x"].weight == 0.5
     assert parents(read(mergekit, write("m.yml", config % "0.4")))["o/x"].weight is None
+
+
+def test_one_setting_for_all_inputs_gives_each_an_equal_share(write):
+    config = (
+        "merge_method: linear\nparameters: {weight: [{filter: mlp, value: [0.1, 0.9]}, {value: 0.5}]}\n"
+        "models: [{model: o/a}, {model: o/b}, {model: o/c}, {model: o/d}]\n"
+    )
+    assert {e.weight for e in parents(read(mergekit, write("m.yml", config))).values()} == {0.25}
+    unlike = config.replace("{model: o/d}", "{model: o/d, parameters: {weight: 0.5}}")
+    assert {e.weight for e in parents(read(mergekit, write("m.yml", unlike))).values()} == {None}

@@ -9,7 +9,7 @@ def test_a_renamed_model_keeps_its_old_name_as_an_alias(hub, db, family):
     hub.rename("org/base", "org/renamed")
     (row,) = db.import_(["hf:org/base"], metadata_only=True).to_dicts()
     assert row["model"] == "org/renamed"
-    assert ("org/base", "org/renamed", "redirect") in db.sql("from aliases").rows()
+    assert ("org/base", "org/renamed", "redirect") in db.sql("select alias, model, kind from aliases").rows()
     assert db.sql("select parent from lineage").rows() == [("org/renamed",)]
     hub.heal()
     assert db.import_(["hf:org/base"], metadata_only=True)["status"].to_list() == ["unchanged"]
