@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
 import polars as pl
 
+from kinbase.acts import Acts
 from kinbase.checkpoint.open import Tell, elsewhere, is_whole
-from kinbase.errors import KinbaseError, UsageError
+from kinbase.errors import UsageError
 from kinbase.ingest.missing import measure_missing
 from kinbase.ingest.pipeline import import_sources
 from kinbase.ingest.steps import ImportOptions, Outcome
@@ -27,7 +28,6 @@ from kinbase.query.frames import IMPORTED, INFERRED, PLANNED, RECIPE, REPLAYED, 
 from kinbase.query.kinship import KinshipMatrix
 from kinbase.store import Connection, Store
 from kinbase.store import names as naming
-from kinbase.store.lineage import drop_links, put_link
 from kinbase.store.worker import Worker
 
 if TYPE_CHECKING:  # a graph costs the import of networkx, which the other verbs need not pay
@@ -38,10 +38,8 @@ if TYPE_CHECKING:  # a graph costs the import of networkx, which the other verbs
 Asked = ParamSpec("Asked")
 Answer = TypeVar("Answer")
 
-RELATIONS = ("finetune", "merge", "adapter", "quantized", "base")
 
-
-class Kinbase:
+class Kinbase(Acts):
     """The database at `path`.
 
     `wait` bounds, in seconds, how long another process's lock is waited for; `log` hears of it in a line.
@@ -123,52 +121,6 @@ class Kinbase:
             found = failed + import_sources(self.store, labels, options)
         rows = [(s.source, s.name, s.status, s.base, list(s.notes)) for s in found]
         return pl.DataFrame(rows, schema=IMPORTED, orient="row")
-
-    def link(
-        self,
-        child: str,
-        parents: Sequence[str],
-        *,
-        relation: str | None = None,
-        method: str | None = None,
-        weights: Sequence[float] = (),
-    ) -> pl.DataFrame:
-        """Say that `child` was made from `parents`: the child's rows of `lineage`.
-
-        `relation` is finetune, merge, adapter, quantized or base; by default merge for several parents,
-        finetune for one. `weights` are the parents' coefficients. A parent that is not known yet becomes a
-        name without weights. Saying it again replaces what was said.
-        """
-        relation = relation or ("merge" if len(parents) > 1 else "finetune")
-        if relation not in RELATIONS:
-            raise UsageError(f"there is no relation {relation!r}: choose of {', '.join(RELATIONS)}")
-        if weights and len(weights) != len(parents):
-            raise UsageError(f"{len(parents)} parents and {len(weights)} weights: give one each, or none")
-        with self.store.reading() as con:
-            child = naming.resolve(con, child)
-            names = [naming.meant(con, parent) or parent for parent in parents]
-        with self.store.writing() as con:
-            for i, parent in enumerate(names):
-                put_link(con, child, parent, relation, method, weights[i] if weights else None)
-        return self._read(models.parents, child)
-
-    def unlink(self, child: str, parents: Sequence[str] = ()) -> list[str]:
-        """Take back what `link` said of a child and `parents` (none: all of them); the parents it was said of.
-
-        What cards, configs and other files claim stays. Raises KinbaseError when there is nothing to take back.
-        """
-        with self.store.reading() as con:
-            child = naming.resolve(con, child)
-            names = [naming.resolve(con, parent) for parent in parents]
-        with self.store.writing() as con:
-            dropped = drop_links(con, child, names)
-            missing = [name for name in names if name not in dropped]
-            if missing or not dropped:
-                whom = ", ".join(missing) or "any parent"
-                raise KinbaseError(
-                    f"nobody linked {child} to {whom} by hand: what files claim is changed by importing them again"
-                )
-        return dropped
 
     def migrate(
         self, *, backup: bool = True, on_backup: Callable[[Path], None] = lambda path: None

@@ -13,7 +13,13 @@ from collections.abc import Callable
 import click
 
 from kinbase.cli import (
+    compare as comparing,
+)
+from kinbase.cli import (
     config as settings,
+)
+from kinbase.cli import (
+    correct as correcting,
 )
 from kinbase.cli import (
     import_ as bringing,
@@ -50,7 +56,9 @@ def cli(ctx: click.Context, db: str, wait: float) -> None:
 for command in (
     bringing.import_, bringing.link, bringing.unlink, looking.ls, looking.show, looking.tree, looking.kin, looking.sql,
     judging.recipe, judging.check, judging.infer, judging.suggest, making.merge, making.evolve, plotting.plot,
-    looking.export, looking.tui, settings.config, bringing.migrate, bringing.repair, bringing.demo,
+    correcting.rm, correcting.rename, correcting.alias, correcting.set_, correcting.tag, correcting.score, correcting.log,
+    correcting.undo, comparing.diff, comparing.status, looking.export, looking.tui, settings.config, bringing.migrate,
+    bringing.repair, bringing.demo,
 ):  # fmt: skip
     cli.add_command(command)
 

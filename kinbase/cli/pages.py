@@ -26,6 +26,8 @@ def model_page(about: dict[str, Any]) -> Iterator[str]:
         "source",
         "created_at",
         "imported_at",
+        "tags",
+        "notes",
     )
     lines = [(name, cell(about[name])) for name in facts if about[name] is not None]
     lines.insert(4, ("parameters", count(about["parameters"])))

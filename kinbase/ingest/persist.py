@@ -23,7 +23,7 @@ from kinbase.ingest.stored_sums import (
     store_sample,
     store_sums,
 )
-from kinbase.store import Connection, Store, models
+from kinbase.store import Connection, Store, journal, models
 from kinbase.store import kinship as sums
 from kinbase.store import names as naming
 
@@ -71,6 +71,8 @@ def _store_all(
         rows, families = _store(con, done, has_kinship=has_kinship and not is_large, is_large=is_large)
         if also is not None:
             also(con, [row.outcome for row in rows])
+        told = [row.outcome.source for row in rows if not row.outcome.is_failed]
+        journal.put_import(con, told, has_weights=bool(done.families))
     if is_large:
         rows = _store_large(store, rows, families, done, has_kinship=has_kinship)
     return [row.outcome for row in rows]

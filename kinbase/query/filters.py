@@ -20,6 +20,7 @@ Words must all be in the name. Besides:
 - `score>0.6`: its score, as the view model_scores has it; `mmlu>=0.6`: any benchmark by its name
 - `params<8b`, `gen=2`: parameters; steps from where its line begins
 - `weights:no`: known only by name
+- `tag:keep`: has a tag; `notes:draft`: words of its notes
 """
 
 TERM = re.compile(r"(?P<key>[\w.-]+)(?P<op>:|<=|>=|=|<|>)(?P<value>\S+)")
@@ -29,6 +30,7 @@ COLUMNS = {
     "arch": "architecture",
     "dtype": "dtype",
     "source": "source",
+    "notes": "notes",
 }
 UNITS = {"k": 1e3, "m": 1e6, "b": 1e9, "g": 1e9, "t": 1e12}
 
@@ -71,6 +73,9 @@ def parse(typed: str) -> Filter:
         elif key == "base" and op in ":=":
             inner = _contains("name", value, parameters)
             conditions.append(f"m.base_id in (select model_id from raw.model where {inner})")
+        elif key in ("tag", "tags") and op in ":=":
+            conditions.append("m.model_id in (select model_id from raw.tag where lower(tag) = lower(?))")
+            parameters.append(value)
         elif key == "weights" and op in ":=":
             conditions.append(
                 "m.digest is null" if value.lower() in ("no", "none", "0") else "m.digest is not null"

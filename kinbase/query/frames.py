@@ -18,6 +18,14 @@ KIN: Columns = {
     "model": pl.String, "pcc": pl.Float64, "cs": pl.Float64, "ed": pl.Float64, "stderr": pl.Float64, "coverage": pl.Float64,
     "method": pl.String,
 }  # fmt: skip
+DIFFERENCE: Columns = {
+    "part": pl.String, "item": pl.String, "difference": pl.String, "a": pl.String, "b": pl.String, "numel": pl.Int64,
+    "relative": pl.Float64, "max_abs": pl.Float64, "changed": pl.Float64,
+}  # fmt: skip
+STAT: Columns = {
+    "part": pl.String, "of": pl.String, "equal": pl.Int64, "changed": pl.Int64, "other": pl.Int64, "relative": pl.Float64,
+}  # fmt: skip
+STATUS: Columns = {"model": pl.String, "state": pl.String, "source": pl.String, "advice": pl.String}
 PLANNED: Columns = {
     "child": pl.String, "parents": pl.List(pl.String()), "role": pl.String, "method": pl.String, "seed": pl.Int64,
     "kinship": pl.Float64, "reason": pl.String, "problem": pl.String,

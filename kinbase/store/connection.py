@@ -321,6 +321,16 @@ class _Stream:
         return self.result.__arrow_c_stream__(requested_schema)
 
 
+def as_stream(result: duckdb.DuckDBPyRelation) -> object:
+    """A result that another connection can register as a table and read once."""
+    return _Stream(result)
+
+
+def is_broken_rule(error: BaseException) -> bool:
+    """Whether a statement failed because a key is taken, or a column wants a value."""
+    return isinstance(error, duckdb.ConstraintException)
+
+
 def first_line(error: BaseException) -> str:
     """The error's text as one line, without the echo of the query."""
     lines = [line.strip() for line in str(error).split("\nLINE ")[0].splitlines()]

@@ -57,6 +57,7 @@ def put_model(
             raise KinbaseError(
                 f"{name!r} is the name of other weights already ({row[1][:12]}): give this one another with --name"
             )
+    _refuse_other_base(con, name, digest)
     if known is not None:
         is_own_name = holder == known[0] and known[1] == name
         if not is_own_name and (_says_more(con, known[0], said) or _is_spoken_of(con, holder, known[0])):
@@ -67,7 +68,8 @@ def put_model(
     else:
         model_id = named(con, name)
         con.execute(
-            "update raw.model set digest = ?, same_id = null, same_how = null, to_reread = false where model_id = ?",
+            "update raw.model set digest = ?, same_id = null, same_how = null, to_reread = false, removed_digest = null "
+            "where model_id = ?",
             [digest, model_id],
         )
     if known is None or not _still_there(con, model_id):
@@ -76,6 +78,22 @@ def put_model(
     if known is not None:
         con.execute("update raw.model set to_reread = false where model_id = ?", [model_id])
     return Put(model_id, name, note=note)
+
+
+def _refuse_other_base(con: Connection, name: str, digest: str) -> None:
+    """Raise KinbaseError for weights under the name of a base that was removed, and that others are measured against."""
+    rows = con.execute(
+        """
+        select name, removed_digest from raw.model
+        where name = ? and digest is null and removed_digest <> ? and model_id in (select base_id from raw.delta)
+        """,
+        [name, digest],
+    ).fetchall()
+    for base, former in rows:
+        raise KinbaseError(
+            f"{base} was removed, and what is measured against it had other weights for their base ({former[:12]}): "
+            "give these another name with --name"
+        )
 
 
 def _put_copy(
@@ -276,13 +294,17 @@ def put_facts(con: Connection, model_id: int, facts: Facts) -> None:
 
 
 def put_many_facts(con: Connection, said: Sequence[tuple[int, Facts]], *, is_new_only: bool = False) -> None:
-    """Fill in what is said of models, or only what was not said yet; of several words on one thing the last counts."""
+    """Fill in what is said of models, or only what was not said yet; of several words on one thing the last counts.
+
+    What was set by hand stays.
+    """
     merged: dict[int, dict[str, object]] = {}
     for model_id, facts in said:
         told = merged.setdefault(model_id, dict.fromkeys(FACTS))
         told |= {name: value for name in FACTS if (value := getattr(facts, name)) is not None}
         told["created_at"] = utc(facts.created_at) or told["created_at"]
     order = "coalesce(model.{name}, new.{name})" if is_new_only else "coalesce(new.{name}, model.{name})"
+    order = f"if(list_contains(model.by_hand, '{{name}}'), model.{{name}}, {order})"
     if merged:
         con.execute(
             f"""
@@ -436,6 +458,7 @@ def _join(con: Connection, old: int, new: int) -> None:
         ("offspring", "child_id"),
         ("sketch", "onto_id"),
         ("model", "same_id"),
+        ("tag", "model_id"),
     ):
         con.execute(f"update raw.{table} set {column} = ? where {column} = ?", [new, old])
     con.execute(
@@ -463,4 +486,30 @@ def _join(con: Connection, old: int, new: int) -> None:
             """,
             [old, new],
         )
+    _join_said(con, old, new)
     con.execute("delete from raw.model where model_id = ?", [old])
+
+
+def _join_said(con: Connection, old: int, new: int) -> None:
+    """Give a model what was said by hand of another row, where nothing was said of itself; no tag twice."""
+    con.execute(
+        "create or replace temp table tags as select distinct model_id, tag from raw.tag where model_id = ?",
+        [new],
+    )
+    con.execute("delete from raw.tag where model_id = ?", [new])
+    con.execute("insert into raw.tag from tags")
+    con.execute("drop table tags")
+    settable = [name for name in FACTS if name in ("architecture", "license", "relation", "created_at")]
+    told = ", ".join(
+        f"{name} = if(list_contains(old.by_hand, '{name}') and not coalesce(list_contains(model.by_hand, '{name}'), false), "
+        f"old.{name}, model.{name})"
+        for name in settable
+    )
+    con.execute(
+        f"""
+        update raw.model set {told}, notes = coalesce(model.notes, old.notes),
+            by_hand = nullif(list_sort(list_distinct(coalesce(model.by_hand, []) || coalesce(old.by_hand, []))), [])
+        from (from raw.model where model_id = $1) old where model.model_id = $2
+        """,
+        [old, new],
+    )

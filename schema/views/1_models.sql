@@ -56,7 +56,9 @@ select
     m.imported_at,
     s.name as same_as,
     m.same_how,
-    coalesce(m.to_reread, false) as to_reread
+    coalesce(m.to_reread, false) as to_reread,
+    t.tags,
+    m.notes
 from raw.model m
 left join raw.model s on s.model_id = m.same_id
 left join raw.placed p on p.model_id = m.model_id
@@ -64,7 +66,8 @@ left join raw.model b on b.model_id = p.base_id
 left join (
     select child_id, arg_min(relation, claimed_at) as relation
     from raw.claim where relation <> 'base' group by child_id
-) c on c.child_id = m.model_id;
+) c on c.child_id = m.model_id
+left join (select model_id, list(tag order by tag) as tags from raw.tag group by model_id) t on t.model_id = m.model_id;
 
 comment on view models is 'One row a model, those known only by name included.';
 comment on column models.name is 'label; see aliases for the others';
@@ -80,6 +83,8 @@ comment on column models.relation is 'how it was made: finetune, merge, adapter,
 comment on column models.has_weights is 'false for a model known only by name';
 comment on column models.created_at is 'when it was made, as its source says';
 comment on column models.imported_at is 'when it came into this database';
+comment on column models.tags is 'list of what `kinbase tag` says; NULL: none';
+comment on column models.notes is 'what `kinbase set` says in notes';
 comment on column models.same_as is 'another model of the same weights: an earlier one, of which kinship is known';
 comment on column models.same_how is 'copy: the same bytes under a card of its own; layout: fused, split, stacked or turned; dtype; names';
 comment on column models.to_reread is 'read by a version that did not cover all its files hold: import it again';

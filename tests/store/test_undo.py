@@ -1,0 +1,144 @@
+"""Every act by hand, and an import of records, can be taken back: then the database is what it was, row for row."""
+
+import json
+import shutil
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import kinbase
+from kinbase.errors import KinbaseError
+from kinbase.store import journal
+
+
+def rows(db):
+    """{table: its rows, in no order} of everything but the migrations."""
+    with db.store.reading() as con:
+        tables = con.execute(
+            "select table_name from duckdb_tables() where schema_name = 'raw' and table_name <> 'migration'"
+        ).fetchall()
+        return {
+            name: con.execute(f"select r::varchar from (select * from raw.{name}) r order by 1").fetchall()
+            for (name,) in tables
+        }
+
+
+@pytest.fixture(scope="session")
+def measured(tmp_path_factory, family):
+    """A database with the whole family measured in it, and claims, to copy."""
+    path = tmp_path_factory.mktemp("measured") / "kin.duckdb"
+    db = kinbase.open(path)
+    db.import_(family.values(), base="base")
+    db.link("merge_ab", ["ft_a", "ft_b"], method="linear", weights=[0.6, 0.4])
+    return path
+
+
+NAMES = ["base", "ft_a", "ft_b", "ft_c", "merge_ab", "ghost", "org/other", "it's [new], a \\ name"]
+name = st.sampled_from(NAMES)
+act = st.one_of(
+    st.tuples(st.just("link"), name, st.lists(name, min_size=1, max_size=2)),
+    st.tuples(st.just("unlink"), name),
+    st.tuples(st.just("rm"), st.lists(name, min_size=1, max_size=3)),
+    st.tuples(st.just("rename"), name, name),
+    st.tuples(st.just("alias"), name, name),
+    st.tuples(st.just("unalias"), name),
+    st.tuples(st.just("tag"), name, st.lists(st.sampled_from(["keep", "x", "ü'"]), max_size=2)),
+    st.tuples(st.just("untag"), name),
+    st.tuples(st.just("set"), name, st.sampled_from(["mit", "", "it's, [odd]"])),
+    st.tuples(st.just("score"), name, st.floats(-1e300, 1e300)),
+    st.tuples(st.just("import_"), name, name),
+)
+
+
+def do(db, folder, verb, *told):
+    if verb == "import_":
+        child, parent = told
+        table = folder / "edges.json"
+        table.write_text(json.dumps([{"child": child, "parent": parent, "relation": "finetune"}]))
+        db.import_([table])
+    elif verb == "set":
+        db.set(told[0], license=told[1], notes=told[1] and "of\nlines")
+    elif verb == "score":
+        db.score(told[0], "mmlu", told[1])
+    else:
+        getattr(db, verb)(*told)
+
+
+@settings(max_examples=8, deadline=None, database=None)
+@given(acts=st.lists(act, min_size=1, max_size=6))
+def test_undoing_all_acts_gives_the_same_database(measured, tmp_path_factory, acts):
+    folder = tmp_path_factory.mktemp("acts")
+    db = kinbase.open(shutil.copy(measured, folder / "kin.duckdb"))
+    states = [rows(db)]
+    for verb, *told in acts:
+        is_refused = False
+        try:
+            do(db, folder, verb, *told)
+        except KinbaseError:
+            is_refused = True
+        now = rows(db)
+        if now != states[-1]:
+            assert not is_refused, "a refused act changed something"
+            states.append(now)
+    for state in reversed(states[:-1]):
+        assert len(db.undo()) == 1
+        assert rows(db) == state
+    assert sorted(db.log()["can_be_undone"]) == [False, True]  # the family's import, and its link
+
+
+def test_many_acts_are_undone_at_once_or_not_at_all(measured, tmp_path):
+    db = kinbase.open(shutil.copy(measured, tmp_path / "kin.duckdb"))
+    before = rows(db)
+    db.tag("ft_a", ["keep"])
+    db.rename("ft_a", "first")
+    db.score("first", "mmlu", 61.5)
+    after = rows(db)
+    with pytest.raises(KinbaseError, match="only 4 acts to undo"):
+        db.undo(9)
+    assert rows(db) == after
+    assert [line.split()[1] for line in db.undo(3)] == ["score", "rename", "tag"]
+    assert rows(db) == before
+
+
+def test_what_weights_were_built_on_is_not_undone(empty, family, tmp_path):
+    table = tmp_path / "edges.json"
+    table.write_text(json.dumps([{"child": "ft_a", "parent": "base", "relation": "finetune"}]))
+    empty.import_([table])
+    empty.import_([family["base"], family["ft_a"]], base="base")
+    state = rows(empty)
+    with pytest.raises(KinbaseError, match="models it left were changed since"):
+        empty.undo()
+    assert rows(empty) == state
+    assert empty.log()["verb"].to_list() == ["import", "import"]
+
+
+def test_a_row_that_another_program_changed_is_not_taken_for_the_acts(measured, tmp_path):
+    db = kinbase.open(shutil.copy(measured, tmp_path / "kin.duckdb"))
+    db.tag("ft_a", ["keep"])
+    with db.store.writing() as con:
+        con.execute("update raw.tag set tag = 'other'")
+    with pytest.raises(KinbaseError, match="tags it left were changed"):
+        db.undo()
+    assert db.models("ft_a")["tags"].to_list() == [["other"]]
+
+
+def test_an_act_that_changes_nothing_leaves_no_trace(measured, tmp_path):
+    db = kinbase.open(shutil.copy(measured, tmp_path / "kin.duckdb"))
+    db.tag("ft_a", ["keep"])
+    number = db.log().height
+    db.tag("ft_a", ["keep"])
+    assert db.log().height == number
+
+
+def test_the_same_rows_twice_count_as_two(empty):
+    """Two equal rows, of which one goes: the other is not taken for it."""
+    with empty.store.writing() as con:
+        con.execute("insert into raw.tag values (1, 'x'), (1, 'x'), (1, 'y')")
+    before = rows(empty)
+    with empty.store.writing() as con, journal.act(con, "tag", "half"):
+        con.execute("delete from raw.tag where rowid = 0")
+        con.execute("insert into raw.tag values (1, 'y')")
+    assert empty.log()["changed"].to_list() == ["tags: 1 changed"]
+    empty.undo()
+    assert rows(empty) == before
