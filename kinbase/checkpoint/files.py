@@ -5,13 +5,13 @@ import json
 import os
 import re
 import stat
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from kinbase.checkpoint import FileStamp
+from kinbase.checkpoint.descriptors import OPEN
 from kinbase.checkpoint.limits import LIMITS, refuse_many
 from kinbase.errors import CheckpointError
 
@@ -193,16 +193,13 @@ def _no_constant(name: str) -> None:
 class WeightsFile:
     """Positional reads of one file, from any thread.
 
-    The descriptor is opened by the first read. Given `kept`, it stays open until `close`; without,
-    each read opens the file, so that eight models of 160 shards do not run into the limit on open
-    files. Raises CheckpointError when there is no such regular file.
+    The descriptor is opened by the first read. Given `kept`, it stays open until `close`, or until too many are
+    (`descriptors`); without, each read opens the file. Raises CheckpointError when there is no such regular file.
     """
 
     def __init__(self, path: str | os.PathLike[str], kept: bool = True) -> None:
         self.path = path
         self._kept = kept
-        self._lock = threading.Lock()
-        self._fd: int | None = None
         fd = open_regular(path)
         status = os.fstat(fd)
         os.close(fd)
@@ -231,18 +228,12 @@ class WeightsFile:
             finally:
                 os.close(fd)
             return
-        with self._lock:
-            if self._fd is None:
-                self._fd = self._open()
-            fd = self._fd
-        yield fd
+        with OPEN.borrow(self, self._open) as fd:
+            yield fd
 
     def close(self) -> None:
         """Release the descriptor; a later read opens the file again."""
-        with self._lock:
-            fd, self._fd = self._fd, None
-        if fd is not None:
-            os.close(fd)
+        OPEN.drop(self)
 
     def _open(self) -> int:
         fd = open_regular(self.path)
