@@ -84,9 +84,8 @@ def import_(
     waiting = [
         row["model"]
         for row in found.iter_rows(named=True)
-        if row["status"] in ("imported", "sampled") and not row["base"]
+        if row["status"] in ("imported", "sampled") and not row["base"] and row["model"] not in bases
     ]
-    waiting = [model for model in waiting if model not in bases]
     if waiting:
         say(
             f"no base is known for {', '.join(waiting)}: what were they tuned from? Import them again with --base"

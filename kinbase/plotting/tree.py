@@ -112,16 +112,7 @@ def _drawn(
     high = (max(layout.height.values()) + 1) * row
     width = max(left - turns[-1] + 0.3, 6.6)
     plot = Plot(width, high + 1.55)
-    cut = graph.graph.get("cut", [])
-    notes = [f"{len(graph)} models, {graph.number_of_edges()} edges; columns are generations"]
-    if scores:
-        notes.append(f"scores: {label(next(iter(scores.values()))[1], 90)}")
-    if cut:
-        notes.append(
-            "left out, for the claims go in a circle: "
-            + ", ".join(f"{label(a, 24)} to {label(b, 24)}" for a, b in cut[:3])
-        )
-    plot.head(f"Lineage of {label(focus, 60)}", *notes)
+    plot.head(f"Lineage of {label(focus, 60)}", *_notes(graph, scores))
     axes = plot.area(0, 0.4, width, high + 0.15)
     axes.set_xlim(0, width)
     axes.set_ylim(high, -0.15)
@@ -153,6 +144,20 @@ def _drawn(
         )
     _legend(plot, set(kinds.values()))
     return plot
+
+
+def _notes(graph: nx.DiGraph, scores: dict[str, tuple[float, str]]) -> list[str]:
+    """What stands under the title: what is drawn, of what the scores are, what was left out."""
+    cut = graph.graph.get("cut", [])
+    notes = [f"{len(graph)} models, {graph.number_of_edges()} edges; columns are generations"]
+    if scores:
+        notes.append(f"scores: {label(next(iter(scores.values()))[1], 90)}")
+    if cut:
+        notes.append(
+            "left out, for the claims go in a circle: "
+            + ", ".join(f"{label(a, 24)} to {label(b, 24)}" for a, b in cut[:3])
+        )
+    return notes
 
 
 def _edges_between(layout: Layout, column: int) -> int:
