@@ -122,3 +122,29 @@ def put_measured(con: Connection, child: str, edges: Sequence[Edge]) -> list[str
             ],
         )  # fmt: skip
     return circular
+
+
+def drop_claims_of(con: Connection, source: str, child_ids: Sequence[int]) -> None:
+    """Forget what `source` said of the parents of these children."""
+    con.execute(
+        "delete from raw.claim where source = ? and list_contains(?, child_id)", [source, list(child_ids)]
+    )
+
+
+def put_weights_claim(
+    con: Connection,
+    child_id: int,
+    parent_id: int,
+    relation: str,
+    weight: float | None,
+    detail: str,
+    source: str,
+) -> None:
+    """Store what the weights say of one parent; `detail` is JSON."""
+    con.execute(
+        """
+        insert into raw.claim (child_id, parent_id, relation, weight, evidence, detail, source)
+        values (?, ?, ?, ?, 'weights', ?, ?)
+        """,
+        [child_id, parent_id, relation, weight, detail, source],
+    )

@@ -31,6 +31,7 @@ from kinbase.provenance.recipes.verdict import (
     graded,
     judge,
 )
+from kinbase.query import sums as stored
 from kinbase.store import Connection
 
 CLOSED = (None, "linear", "slerp", "task_arithmetic", "nuslerp", "multislerp", "karcher", "model_stock")
@@ -62,15 +63,7 @@ def findings(
     Of a model that names no parents there is a row only when its weights do, or when it was asked for.
     `report` is told how many of how many models were looked at.
     """
-    measured = con.execute(
-        """
-        select m.name, m.model_id, b.model_id, b.name from raw.model m join raw.model b on b.model_id = m.base_id
-        where m.digest is not null and m.model_id in (select model_id from raw.delta)
-            and m.model_id in (select model_id from raw.weight) and (len($1) = 0 or list_contains($1, m.name))
-        order by b.model_id, m.name
-        """,
-        [list(names)],
-    ).fetchall()
+    measured = stored.measured_models(con, names)
     said = all_claims(con)
     rows = _copies(con, said, names)
     done = 0
@@ -320,17 +313,11 @@ def _held_base(con: Connection, claim: Claim, model: Model) -> list[Row]:
         if name == base:
             continue
         other, _ = claim.here.get(name, (None, None))
-        found = con.execute(
-            """
-            select sqrt(greatest(sumsq_a + sumsq_b - 2 * dot, 0)), sqrt(if(a_id = $1, sumsq_a, sumsq_b))
-            from raw.pair where a_id = least($1, $2) and b_id = greatest($1, $2)
-            """,
-            [model.model_id, other],
-        ).fetchall()
+        found = stored.distance_and_length(con, model.model_id, other)
         if not found:
             rows.append((claim.child, claim.text(), "undecidable", f"measured against {base}, not {name}"))
             continue
-        ((far, length),) = found
+        far, length = found
         verdict = "supported" if far < length else "contradicted"
         rows.append(
             (claim.child, claim.text(), verdict, f"distance {far:.4g} to {name}, {length:.4g} to {base}")

@@ -14,6 +14,7 @@ from kinbase.errors import KinbaseError
 from kinbase.provenance.recipes import stored_grams as grams
 from kinbase.provenance.recipes.recipe import Recipe
 from kinbase.provenance.recipes.search import Family, Recipes, Screened
+from kinbase.query import sums as stored
 from kinbase.store import Connection
 
 MANY = 64
@@ -83,16 +84,8 @@ class Model:
 
 def all_claims(con: Connection) -> dict[str, list[Claim]]:
     """What is said of each model, by whoever says it: the weights' own word is not a claim."""
-    rows = con.execute(
-        """
-        select c.name, k.evidence, k.source, p.name, k.relation, k.method, k.weight,
-            if(p.digest is null, null, p.model_id), p.base_id
-        from raw.claim k join raw.model c on c.model_id = k.child_id join raw.model p on p.model_id = k.parent_id
-        where k.evidence <> 'weights' order by c.name, k.evidence, k.source, k.weight desc nulls last, p.name
-        """
-    ).fetchall()
     found: dict[tuple[str, str, str | None], Claim] = {}
-    for child, evidence, source, parent, relation, method, weight, parent_id, base_id in rows:
+    for child, evidence, source, parent, relation, method, weight, parent_id, base_id in stored.claims(con):
         claim = found.setdefault((child, evidence, source), Claim(child, evidence, []))
         claim.edges.append((parent, relation, method, weight))
         if parent_id is not None:

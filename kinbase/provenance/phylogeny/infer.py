@@ -23,10 +23,12 @@ from kinbase.ingest.steps import OnProgress as Report
 from kinbase.provenance.phylogeny.distances import Points
 from kinbase.provenance.phylogeny.merges import Family, infer_family
 from kinbase.provenance.recipes.least_squares import BITS, FloatArray
+from kinbase.query import sums as stored_sums
 from kinbase.query.kinship import ENOUGH
 from kinbase.store import Connection, Store
 from kinbase.store import kinship as sums
 from kinbase.store import names as naming
+from kinbase.store.lineage import drop_claims_of, put_weights_claim
 from kinbase.store.names import Member
 
 if TYPE_CHECKING:
@@ -71,7 +73,7 @@ def infer(
     with store.reading() as con:
         names = {naming.resolve(con, label) for label in (*models, *among)} if models else None
         stored = [m for m in naming.members(con) if names is None or m.name in names]
-        adapters = {name for (name,) in con.execute(ADAPTERS).fetchall()}
+        adapters = stored_sums.adapters(con)
     notes = [
         f"{m.name} is an adapter: its parent is the model it was made for"
         for m in stored
@@ -94,13 +96,6 @@ def infer(
                 known = cluster.index(measured.base) if measured.base in cluster and not blind else None
                 found.append(infer_family(part, root=known))
     return sorted(found, key=lambda family: (-len(family.members), family.root)), notes
-
-
-ADAPTERS = """
-select m.name from raw.model m where m.digest is not null
-    and (m.model_id in (select child_id from raw.claim where evidence = 'adapter')
-        or (m.parameters is null and m.model_id in (select model_id from raw.delta)))
-"""
 
 
 def _groups(stored: list[Member]) -> list[tuple[list[Member], int | None]]:
@@ -178,35 +173,25 @@ def _stored(con: Connection, group: list[Member], base: int) -> Measured | None:
     """Points from stored Grams; None where a pair or a model's own sums are missing."""
     ids = [m.model_id for m in group]
     at = {model_id: i for i, model_id in enumerate(ids)}
-    tensors = con.execute(
-        "select name, numel from raw.tensor where base_id = ? order by position", [base]
-    ).fetchall()
+    tensors = stored_sums.tensors(con, base)
     count = len(tensors)
     lengths, numel = np.zeros((count, len(ids))), np.zeros((count, len(ids)))
     zeros = np.zeros((count, len(ids)))
-    query = """
-        select model_id, position, numel, sumsq, zeros from raw.delta where base_id = ? and list_contains(?, model_id)
-    """
-    for model_id, position, n, sumsq, same in con.execute(query, [base, ids]).fetchall():
-        zeros[position - 1, at[model_id]] = same or 0
-        lengths[position - 1, at[model_id]] = np.nan if sumsq is None else sumsq
+    for model_id, position, n, sumsq, same in zip(*stored_sums.deltas(con, base, ids), strict=True):
+        position = int(position)
+        zeros[position - 1, at[model_id]] = np.nan_to_num(same)
+        lengths[position - 1, at[model_id]] = sumsq
         numel[position - 1, at[model_id]] = n
     dots = np.full((count, len(ids), len(ids)), np.nan)
-    query = "select a_id, b_id, dots from raw.pair where base_id = $1 and list_contains($2, a_id) and list_contains($2, b_id)"
-    con.execute(query, [base, ids])
-    while rows := con.fetchmany(
-        10_000
-    ):  # of a thousand models all at once would be gigabytes of Python floats
-        for a, b, values in rows:
-            row = np.array([np.nan if value is None else value for value in values])
-            dots[:, at[a], at[b]] = dots[:, at[b], at[a]] = row
+    for a, b, values in stored_sums.dots_among(con, base, ids):
+        row = np.array([np.nan if value is None else value for value in values])
+        dots[:, at[a], at[b]] = dots[:, at[b], at[a]] = row
     if base in at:
         numel[:, at[base]] = [n for _, n in tensors]
         dots[:, at[base], :] = dots[:, :, at[base]] = 0.0
     dots[:, range(len(ids)), range(len(ids))] = lengths
     weights: dict[int, Weights] = {model_id: {} for model_id in ids}
-    query = "select model_id, tensor, dtype, numel, sum, sumsq, ulpsq from raw.weight where list_contains(?, model_id)"
-    for model_id, tensor, *facts in con.execute(query, [ids]).fetchall():
+    for model_id, tensor, *facts in stored_sums.weights(con, ids):
         weights[model_id][tensor] = tuple(np.nan if fact is None else fact for fact in facts)  # type: ignore[assignment]
     whole = (numel == np.array([[n] for _, n in tensors])).all(axis=1)
     return _measured(
@@ -216,8 +201,7 @@ def _stored(con: Connection, group: list[Member], base: int) -> Measured | None:
 
 
 def _dates(con: Connection, ids: Sequence[int]) -> list[float | None]:
-    query = "select model_id, epoch(created_at) from raw.model where list_contains(?, model_id)"
-    known = dict(con.execute(query, [list(ids)]).fetchall())
+    known = stored_sums.seconds_of(con, ids)
     return [known[i] for i in ids]
 
 
@@ -265,20 +249,12 @@ def _dtype(weights: Weights) -> str:
 def _sketched(con: Connection, group: list[Member]) -> Measured | None:
     """Points from sketches: one distance a pair, with an error of 1 / sqrt(k) of it; None where one has none."""
     ids = [m.model_id for m in group]
-    query = """
-        select model_id, sums from raw.sketch where list_contains($1, model_id) and scheme = (
-            select scheme from raw.sketch where list_contains($1, model_id) group by scheme
-            having count(*) = len($1) order by scheme limit 1
-        )
-    """
-    rows = dict(con.execute(query, [ids]).fetchall())
-    own = con.execute(
-        """
-        select model_id, tensor, numel, sum, sumsq, ulpsq, dtype from raw.weight
-        where list_contains(?, model_id) and sumsq is not null
-        """,
-        [ids],
-    ).fetchall()
+    rows = stored_sums.sketches_of_one_scheme(con, ids)
+    own = [
+        (model_id, tensor, numel, total, square, ulp, dtype)
+        for model_id, tensor, dtype, numel, total, square, ulp in stored_sums.weights(con, ids)
+        if square is not None
+    ]
     if rows.keys() != set(ids) or {row[0] for row in own} != set(ids):
         return None
     tensors = {tensor: t for t, tensor in enumerate(dict.fromkeys(row[1] for row in own))}
@@ -401,20 +377,11 @@ def record(store: Store, edges: Sequence[tuple[str, str, str, float, float | Non
     notes = []
     with store.writing() as con:
         ids = {name: naming.named(con, name) for edge in edges for name in edge[:2]}
-        con.execute(
-            "delete from raw.claim where source = ? and list_contains(?, child_id)",
-            [SOURCE, [ids[edge[1]] for edge in edges]],
-        )
+        drop_claims_of(con, SOURCE, [ids[edge[1]] for edge in edges])
         for parent, child, relation, confidence, weight, words in edges:
             if con.execute("select 1 from ancestors(?) where model = ?", [parent, child]).fetchone():
                 notes.append(f"{parent} descends from {child} by other claims: the edge is not recorded")
                 continue
             detail = json.dumps({"confidence": round(confidence, 4), "evidence": words})
-            con.execute(
-                """
-                insert into raw.claim (child_id, parent_id, relation, weight, evidence, detail, source)
-                values (?, ?, ?, ?, 'weights', ?, ?)
-                """,
-                [ids[child], ids[parent], relation, weight, detail, SOURCE],
-            )
+            put_weights_claim(con, ids[child], ids[parent], relation, weight, detail, SOURCE)
     return notes

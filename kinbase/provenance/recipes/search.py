@@ -34,6 +34,7 @@ from kinbase.provenance.recipes.verdict import (
     fitted,
     judge,
 )
+from kinbase.query import sums as stored
 from kinbase.query.kinship import ENOUGH
 from kinbase.store import Connection, Store
 from kinbase.store import kinship as sums
@@ -197,22 +198,12 @@ def measure(
 
 def placed(con: Connection, name: str) -> tuple[int, int, str]:
     """Ids of a model and of its base, and the base's name; KinbaseError for a model that has no recipe."""
-    row = con.execute(
-        """
-        select m.model_id, m.base_id, b.name, m.digest is not null, m.model_id in (select model_id from raw.delta),
-            m.model_id in (select model_id from raw.weight), m.model_id in (select base_id from raw.model),
-            m.relation = 'adapter' or m.model_id in (select child_id from raw.claim where relation = 'adapter')
-        from raw.model m left join raw.model b on b.model_id = m.base_id where m.name = ?
-        """,
-        [name],
-    ).fetchone()
-    assert row
-    model_id, base_id, base, has_weights, measured, weighed, is_base, is_adapter = row
+    model_id, base_id, base, has_weights, measured, weighed, is_base, is_adapter = stored.state(con, name)
     if not has_weights:
         raise KinbaseError(f"{name} is known without its weights: import its checkpoint")
     if base_id is None and is_base:
         raise KinbaseError(f"{name} is the base of its family: recipes are of what was made from it")
-    if base_id is None:
+    if base_id is None or base is None:
         raise KinbaseError(f"no base is known for {name}: import it again with --base")
     if is_adapter and not weighed:
         raise KinbaseError(f"{name} is an adapter, a change and no whole model: merge it first, import that")
@@ -227,20 +218,12 @@ def placed(con: Connection, name: str) -> tuple[int, int, str]:
 
 def load(con: Connection, base_id: int, base: str) -> Family:
     """The family measured against a base, without the sums of its pairs by tensor."""
-    rows = con.execute(
-        """
-        select model_id, created_at from raw.model
-        where base_id = ? and digest is not null and model_id in (select model_id from raw.delta) order by model_id
-        """,
-        [base_id],
-    ).fetchall()
-    ids = [model_id for model_id, _ in rows]
+    dates = stored.members_with_dates(con, base_id)
+    ids = list(dates)
     children: dict[int, set[int]] = {}
-    for parent, child in con.execute(
-        "select distinct parent_id, child_id from raw.claim where evidence <> 'weights'"
-    ).fetchall():
+    for parent, child in stored.children_by_claims(con):
         children.setdefault(parent, set()).add(child)
-    return Family(base, grams.totals(con, base_id, ids), grams.load(con, base_id, ids), dict(rows), children,
+    return Family(base, grams.totals(con, base_id, ids), grams.load(con, base_id, ids), dates, children,
                   sums.covered(con, base_id))  # fmt: skip
 
 
@@ -354,16 +337,7 @@ def _short(totals: grams.Totals, child: int, known: list[int], floor: float) -> 
 
 def _wanted(con: Connection, child_id: int, ids: Sequence[int]) -> list[str]:
     """Whom to measure with the model: the nearest by what is known, and whoever nothing is known of."""
-    near = dict(
-        con.execute(
-            """
-            select o.model_id, abs(k.cs) from kinship k
-            join raw.model m on m.name = k.model_a join raw.model o on o.name = k.model_b
-            where m.model_id = $1 and list_contains($2, o.model_id) and k.cs is not null
-            """,
-            [child_id, list(ids)],
-        ).fetchall()
-    )
+    near = stored.cosines(con, child_id, ids)
     known = sorted((i for i in ids if near.get(i, 0.0) >= FAR), key=lambda i: -near[i])[:SHORT]
     return [naming.name_of(con, i) for i in (*known, *(i for i in ids if i not in near))]
 
@@ -371,27 +345,12 @@ def _wanted(con: Connection, child_id: int, ids: Sequence[int]) -> list[str]:
 def places(store: Store, names: Sequence[str], model: str) -> tuple[dict[str, str], str | None]:
     """Where the named models lie (an adapter with what it is of: `model+adapter`), and the dtype of `model`."""
     with store.reading() as con:
-        found = dict(
-            con.execute(
-                "select name, source from raw.model where list_contains($1, name)", [list(names)]
-            ).fetchall()
-        )
-        adapters = dict(
-            con.execute(
-                """
-                select c.name, p.source from raw.claim k
-                join raw.model c on c.model_id = k.child_id join raw.model p on p.model_id = k.parent_id
-                where k.relation = 'adapter' and list_contains($1, c.name)
-                """,
-                [list(names)],
-            ).fetchall()
-        )
-        row = con.execute("select dtype from raw.model where name = ?", [model]).fetchone()
+        found, adapters, dtype = stored.files_of(con, names, model)
     for name in names:
         if not found.get(name):
             raise KinbaseError(f"it is not known where {name} lies: import its checkpoint")
     whole = {name: f"{adapters[name]}+{path}" if name in adapters else path for name, path in found.items()}
-    return whole, row[0] if row else None
+    return whole, dtype
 
 
 def record(store: Store, recipe: Recipe) -> list[str]:

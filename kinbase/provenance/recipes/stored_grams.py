@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from kinbase.checkpoint.names import bare
 from kinbase.provenance.recipes.least_squares import BITS, FloatArray, Grams, Normal
+from kinbase.query import sums as stored
 from kinbase.store import Connection
 
 UNROUNDED = "F64"
@@ -75,18 +76,11 @@ class Stored:
 
 def totals(con: Connection, base_id: int, ids: Sequence[int]) -> Totals:
     """The measured inner products among models of one family."""
-    rows = con.execute(
-        """
-        select m.model_id, m.name, sum(d.sumsq)
-        from raw.model m join raw.delta d on d.model_id = m.model_id and d.base_id = m.base_id
-        where m.base_id = $1 and list_contains($2, m.model_id) group by all order by m.model_id
-        """,
-        [base_id, list(ids)],
-    ).fetchall()
+    rows = stored.lengths(con, base_id, ids)
     known = np.array([model_id for model_id, _, _ in rows], dtype=np.int64)
     gram = np.full((len(rows), len(rows)), np.nan)
     np.fill_diagonal(gram, [sumsq if sumsq is not None else np.nan for _, _, sumsq in rows])
-    a, b, dot = _columns(con, "select a_id, b_id, dot from raw.pair where base_id = ?", [base_id])
+    a, b, dot = stored.dots(con, base_id)
     ours = np.isin(a, known) & np.isin(b, known)
     i, j = (np.searchsorted(known, column[ours]) for column in (a, b))
     gram[i, j] = gram[j, i] = dot[ours]
@@ -95,17 +89,10 @@ def totals(con: Connection, base_id: int, ids: Sequence[int]) -> Totals:
 
 def load(con: Connection, base_id: int, ids: Sequence[int]) -> Sums:
     """The sums of the base and of models of its family, without any of their pairs."""
-    names = dict(
-        con.execute(
-            "select model_id, name from raw.model where list_contains(?, model_id)", [[base_id, *ids]]
-        ).fetchall()
-    )
-    rows = con.execute(
-        "select name, numel from raw.tensor where base_id = ? order by position", [base_id]
-    ).fetchall()
+    names = stored.names_of(con, [base_id, *ids])
+    rows = stored.tensors(con, base_id)
     tensors = [name for name, _ in rows]
-    query = "select model_id, position, numel, sumsq, zeros from raw.delta where base_id = $1 and list_contains($2, model_id)"
-    deltas = _by_model(*_columns(con, query, [base_id, list(ids)]), count=len(tensors))
+    deltas = _by_model(*stored.deltas(con, base_id, ids), count=len(tensors))
     weights, dtypes = _weights(con, [base_id, *ids], tensors)
     sizes = np.array([numel for _, numel in rows], dtype=np.float64)
     return Sums(base_id, names, tensors, sizes, deltas, weights, dtypes)
@@ -117,17 +104,12 @@ def fetch(con: Connection, sums: Sums, groups: Iterable[Sequence[int]]) -> None:
     if not wanted:
         return
     sums.pairs.update(dict.fromkeys(wanted))
-    chosen = """
-        semi join (select unnest($2::integer[]) as a_id, unnest($3::integer[]) as b_id) using (a_id, b_id)
-        where base_id = $1
-    """
-    parameters = [sums.base_id, *map(list, zip(*wanted, strict=True))]
-    a, b, dot = _columns(con, f"select a_id, b_id, unnest(dots) from raw.pair {chosen}", parameters)
+    pairs = list(wanted)
+    a, b, dot = stored.dots_by_tensor(con, sums.base_id, pairs)
     count = len(sums.tensors)
     for i, found in enumerate(dot.reshape(-1, count)):
         sums.pairs[int(a[i * count]), int(b[i * count])] = found
-    query = f"select a_id, b_id, position from raw.pair_part {chosen}"
-    for one, other, position in con.execute(query, parameters).fetchall():
+    for one, other, position in stored.partial(con, sums.base_id, pairs):
         partly = sums.pairs[one, other]
         if partly is not None:
             partly[position - 1] = np.nan
@@ -227,35 +209,13 @@ def _weights(
     for position, name in enumerate(tensors, 1):
         at[bare(name)] = position
     at |= {name: position for position, name in enumerate(tensors, 1)}
-    dtypes: dict[int, str] = {}
-    query = """
-        select model_id, dtype from raw.weight where list_contains(?, model_id) group by all order by sum(numel), dtype
-    """
-    dtypes.update(con.execute(query, [list(ids)]).fetchall())
-    met = con.execute(
-        "select distinct tensor from raw.weight where list_contains(?, model_id)", [list(ids)]
-    ).fetchall()
-    placed = {tensor: at.get(tensor, at.get(bare(tensor))) for (tensor,) in met}
+    dtypes = stored.main_dtypes(con, ids)
+    placed = {tensor: at.get(tensor, at.get(bare(tensor))) for tensor in stored.weight_names(con, ids)}
     known = {tensor: position for tensor, position in placed.items() if position is not None}
-    bits = " ".join(f"when '{code}' then {number}" for code, number in BITS.items())
-    query = f"""
-        select model_id, position, numel, sumsq, ulpsq, sum, (case dtype {bits} end)::double from raw.weight
-        join (select unnest($2::varchar[]) as tensor, unnest($3::integer[]) as position) using (tensor)
-        where list_contains($1, model_id) and sumsq is not null
-    """
-    columns = _columns(con, query, [list(ids), list(known), list(known.values())])
+    columns = stored.weights_at(con, ids, known, BITS)
     found = _by_model(*columns, count=len(tensors))
     nothing = np.full((5, len(tensors)), np.nan)
     return {model_id: found.get(model_id, nothing) for model_id in dtypes}, dtypes
-
-
-def _columns(con: Connection, query: str, parameters: Sequence[object]) -> list[FloatArray]:
-    """The columns of a query as arrays, NaN for NULL: rows as Python tuples would be most of the time it takes."""
-    found = con.execute(query, list(parameters)).fetchnumpy()
-    return [
-        np.ma.filled(column.astype(np.float64), np.nan) if np.ma.isMaskedArray(column) else column
-        for column in found.values()
-    ]
 
 
 def _by_model(
