@@ -8,6 +8,7 @@ from kinbase.checkpoint import relations
 from kinbase.checkpoint import yaml as safe_yaml
 from kinbase.checkpoint.files import CONFIG_LIMIT, is_file, read_json, shown
 from kinbase.checkpoint.ids import says_nothing
+from kinbase.checkpoint.limits import LIMITS
 from kinbase.checkpoint.untrusted import model_id, read_text
 from kinbase.errors import CheckpointError
 
@@ -83,7 +84,10 @@ def listed(value: object) -> list[object]:
 def _bases(card: Card) -> None:
     """The base models of the header; or else of the tags that the Hub and PEFT make of them."""
     told = [each for each in listed(card.header.get("base_model")) if not says_nothing(each)]
-    card.bases = list(dict.fromkeys(base for base in (model_id(each, card.refused) for each in told) if base))
+    if len(told) > LIMITS.parents:
+        card.refused.append(f"all but {LIMITS.parents:,} of {len(told):,} base models")
+    some = told[: LIMITS.parents]
+    card.bases = list(dict.fromkeys(base for base in (model_id(each, card.refused) for each in some) if base))
     for match in filter(None, (_TAG.fullmatch(tag) for tag in sorted(card.tags))):
         base = model_id(match["base"], [])
         if base and not card.bases and not says_nothing(match["base"]):

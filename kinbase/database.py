@@ -86,6 +86,7 @@ class Kinbase(Acts):
         which brings in metadata, after which `sample` or `stream` go on with all that was met. A source that
         fails has status "failed" and the reason in its notes.
         """
+        self.store.fill()
         whole = [str(source) for source in sources if is_whole(str(source))]
         if whole:
             if len(sources) > 1 or base or name:

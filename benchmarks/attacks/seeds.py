@@ -5,7 +5,7 @@ import struct
 import zipfile
 from pathlib import Path
 
-import families
+import safetensors.torch
 
 CARD = """---
 license: mit
@@ -43,7 +43,7 @@ TABLES = {
 
 
 def make(folder: Path) -> list[Path]:
-    """The files, each in a folder of its own where its name must be the usual one."""
+    """The files, each in a folder of its own where its name must be the usual one; the Parquet file last."""
     import polars
     import torch
 
@@ -71,11 +71,10 @@ def make(folder: Path) -> list[Path]:
     polars.DataFrame(
         {"model": ["a", "b"], "benchmark": ["x", "y"], "metric": ["acc", "acc"], "value": [0.5, 1.0]}
     ).write_parquet(path / "scores.parquet")
-    families.write_safetensors(
-        path / "model.safetensors", {"w": torch.ones(2, 3), "n": torch.zeros(4, dtype=torch.bfloat16)}
+    safetensors.torch.save_file(
+        {"w": torch.ones(2, 3), "n": torch.zeros(4, dtype=torch.bfloat16)}, path / "model.safetensors"
     )
     torch.save({"w": torch.ones(2, 3), "b": torch.zeros(4)}, path / "pytorch_model.bin")
-    # A Parquet file is decoded in a process of its own: one in every dozen of the others is enough.
     return [
         *files,
         path / "model.safetensors",

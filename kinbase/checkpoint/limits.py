@@ -42,6 +42,8 @@ class Limits:
     gguf_values: int = 5_000_000
     gguf_text: int = 64 << 10
     name_chars: int = 1000
+    parents: int = 1000
+    """Models that one card names as its model's."""
     seconds: float = 3.0
     """Processor time of one reader on one file; a second more for each 4 MB of it."""
     memory: int = 200 << 20

@@ -49,6 +49,9 @@ MOMENT = 2.0
 _CHECKED: set[tuple[str, int, int]] = set()
 """Files whose views were compared with ours."""
 
+EMPTY = 64 << 10
+"""Bytes that a file may have in which nothing was ever defined; one with a schema has megabytes."""
+
 BATCH = 10_000
 """Rows fetched at a time."""
 
@@ -203,6 +206,12 @@ class Store:
         finally:
             with suppress(duckdb.Error):
                 con.close()
+
+    def fill(self) -> None:
+        """Lay the schema in a file that an import left empty when it was cut off; nothing for any other."""
+        if self._exists() and self.path.stat().st_size <= EMPTY:
+            with self.writing():
+                pass
 
     def _exists(self) -> bool:
         """Whether there is anything at the path; raises DatabaseError where it can be no database."""

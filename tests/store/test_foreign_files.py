@@ -1,0 +1,153 @@
+"""Database files that somebody else wrote, or nobody finished: their views are made anew, or they are refused in a line."""
+
+import os
+
+import duckdb
+import pytest
+
+import kinbase
+from kinbase.errors import DatabaseError
+from kinbase.store import Store, surface
+
+
+@pytest.fixture
+def foreign(empty):
+    """A database with a score, whose definitions the test changes with DuckDB itself."""
+    (empty.store.path.parent / "s.csv").write_text("model,benchmark,metric,value\na,b,acc,0.5\n")
+    empty.import_([empty.store.path.parent / "s.csv"])
+
+    def change(*statements):
+        with duckdb.connect(empty.store.path) as con:
+            for statement in statements:
+                con.execute(statement)
+        # As another file would be met: what was looked at is remembered for this process only.
+        from kinbase.store import connection
+
+        connection._CHECKED.clear()
+        return empty
+
+    return change
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+LIES = [
+    "create or replace view scores as select 'a' as model, 'b' as benchmark, 'acc' as metric, 99.0 as value",
+    "create or replace view raw.meant_for_nobody as select 1; create or replace view models as select 'evil' as name",
+    "create or replace macro ancestors(m) as table select 'evil' as model, 1 as generation",
+    "create or replace macro main.coalesce_(x) as 1; create or replace macro main.starts_with(a, b) as true",
+    "drop view lineage",
+]
+
+
+@pytest.mark.parametrize("lie", LIES)
+def test_views_that_are_not_ours_answer_nothing_and_are_made_anew(foreign, lie):
+    db = foreign(*lie.split("; "))
+    with pytest.raises(DatabaseError, match="makes all of them anew"):
+        db.sql("from scores")
+    assert db.migrate()
+    assert db.sql("select value from scores").rows() == [(0.5,)]
+    assert db.sql("select name from models").rows() == [("a",)]
+    with db.store.reading() as con:
+        assert surface.differences(con) == ([], [])
+    assert db.migrate() == []
+
+
+@pytest.mark.parametrize("lie", LIES[:3])
+def test_whoever_writes_makes_them_anew_first(foreign, lie):
+    db = foreign(*lie.split("; "))
+    with db.store.writing() as con:
+        assert con.execute("select value from scores").fetchall() == [(0.5,)]
+    assert db.sql("select value from scores").rows() == [(0.5,)]
+
+
+@pytest.mark.parametrize(
+    "lie",
+    [
+        "drop table raw.task; create view raw.task as select 'b' as benchmark, content as category from read_text('/etc/passwd')",
+        "alter table raw.score add column more varchar",
+        "drop view models; create table models as select 'mine' as name",
+    ],
+)
+def test_tables_that_are_not_ours_are_refused_and_untouched(foreign, lie):
+    db = foreign(*lie.split("; "))
+    before = db.store.path.read_bytes()
+    for opening in (db.store.reading, db.store.writing):
+        with pytest.raises(DatabaseError, match="it was edited"), opening():
+            pass
+    with pytest.raises(DatabaseError, match="is as it was"):
+        db.migrate()
+    assert db.store.path.read_bytes() == before
+
+
+def test_a_view_of_ones_own_stays(foreign):
+    db = foreign("create view favourites as select name from raw.model")
+    assert db.sql("from favourites").rows() == [("a",)]
+    assert db.migrate() == []
+
+
+def test_a_writer_reaches_no_file_but_the_database(foreign, tmp_path):
+    db = foreign("select 1")
+    (tmp_path / "secret.csv").write_text("a\n1\n")
+    for query in (f"from read_csv('{tmp_path}/secret.csv')", f"copy raw.model to '{tmp_path}/out.csv'"):
+        with pytest.raises(kinbase.errors.KinbaseError, match="nothing else"), db.store.writing() as con:
+            con.execute(query)
+    assert not (tmp_path / "out.csv").exists()
+
+
+def test_a_file_of_another_programs_is_not_migrated(tmp_path):
+    path = tmp_path / "other.duckdb"
+    with duckdb.connect(path) as con:
+        con.execute("create table mine as select 42 as x")
+    before = path.read_bytes()
+    with pytest.raises(DatabaseError, match="not Kinbase's"):
+        Store(path).migrate()
+    assert path.read_bytes() == before and names(tmp_path) == ["other.duckdb"]
+
+
+def test_a_file_that_was_cut_off_at_its_birth_is_filled(tmp_path):
+    path = tmp_path / "kin.duckdb"
+    duckdb.connect(path).close()
+    db = kinbase.open(path)
+    with pytest.raises(DatabaseError, match="is empty: `kinbase import` fills it"):
+        db.names()
+    (tmp_path / "s.csv").write_text("model,benchmark,metric,value\na,b,acc,0.5\n")
+    db.import_([tmp_path / "s.csv"])
+    assert db.names() == ["a"]
+
+
+def test_a_new_file_is_whole_when_it_is_there(tmp_path, monkeypatch):
+    """Whatever stops its making, nothing is left at its place, and nothing beside it that is in the way of the next."""
+    from kinbase.store import migrations
+
+    def stopped(con):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(migrations, "migrate", stopped)
+    store = Store(tmp_path / "kin.duckdb")
+    with pytest.raises(KeyboardInterrupt), store.writing():
+        pass
+    assert names(tmp_path) == []
+    monkeypatch.undo()
+    with store.writing():
+        pass
+    assert names(tmp_path) == ["kin.duckdb"]
+
+
+def test_what_is_no_regular_file_is_refused(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "folder").mkdir()
+    for name, said in (
+        ("pipe", "regular file"),
+        ("folder", "regular file"),
+        ("x" * 5000, "too long"),
+        ("a\0b", "file name"),
+    ):
+        store = Store(tmp_path / name)
+        for opening in (store.reading, store.writing):
+            with pytest.raises(DatabaseError, match=said), opening():
+                pass
+        with pytest.raises(DatabaseError, match=said):
+            store.migrate()
