@@ -2,15 +2,16 @@
 
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
 from kinbase.checkpoint import DTYPE_BYTES, Blob, Checkpoint, Extent, FileStamp, Record, Tensor
-from kinbase.checkpoint.files import WeightsFile, is_file, parse_object, shown
+from kinbase.checkpoint.files import WeightsFile, absolute, is_file, parse_object, shown
 from kinbase.checkpoint.limits import LIMITS
 from kinbase.checkpoint.tensors import records
 from kinbase.errors import CheckpointError
+from kinbase.importers import state_dict
 from kinbase.importers.metadata import told
 
 HEADER_LIMIT = LIMITS.header_bytes
@@ -53,15 +54,42 @@ class Readable(Protocol):
 
 
 def recognises(source: str) -> bool:
-    """Whether `source` is a .safetensors file."""
-    return source.endswith(".safetensors") and is_file(source)
+    """Whether `source` is a .safetensors file, or what lies under one prefix of its names: PATH#PREFIX."""
+    path, _ = state_dict.split(source)
+    return path.endswith(".safetensors") and is_file(path)
 
 
 def open(source: str) -> Iterator[Record]:
     """The weights of one file and what they say of the model; raises CheckpointError."""
-    weights = checkpoint(source)
+    path, key = state_dict.split(source)
+    weights = checkpoint(path)
+    if key is not None:
+        weights = _under(weights, key)
+    elif copies := state_dict.averages(tensor.name for tensor in weights.tensors):
+        weights.notes.append(
+            f"{shown(path)} holds averages of the model beside it: {', '.join(map(shown, copies))}; choose one with --key"
+        )
     yield from records(weights)
     yield from told(weights.metadata, weights.name)
+
+
+def _under(weights: Checkpoint, key: str) -> Checkpoint:
+    """The tensors whose names begin with `key` and a dot, without it; raises CheckpointError when there are none."""
+    start = key + "."
+    tensors = [replace(t, name=t.name[len(start) :]) for t in weights.tensors if t.name.startswith(start)]
+    if not tensors:
+        first = sorted({tensor.name.partition(".")[0] for tensor in weights.tensors})[:5]
+        raise CheckpointError(
+            f"{shown(weights.source)} holds no tensors under {shown(key)}: their names begin with {', '.join(map(shown, first))}"
+        )
+    return replace(
+        weights,
+        name=f"{weights.name}@{key}",
+        source=f"{absolute(weights.source)}#{key}",
+        tensors=tensors,
+        skipped={n[len(start) :]: reason for n, reason in weights.skipped.items() if n.startswith(start)},
+        blobs=[replace(b, name=b.name[len(start) :]) for b in weights.blobs if b.name.startswith(start)],
+    )
 
 
 def checkpoint(path: str | os.PathLike[str], kept: bool = True) -> Checkpoint:

@@ -4,7 +4,7 @@ Beside it lie optimiser states, generators' states, counters and copies of the m
 is chosen by its key: `PATH#KEY`, which is what `kinbase import PATH --key KEY` means.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -14,6 +14,9 @@ from kinbase.errors import CheckpointError
 
 _DEEPEST = 8
 """Mappings within mappings that are looked into; training scripts nest two or three."""
+
+_MOST_IN_A_LIST = 64
+"""Models of a list that are looked at: an ensemble, the stages of a pipeline."""
 
 _SLOTS = frozenset(
     (
@@ -92,6 +95,12 @@ def chosen(loaded: object, key: str | None, what: str) -> tuple[Candidate, list[
     return best, [c for c in [*ranked[1:], *_copies(best)] if 10 * c.numel >= best.numel]
 
 
+def averages(names: Iterable[str]) -> list[str]:
+    """First parts of names that say that what follows is an average of the model."""
+    prefixes = {name.partition(".")[0] for name in names if "." in name}
+    return sorted(p for p in prefixes if Candidate((p,), {}, 0).is_averaged)
+
+
 def _within(whole: Candidate, prefix: str) -> Candidate:
     """The tensors of a flat state dict whose names begin with `prefix` and a dot, without it."""
     state = {
@@ -104,9 +113,7 @@ def _within(whole: Candidate, prefix: str) -> Candidate:
 
 def _copies(whole: Candidate) -> list[Candidate]:
     """Averages of the model that lie in the same mapping, under a first part of the names that says so."""
-    prefixes = {name.partition(".")[0] for name in whole.state if isinstance(name, str) and "." in name}
-    found = [_within(whole, prefix) for prefix in sorted(prefixes)]
-    return [part for part in found if part.is_averaged]
+    return [_within(whole, prefix) for prefix in averages(n for n in whole.state if isinstance(n, str))]
 
 
 def _numel(state: Mapping[Any, Any]) -> int:
@@ -121,6 +128,8 @@ def _candidates(value: object, path: tuple[str, ...], depth: int) -> Iterator[Ca
     """Every mapping below `value` that holds tensors, outer ones first."""
     import torch
 
+    if isinstance(value, list | tuple) and path and len(value) <= _MOST_IN_A_LIST:
+        value = {str(at): item for at, item in enumerate(value) if isinstance(item, Mapping)}
     if not isinstance(value, Mapping) or depth == 0:
         return
     if path and any(word in path[-1].lower() for word in _NOT_MODELS):
@@ -129,5 +138,5 @@ def _candidates(value: object, path: tuple[str, ...], depth: int) -> Iterator[Ca
     if named and not _SLOTS.issuperset(named):
         yield Candidate(path, value, _numel(value))
     for name, item in value.items():
-        if isinstance(name, str) and isinstance(item, Mapping):
+        if isinstance(name, str) and isinstance(item, Mapping | list | tuple):
             yield from _candidates(item, (*path, name), depth - 1)

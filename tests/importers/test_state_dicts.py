@@ -3,6 +3,7 @@
 import pytest
 import torch
 from checkpoints import opened, refused
+from families import write_safetensors
 
 from kinbase.checkpoint import Checkpoint
 from kinbase.errors import CheckpointError
@@ -29,6 +30,7 @@ NESTS = {
     "an optimiser larger than it": {"agent": {"policy": MODEL}, "optimizer": OPTIMISER},
     "an optimiser by the parameters' names": {"app": {"model": MODEL, "opt": BY_NAME}},
     "an average before it": {"state_dict_ema": AVERAGE, "state_dict": MODEL},
+    "one of a list": {"models": [{"weights": MODEL}, {"bias": torch.zeros(2)}], "losses": [1.0, 2.0]},
     "deep": {"checkpoint": {"callbacks": {"none": {}}, "trainer": {"module": MODEL}}},
 }
 
@@ -109,3 +111,19 @@ def test_values_that_are_not_read_are_part_of_the_identity(tmp_path):
             assert torch.frombuffer(raw, dtype=torch.complex64).tolist() == [1, 1]
         else:
             assert bytes(raw) == path.read_bytes()
+
+
+def test_an_average_in_a_safetensors_file_is_named_and_can_be_chosen(tmp_path):
+    from kinbase.importers import safetensors as one_file
+
+    both = {f"model.{n}": t for n, t in MODEL.items()} | {f"ema_model.{n}": t for n, t in AVERAGE.items()}
+    path = write_safetensors(tmp_path / "run.safetensors", both)
+    checkpoint, _, (problem,) = opened(one_file, path)
+    assert len(checkpoint.tensors) == 4 and "'ema_model'" in problem.message
+    chosen, _, problems = opened(one_file, f"{path}#ema_model")
+    assert same(values(chosen), AVERAGE) and chosen.name == "run@ema_model" and problems == []
+    assert same(values(opened(one_file, chosen.source)[0]), AVERAGE)
+    with pytest.raises(
+        CheckpointError, match="no tensors under 'x': their names begin with 'ema_model', 'model'"
+    ):
+        list(one_file.open(f"{path}#x"))
