@@ -165,7 +165,7 @@ def _matrices(
             "no kinship is known among these models: two of them need a common base, see `kinbase import --help` "
             "(a base itself has none: nothing of it changed)"
         )
-    names = base.resolved(names) if chosen else sorted({*pairs["model_a"], *pairs["model_b"]})
+    names = base.matrix(base.resolved(names) if chosen else ()).names
     partial = {
         frozenset((a, b)): share
         for a, b, share in pairs.select("model_a", "model_b", "coverage").iter_rows()
