@@ -101,26 +101,30 @@ def open(source: str) -> Iterator[Record]:
         parameters=parameters,
         dtype=dtype,
     )
+    title = text("general.name")
+    yield from _edges(origin, bases, detail, is_adapter=is_adapter, is_quantised=quantised, title=title)
+    yield from problems(path.name, refused)
+
+
+def _edges(
+    origin: str | None, bases: list[tuple[str, dict[str, object]]], detail: dict[str, object], *, is_adapter: bool,
+    is_quantised: bool, title: str | None,
+) -> Iterator[Edge]:  # fmt: skip
+    """The claims on the file's model, and on the model that was converted where the file tells which that is."""
     if is_adapter:
         # A conversion of an adapter in whatever precision is one still.
         for parent, more in bases:
             yield Edge(parent, "adapter", "gguf", detail=detail | more)
-        yield from problems(path.name, refused)
         return
-    converted = None if origin else _converted(text("general.name"), [parent for parent, _ in bases])
+    converted = None if origin else _converted(title, [parent for parent, _ in bases])
     if origin or converted:
-        yield Edge(
-            str(origin or converted),
-            "quantized" if quantised or origin else "conversion",
-            "gguf",
-            detail=detail,
-        )
+        relation = "quantized" if is_quantised or origin else "conversion"
+        yield Edge(str(origin or converted), relation, "gguf", detail=detail)
     how = "merge" if len(bases) > 1 else "finetune"
     for parent, more in bases:
         child = origin or converted
         evidence = "gguf" if child is None else "reported"  # of a model that is not in this file
         yield Edge(parent, how, evidence, child, detail=more if child else detail | more)
-    yield from problems(path.name, refused)
 
 
 def _bases(

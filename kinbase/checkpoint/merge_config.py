@@ -199,25 +199,33 @@ def weights(method: str | None, inputs: list[Use]) -> list[float | None]:
     written = [None if use.is_base(method) else _one_number(use.parameters.get("weight")) for use in inputs]
     if method not in ("linear", "task_arithmetic"):
         return written
-    result: list[float | None] = []
-    for use, weight in zip(inputs, written, strict=True):
-        scale = _one_number(use.shared.get("lambda", 1.0)) if method == "task_arithmetic" else 1.0
-        normalised = _one_truth(use.shared.get("normalize", method == "linear"))
-        if normalised is None:
-            scale = None
-        elif normalised:
-            # A listed base has no delta and no weight of its own, so it is not part of the sum.
-            group = [u for u in inputs if u.group == use.group and not u.is_base(method)]
-            settings = [u.parameters.get("weight") for u in group]
-            if settings[:1] != [None] and all(s == settings[0] for s in settings) and not use.is_base(method):
-                # One setting for all, however it varies: each has an equal share everywhere.
-                result.append(None if scale is None or weight == 0 else scale / len(group))
-                continue
-            others = [w for u, w in zip(inputs, written, strict=True) if u in group]
-            total = None if None in others else math.fsum(w for w in others if w is not None)
-            scale = scale / total if scale is not None and total else None
-        result.append(weight * scale if weight is not None and scale is not None else None)
-    return result
+    return [
+        None if use.is_base(method) else _in_linear(method, use, weight, inputs, written)
+        for use, weight in zip(inputs, written, strict=True)
+    ]
+
+
+def _in_linear(
+    method: str, use: Use, weight: float | None, inputs: list[Use], written: list[float | None]
+) -> float | None:
+    """The coefficient of one input of linear or task_arithmetic, where it is one number."""
+    scale = _one_number(use.shared.get("lambda", 1.0)) if method == "task_arithmetic" else 1.0
+    normalised = _one_truth(use.shared.get("normalize", method == "linear"))
+    if normalised is None or scale is None:
+        return None
+    if not normalised:
+        return None if weight is None else weight * scale
+    # A listed base has no delta and no weight of its own, so it is not part of the sum.
+    group = [u for u in inputs if u.group == use.group and not u.is_base(method)]
+    settings = [u.parameters.get("weight") for u in group]
+    if settings[0] is not None and all(setting == settings[0] for setting in settings):
+        # One setting for all, however it varies: each has an equal share everywhere.
+        return None if weight == 0 else scale / len(group)
+    others = [w for u, w in zip(inputs, written, strict=True) if u in group]
+    if weight is None or None in others:
+        return None
+    total = math.fsum(w for w in others if w is not None)
+    return weight * (scale / total) if total else None
 
 
 def _over(outer: dict[str, object], inner: dict[str, object]) -> dict[str, object]:
