@@ -21,6 +21,7 @@ from kinbase.checkpoint.open import Tell, elsewhere, is_whole
 from kinbase.errors import UsageError
 from kinbase.ingest.missing import measure_missing
 from kinbase.ingest.pipeline import import_sources
+from kinbase.ingest.replacing import import_replacing
 from kinbase.ingest.steps import ImportOptions, Outcome
 from kinbase.ingest.steps import OnProgress as Report
 from kinbase.query import details, kinship, models, runs, scores
@@ -76,12 +77,14 @@ class Kinbase(Acts):
         limit: int = 1000,
         relations: Sequence[str] = (),
         key: str | None = None,
+        replace: bool = False,
         report: Report = lambda done, total: None,
         tell: Tell = lambda what, done, total: None,
     ) -> pl.DataFrame:
         """Import checkpoints and records: one row a source with source, model, status, base and notes.
 
-        `key` chooses one of several state dicts in a torch file.
+        `key` chooses one of several state dicts in a torch file; with `replace`, new weights take the name of a model
+        that is here, which stays as NAME@DATE with its edges and scores.
         See `kinbase.ingest.steps.ImportOptions`; with `children` or `parents`, `kinbase.ingest.relatives.import_family`,
         which brings in metadata, after which `sample` or `stream` go on with all that was met. A source that
         fails has status "failed" and the reason in its notes.
@@ -119,7 +122,8 @@ class Kinbase(Acts):
             labels = [s.source for s in found if not s.is_failed]
         if not found or ((sample is not None or stream) and labels):
             failed = [s for s in found if s.is_failed]
-            found = failed + import_sources(self.store, labels, options)
+            imported = import_replacing if replace else import_sources
+            found = failed + imported(self.store, labels, options)
         rows = [(s.source, s.name, s.status, s.base, list(s.notes)) for s in found]
         return pl.DataFrame(rows, schema=IMPORTED, orient="row")
 

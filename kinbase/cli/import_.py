@@ -30,12 +30,15 @@ MANY = 50
 @click.option(
     "--key", metavar="NAME", help="Of several state dicts in a torch file, the one under NAME (an EMA)."
 )
+@click.option(
+    "--replace", is_flag=True, help="New weights take the name of a model here, which stays as NAME@DATE."
+)
 @elsewhere_options
 @click.pass_obj
 def import_(
     db: "Callable[[], Kinbase]", sources: tuple[str, ...], base: str | None, name: str | None, device: str,
-    metadata_only: bool, no_kinship: bool, sketch: bool, key: str | None, sample: float | None, stderr: float | None,
-    stream: bool, children: bool, parents: bool, depth: int, limit: int, relations: tuple[str, ...],
+    metadata_only: bool, no_kinship: bool, sketch: bool, key: str | None, replace: bool, sample: float | None,
+    stderr: float | None, stream: bool, children: bool, parents: bool, depth: int, limit: int, relations: tuple[str, ...],
 ) -> None:  # fmt: skip
     """Bring in checkpoints and what is written beside them.
 
@@ -56,6 +59,7 @@ def import_(
         found = db().import_(sources, base=base, name=name, device=device, metadata_only=metadata_only,
                              kinship=not no_kinship, sketch=sketch, sample=sample, stderr=stderr, stream=stream,
                              children=children, parents=parents, depth=depth, limit=limit, relations=relations, key=key,
+                             replace=replace,
                              report=report, tell=lambda what, done, total: report(done, total, what))  # fmt: skip
     tally: dict[str, int] = {}
     for source, model, status, base_name, notes in found.iter_rows():

@@ -137,3 +137,11 @@ def put_score(con: Connection, model: str, score: Score) -> None:
 def _refuse_empty(text: str, what: str) -> None:
     if not text.strip() or not text.isprintable():
         raise UsageError(f"{text!r} is no {what}: it needs letters that can be seen")
+
+
+def day_of(con: Connection, model: str) -> str:
+    """The day a model was made, as its source says, or else came in: 2026-01-31."""
+    ((moment,),) = con.execute(
+        "select coalesce(created_at, imported_at) from raw.model where name = ?", [model]
+    ).fetchall()
+    return f"{moment:%Y-%m-%d}"

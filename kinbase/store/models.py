@@ -55,7 +55,8 @@ def put_model(
             con.execute("delete from raw.alias where alias = ?", [name])
         else:
             raise KinbaseError(
-                f"{name!r} is the name of other weights already ({row[1][:12]}): give this one another with --name"
+                f"{name!r} is the name of other weights already ({row[1][:12]}): give this one another with --name, or the name "
+                "to these with --replace"
             )
     _refuse_other_base(con, name, digest)
     if known is not None:
