@@ -12,7 +12,7 @@ from functools import lru_cache
 from types import MappingProxyType
 from typing import Any
 
-from kinbase.checkpoint import UNSAID, Blob, Checkpoint, Edge, Facts, Problem, Record, Tensor
+from kinbase.checkpoint import UNSAID, Blob, Checkpoint, Edge, Factors, Facts, Problem, Record, Tensor
 from kinbase.checkpoint.files import (
     absolute,
     inside,
@@ -30,7 +30,7 @@ from kinbase.checkpoint.untrusted import model_id, number
 from kinbase.errors import CheckpointError
 from kinbase.importers import pytorch, safetensors
 from kinbase.importers.folder import ADAPTER_CONFIG, Opener, holds_weights
-from kinbase.importers.low_rank import FACTOR_DTYPES, Prepared, Product, prepare, reader
+from kinbase.importers.low_rank import FACTOR_DTYPES, Prepared, prepare, reader
 
 FILES = ("adapter_model.safetensors", "adapter_model.bin")
 
@@ -215,7 +215,7 @@ def _delta(
     pair: Mapping[str, Tensor],
     config: Mapping[str, Any],
     what: str,
-    prepared: Callable[[Product], Prepared],
+    prepared: Callable[[Factors], Prepared],
 ) -> Tensor:
     """The delta of one module's weight from its factors."""
     embedding = "embedding_A" in pair
@@ -244,8 +244,8 @@ def _delta(
         )
     scale = _alpha(module, config, what) / (math.sqrt(rank) if config.get("use_rslora") else rank)
     left, right = (a, b) if transposed else (b, a)
-    product = Product(left, right, rank, scale, transposed)
-    return Tensor(f"{module}.weight", "F64", shape, reader(shape, product, prepared))
+    product = Factors(left, right, rank, scale, transposed)
+    return Tensor(f"{module}.weight", "F64", shape, reader(shape, product, prepared), factors=product)
 
 
 def _alpha(module: str, config: Mapping[str, Any], what: str) -> float:

@@ -13,7 +13,7 @@ from math import prod
 import numpy as np
 from numpy.typing import NDArray
 
-from kinbase.checkpoint import Tensor
+from kinbase.checkpoint import Factors, Tensor
 
 Matrix = NDArray[np.float64]
 
@@ -22,21 +22,6 @@ FACTOR_DTYPES = ("F64", "F32", "F16", "BF16")
 
 _TILE = 1 << 21
 """Bytes of the product that are computed at once."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Product:
-    """scale * left @ right as float64; `transposed` factors are stored the other way round.
-
-    `left` is [m, r], or stored [r, m]; `right` is [r, n], or stored [n, r]; higher ranks are flattened
-    to these. Reading raises CheckpointError when the factors cannot be read.
-    """
-
-    left: Tensor
-    right: Tensor
-    rank: int
-    scale: float
-    transposed: bool = False
 
 
 def matrix(tensor: Tensor, rows: int) -> Matrix:
@@ -78,7 +63,7 @@ class Prepared:
         return result
 
 
-def prepare(factors: Product) -> Prepared:
+def prepare(factors: Factors) -> Prepared:
     """The factors read into memory, balanced and sliced; raises CheckpointError when they cannot be read."""
     left, right = (
         matrix(factors.left, factors.rank if factors.transposed else factors.left.shape[0]),
@@ -96,7 +81,7 @@ def prepare(factors: Product) -> Prepared:
 
 
 def reader(
-    shape: tuple[int, ...], factors: Product, prepared: Callable[[Product], Prepared] = prepare
+    shape: tuple[int, ...], factors: Factors, prepared: Callable[[Factors], Prepared] = prepare
 ) -> Callable[[int, memoryview], None]:
     """`Tensor.read` of the F64 tensor of `shape` that is the product; `prepared` may remember its answers."""
     columns = prod(shape) // shape[0]

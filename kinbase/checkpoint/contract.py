@@ -90,7 +90,8 @@ class Tensor:
     row-major bytes from byte `start` on; it is called from several threads at once, reads no more than it
     was asked for, and raises CheckpointError when the file is shorter than it said. `extent` is given by those
     whose bytes lie in a local file as they are, one after the other; it only makes reading faster. With a `grid` the
-    values are dequantised as they are read, from what stands among its checkpoint's `blobs`.
+    values are dequantised as they are read, from what stands among its checkpoint's `blobs`. `factors` are those that
+    an adapter's change is the product of.
     """
 
     name: str
@@ -99,6 +100,7 @@ class Tensor:
     read: Callable[[int, memoryview], None]
     extent: Extent | None = None
     grid: Grid | None = None
+    factors: "Factors | None" = None
 
     @property
     def numel(self) -> int:
@@ -117,6 +119,20 @@ class Tensor:
     def nbytes(self) -> int:
         """Bytes the elements take as they are read."""
         return self.numel * DTYPE_BYTES[self.dtype]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Factors:
+    """A low-rank change: scale * left @ right; `transposed` factors are stored the other way round.
+
+    `left` is [m, r], or stored [r, m]; `right` is [r, n], or stored [n, r]; higher ranks are flattened to these.
+    """
+
+    left: Tensor
+    right: Tensor
+    rank: int
+    scale: float
+    transposed: bool = False
 
 
 @dataclass(frozen=True, slots=True)

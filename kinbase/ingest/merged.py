@@ -27,11 +27,14 @@ MARK = ".kinbase-merge"
 
 
 def read(config: str | Path | Mapping[str, object], backend: str) -> MergeConfig:
-    """A configuration from a YAML file or plain values, as strictly as the backend wants."""
+    """A configuration from a YAML file or plain values, or MODEL+ADAPTER, as strictly as the backend wants."""
     if backend not in BACKENDS:
         raise UsageError(f"there is no merge backend {backend!r}: choose of {', '.join(BACKENDS)}")
     if isinstance(config, Mapping):
         return merging.parse(config, any_method=backend == "mergekit")
+    if "+" in str(config) and not os.path.lexists(config):
+        one = {"model": str(config), "parameters": {"weight": 1.0}}
+        return merging.parse({"merge_method": "linear", "models": [one]}, any_method=backend == "mergekit")
     return merging.load(config, any_method=backend == "mergekit")
 
 

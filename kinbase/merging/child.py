@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kinbase.checkpoint import Facts
+from kinbase.checkpoint import Checkpoint, Facts
 from kinbase.checkpoint.files import absolute, is_file, read_json, shown
 from kinbase.checkpoint.merge_config import Reference
 from kinbase.checkpoint.open import Opened, read
 from kinbase.errors import CheckpointError, DiskError, KinbaseError, UsageError
 from kinbase.merging import folder as beside
+from kinbase.merging.adapted import adapted
 from kinbase.merging.config import MergeConfig
 from kinbase.merging.plan import Parent, in_words_of, opened, targets
 from kinbase.merging.shards import SHARD_BYTES, Shards
@@ -65,7 +66,9 @@ def merge(
     parents: dict[Reference, Parent] = {}
     try:
         licenses, written_as = open_parents(config, sources or {}, parents)
-        labels = {model.model: parent.label for model, parent in parents.items()}
+        labels: dict[str, str] = {}
+        for model, parent in parents.items():
+            labels |= zip(filter(None, (model.model, model.lora)), parent.label.split("+"), strict=False)
         planned = targets(config, parents)
         beside.check_vocabularies(config, parents, planned)
         shards = Shards(part, planned, shard_bytes)
@@ -120,29 +123,43 @@ def open_parents(
     if isinstance(config.tokenizer, Reference):
         wanted.setdefault(config.tokenizer)
     for model in wanted:
-        if model.lora:
-            raise KinbaseError(
-                f"{model.model}+{model.lora} is a model with an adapter: merge the adapter into it first (or --backend mergekit)"
-            )
-        label = model.model
-        where = sources.get(label, f"{label}@{model.revision}" if model.revision else label)
-        source = read(where)
-        checkpoint = source.checkpoint
-        if checkpoint is None:
-            raise CheckpointError(f"{label}: {source.last_word or 'it has no weights to merge'}")
-        parents[model] = opened(_label(label, where, source), checkpoint, _config(Path(checkpoint.source)))
+        label, checkpoint, said = _opened(model.model, model.revision, sources, written_as)
+        parents[model] = opened(label, checkpoint, _config(Path(checkpoint.source)))
+        licenses += said
         if checkpoint.delta_of is not None:
-            raise KinbaseError(f"{label} is an adapter: merge it into its model first")
-        licenses.append(next((facts.license for _, facts in source.said(Facts) if facts.license), None))
-        if os.path.lexists(where):
-            written_as[label] = str(Path(where).resolve())
+            raise KinbaseError(f"{model.model} is an adapter: say BASE+{model.model}")
+        if model.lora:
+            name, adapter, said = _opened(model.lora, model.lora_revision, sources, written_as)
+            licenses += said
+            try:
+                if adapter.delta_of is None:
+                    raise KinbaseError(f"{model.lora} is no adapter: only those are written behind a +")
+                both = adapted(checkpoint, adapter, f"{label}+{name}")
+            except BaseException:
+                adapter.close()
+                raise
+            parents[model] = opened(f"{label}+{name}", both, _config(Path(checkpoint.source)))
     donor = parents.get(config.donor)
     if donor is not None:
         for model, parent in parents.items():
             parents[model] = in_words_of(donor, parent)
-    if len(parents) == 1:
+    if len(parents) == 1 and not next(iter(parents)).lora:
         raise KinbaseError(f"there is only {next(iter(parents.values())).label} to merge: list two models")
     return licenses, written_as
+
+
+def _opened(
+    label: str, revision: str | None, sources: Mapping[str, str], written_as: dict[str, str]
+) -> tuple[str, Checkpoint, list[str | None]]:
+    """A model's name, weights and licence. Raises CheckpointError when it has no weights."""
+    where = sources.get(label, f"{label}@{revision}" if revision else label)
+    source = read(where)
+    if source.checkpoint is None:
+        raise CheckpointError(f"{label}: {source.last_word or 'it has no weights to merge'}")
+    if os.path.lexists(where):
+        written_as[label] = str(Path(where).resolve())
+    license_ = next((facts.license for _, facts in source.said(Facts) if facts.license), None)
+    return _label(label, where, source), source.checkpoint, [license_]
 
 
 def _label(label: str, where: str, source: Opened) -> str:

@@ -286,7 +286,7 @@ class _Reader:
         found = reference(value, refused)
         if found is None:
             raise self.wrong(at, f"names no model: {'; '.join(refused) or shown(value)}")
-        self.models.append(found.model)
+        self.models += [name for name in (found.model, found.lora) if name]
         return found
 
     def dtype(self, value: object, at: str) -> str | None:

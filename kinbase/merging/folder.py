@@ -127,8 +127,11 @@ def renamed(document: object, names: Mapping[str, str], key: str = "") -> object
         "models",
         "tokenizer_source",
         "source",
+        "lora",
     ):
-        return names.get(document, document)
+        if document in names:
+            return names[document]
+        return "+".join(names.get(part, part) for part in document.split("+"))  # a model and its adapter
     return document
 
 

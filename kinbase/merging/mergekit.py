@@ -4,9 +4,11 @@ mergekit reads, merges and writes; around it the child is made as the built-in m
 another name until it is whole, with the configuration and a card beside it.
 """
 
+import contextlib
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from kinbase.checkpoint import Facts
@@ -68,13 +70,29 @@ def _mergekit() -> Any:
     return mergekit
 
 
+@contextlib.contextmanager
+def _offline() -> Iterator[None]:
+    """No network: the models are here, and whatever mergekit or PEFT would ask for beside them is not needed."""
+    from huggingface_hub import constants
+
+    before = constants.HF_HUB_OFFLINE
+    constants.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
+
+
 def _run(kit: Any, document: object, part: Path, out: Path, seed: int) -> None:
     loud = logging.root.manager.disable
     logging.disable(logging.ERROR)  # its warnings go to a terminal that may belong to somebody else
     try:
         wanted = kit.config.MergeConfiguration.model_validate(document)
-        options = kit.merge.MergeOptions(quiet=True, write_model_card=False, random_seed=seed)
-        kit.merge.run_merge(wanted, str(part), options)
+        with TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as cache, _offline():
+            options = kit.merge.MergeOptions(
+                quiet=True, write_model_card=False, random_seed=seed, lora_merge_cache=cache
+            )
+            kit.merge.run_merge(wanted, str(part), options)
     except Exception as error:  # it and what it stands on raise whatever they like
         if isinstance(error, OSError) and error.errno in FULL:
             raise cannot_write(out, error) from None

@@ -233,6 +233,9 @@ def _target(
             f"{labels[floats.index(True)]}"
         )
     dtype = CODES[config.dtype] if config.dtype else promoted([tensor.dtype for tensor in inputs], name)
+    out = CODES[config.out_dtype] if config.out_dtype else dtype
+    if config.method == "linear" and len(order) == 1 and dtype == out == inputs[0].dtype:
+        return _buffer(name, inputs, labels)  # a model with an adapter, which is merged as it is read
     scopes: list[Parameters] = [part.parameters, config.parameters]
     defaults = DEFAULTS[config.method]
     shared = {p: resolved(p, scopes, name, depth, defaults.get(p)) for p in SHARED[config.method]}
@@ -248,7 +251,6 @@ def _target(
             )  # fmt: skip
         except KinbaseError as error:
             raise KinbaseError(f"{label}: {error}") from None
-    out = CODES[config.out_dtype] if config.out_dtype else dtype
     return Target(name, inputs[0].shape, tuple(inputs), labels, shared, tuple(own), dtype, out)
 
 
