@@ -44,8 +44,9 @@ def merge(
 ) -> None:
     """Merge models as CONFIG (mergekit's YAML) says into the new checkpoint folder OUT, and import it.
 
-    In place of CONFIG, MODEL+ADAPTER merges a LoRA adapter into its model. Models are folders, or names in the database. Built in are linear, slerp, task_arithmetic, ties,
-    dare_linear and dare_ties, with gradients and filters. Nothing is left of a merge that fails or is interrupted.
+    In place of CONFIG, MODEL+ADAPTER merges a LoRA adapter into its model. Models are folders, or names in the
+    database. Built in are linear, slerp, task_arithmetic, ties, dare_linear and dare_ties, with gradients and filters.
+    Nothing is left of a merge that fails or is interrupted.
     """
     from kinbase.cli.console import progress, say
 
