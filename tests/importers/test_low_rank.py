@@ -148,7 +148,7 @@ def test_a_product_has_the_same_bits_however_it_is_cut(rows, rank, columns, seed
     left = (random.standard_normal((rows, rank)) * sizes).astype(np.float32)
     right = (random.standard_normal((rank, columns)) / sizes[:, None]).astype(np.float32)
     stored = (left.T.copy(), right.T.copy()) if transposed else (left, right)
-    product = low_rank.Product(factor("l", stored[0]), factor("r", stored[1]), rank, 1 / 3, transposed)
+    product = low_rank.Factors(factor("l", stored[0]), factor("r", stored[1]), rank, 1 / 3, transposed)
     whole = low_rank.Tensor("d", "F64", (rows, columns), low_rank.reader((rows, columns), product))
     content = data(whole)
     assert content == b"".join(data(whole, 8 * columns * row, 8 * columns) for row in range(rows))
@@ -163,6 +163,6 @@ def test_factors_that_are_not_finite_mark_their_rows():
     left, right = np.ones((3, 2), np.float32), np.ones((2, 4), np.float32)
     left[1, 0] = np.nan
     left[2, 1] = np.inf
-    product = low_rank.Product(factor("l", left), factor("r", right), 2, 1.0)
+    product = low_rank.Factors(factor("l", left), factor("r", right), 2, 1.0)
     delta = low_rank.Tensor("d", "F64", (3, 4), low_rank.reader((3, 4), product))
     assert np.isfinite(np.frombuffer(data(delta)).reshape(3, 4)).all(axis=1).tolist() == [True, False, False]
