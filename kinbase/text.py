@@ -26,6 +26,12 @@ FORMATS = ("table", "csv", "json", "jsonl")
 WIDTHS_FROM = 1000
 """Rows a table's column widths are taken from; later rows only stream."""
 
+NARROWEST = 12
+"""Characters that a column of a fitted table keeps."""
+
+NULL = "·"
+"""What a fitted table shows for a value that is not there, which is not an empty text."""
+
 MERMAID = re.compile(r'["#&<>`*~]|(?<![^\W_])_|_(?![^\W_])|^[-+]|(?<=^\d)[.)]|(?<=^\d\d)[.)]')
 """What a Mermaid label must write as an entity: the end of the label, HTML, and what Markdown would read."""
 
@@ -48,8 +54,18 @@ def _escape(character: str) -> str:
     return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
 
 
-def write_rows(columns: Sequence[str], rows: Iterable[Row], form: str, out: TextIO | None = None) -> None:
-    """Write rows as `form` (one of FORMATS), streaming: nothing is held but what widths are taken from."""
+def write_rows(
+    columns: Sequence[str],
+    rows: Iterable[Row],
+    form: str,
+    out: TextIO | None = None,
+    *,
+    fit: int | None = None,
+) -> None:
+    """Write rows as `form` (one of FORMATS), streaming: nothing is held but what widths are taken from.
+
+    A table fits into `fit` characters, as far as cutting its longest texts in the middle goes, and shows NULL as such.
+    """
     out = out or sys.stdout
     # A terminal obeys what a name says to it; a file or a program gets the data as they are.
     shown = out.isatty()
@@ -67,10 +83,10 @@ def write_rows(columns: Sequence[str], rows: Iterable[Row], form: str, out: Text
             out.write((",\n " if number else "\n ") + _json(columns, row, shown))
         out.write("\n]\n")
     else:
-        _write_table(columns, rows, out)
+        _write_table(columns, rows, out, fit)
 
 
-def _write_table(columns: Sequence[str], rows: Iterable[Row], out: TextIO) -> None:
+def _write_table(columns: Sequence[str], rows: Iterable[Row], out: TextIO, fit: int | None = None) -> None:
     stream = iter(rows)
     first = list(islice(stream, WIDTHS_FROM))
     values = [[value for value in column if value is not None] for column in zip(*first, strict=True)]
@@ -78,12 +94,22 @@ def _write_table(columns: Sequence[str], rows: Iterable[Row], out: TextIO) -> No
     places = [_places(column) if numbers else 4 for column, numbers in zip(values, right, strict=False)]
 
     def texts(row: Row) -> list[str]:
-        return [cell(value, decimals) for value, decimals in zip(row, places, strict=True)]
+        return [
+            NULL if value is None and fit is not None else cell(value, decimals)
+            for value, decimals in zip(row, places, strict=True)
+        ]
 
     cells = [texts(row) for row in first]
     widths = [max(_width(text) for text in column) for column in zip(map(safe, columns), *cells, strict=True)]
+    if fit is not None:
+        widths = fitted(widths, right, fit)
 
     def line(texts: Sequence[str]) -> str:
+        if fit is not None:
+            texts = [
+                text if number else middle(text, w)
+                for text, w, number in zip(texts, widths, right, strict=True)
+            ]
         padded = (
             " " * (w - _width(t)) + t if r else t + " " * (w - _width(t))
             for t, w, r in zip(texts, widths, right, strict=True)
@@ -94,6 +120,37 @@ def _write_table(columns: Sequence[str], rows: Iterable[Row], out: TextIO) -> No
     out.write("  ".join("-" * width for width in widths) + "\n")
     for row in chain(cells, (texts(row) for row in stream)):
         out.write(line(row) + "\n")
+
+
+def fitted(widths: Sequence[int], fixed: Sequence[bool], fit: int) -> list[int]:
+    """Widths of columns that take `fit` with two blanks between them: the widest that are not `fixed` give way first.
+
+    None is made narrower than NARROWEST, so that a table of many columns may still be wider.
+    """
+    found = list(widths)
+    over = sum(found) + 2 * (len(found) - 1) - fit
+    while over > 0:
+        at = max(
+            (i for i, is_fixed in enumerate(fixed) if not is_fixed), key=lambda i: found[i], default=None
+        )
+        if at is None or found[at] <= NARROWEST:
+            break
+        others = [found[i] for i, is_fixed in enumerate(fixed) if not is_fixed and i != at]
+        next_widest = max([w for w in others if w < found[at]], default=NARROWEST)
+        step = max(1, min(over, found[at] - max(next_widest, NARROWEST)))
+        found[at] -= step
+        over -= step
+    return found
+
+
+def middle(text: str, width: int) -> str:
+    """`text` cut in its middle to `width` columns: the ends of names tell more than their middles."""
+    if _width(text) <= width:
+        return text
+    left, right = text[: (width - 1) // 2 + (width - 1) % 2], text[len(text) - (width - 1) // 2 :]
+    while _width(left) + _width(right) > width - 1:
+        left, right = (left[:-1], right) if _width(left) >= _width(right) else (left, right[1:])
+    return f"{left}…{right}"
 
 
 def _places(numbers: Iterable[int | float]) -> int:

@@ -37,8 +37,19 @@ def open_database(path: str, *, wait: float) -> "Kinbase":
     return Kinbase(path, wait=wait, log=say)
 
 
+def _keep_wide(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+    ctx.meta["wide"] = value
+
+
 def rows_out(command: Callable[..., None]) -> Callable[..., None]:
     """Options of a command that prints rows."""
+    command = click.option(
+        "--wide",
+        is_flag=True,
+        expose_value=False,
+        callback=_keep_wide,
+        help="Do not fit a table to the terminal.",
+    )(command)
     command = click.option(
         "-o", "--output", metavar="FILE", type=click.Path(dir_okay=False), help="Write to FILE."
     )(command)

@@ -1,7 +1,11 @@
 """A command's rows, in the form that was asked for: to stdout or to a file."""
 
+import shutil
+import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
+
+import click
 
 from kinbase.errors import UsageError
 
@@ -41,4 +45,12 @@ def write(columns: Sequence[str], rows: Any, form: str | None, output: str | Non
         with written(output) as out:
             write_rows(columns, rows, form, out)
     else:
-        write_rows(columns, rows, form)
+        write_rows(columns, rows, form, fit=_terminal())
+
+
+def _terminal() -> int | None:
+    """The columns of the terminal that rows are shown on; None where they go elsewhere, or are asked for whole."""
+    context = click.get_current_context(silent=True)
+    if not sys.stdout.isatty() or (context and context.meta.get("wide")):
+        return None
+    return shutil.get_terminal_size().columns
