@@ -102,7 +102,11 @@ def _write_table(columns: Sequence[str], rows: Iterable[Row], out: TextIO, fit: 
     cells = [texts(row) for row in first]
     widths = [max(_width(text) for text in column) for column in zip(map(safe, columns), *cells, strict=True)]
     if fit is not None:
-        widths = fitted(widths, right, fit)
+        fixed = [
+            number or all(isinstance(value, datetime | bool) for value in column)
+            for number, column in zip(right, values or [[]] * len(columns), strict=True)
+        ]
+        widths = fitted(widths, fixed, fit)
 
     def line(texts: Sequence[str]) -> str:
         if fit is not None:
