@@ -30,6 +30,7 @@ from kinbase.provenance.recipes.verdict import (
     ONWARD,
     SELECTED,
     TRAINED,
+    UNDECIDABLE,
     Finding,
     fitted,
     judge,
@@ -62,6 +63,7 @@ class Screened:
     known: int
     short: list[int]
     notes: list[str]
+    unknown: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +71,7 @@ class Family:
     """Where recipes are looked for: all that was measured against one base, by model_id.
 
     `covered` is the share of the base that each was compared by, `born` are the dates where known, `children` what
-    anybody but the weights says was made from a model.
+    anybody but the weights says was made from a model, `unmeasured` the members of which there are no sums.
     """
 
     base: str
@@ -78,6 +80,7 @@ class Family:
     born: dict[int, datetime | None]
     children: dict[int, set[int]]
     covered: dict[int, float]
+    unmeasured: tuple[str, ...] = ()
 
     def candidates(self, child_id: int, among: Sequence[str] = ()) -> tuple[list[int], list[str]]:
         """The models that a child may be made of, and lines on those left out.
@@ -151,7 +154,8 @@ class Family:
         short = _complete(totals, _short(totals, child, known, floor))
         names = ", ".join(totals.names[i] for i in unknown)
         notes = [f"not measured with it, so left out: {names}"] if unknown else []
-        return Screened(child_id, len(known), [totals.ids[i] for i in short], notes)
+        lacking = tuple(totals.names[i] for i in unknown)
+        return Screened(child_id, len(known), [totals.ids[i] for i in short], notes, lacking)
 
 
 def recover(
@@ -208,12 +212,21 @@ def placed(con: Connection, name: str) -> tuple[int, int, str]:
     if is_adapter and not weighed:
         raise KinbaseError(f"{name} is an adapter, a change and no whole model: merge it first, import that")
     if not measured:
+        ((source,),) = con.execute("select source from models where name = ?", [name]).fetchall()
         raise KinbaseError(
-            f"{name} was not measured against {base}: run `kinbase kin {name}` or import it again"
+            f"there are no sums of {name} against {base}, as after --stream, --sample or --no-kinship: a recipe needs them; "
+            f"`kinbase import {source} --base {base}` reads its weights"
         )
     if not weighed:
         raise KinbaseError(f"the sums of {name}'s own weights are not here: import it again")
     return model_id, base_id, base
+
+
+UNMEASURED = """
+select name from models
+where base = ? and digest is not null and same_as is null and name not in (select distinct model from deltas) order by name
+"""
+"""Members that have weights and no sums, as after --stream and --sketch; copies are no members of their own."""
 
 
 def load(con: Connection, base_id: int, base: str) -> Family:
@@ -223,8 +236,9 @@ def load(con: Connection, base_id: int, base: str) -> Family:
     children: dict[int, set[int]] = {}
     for parent, child in stored.children_by_claims(con):
         children.setdefault(parent, set()).add(child)
+    lacking = tuple(name for (name,) in con.execute(UNMEASURED, [base]).fetchall())
     return Family(base, grams.totals(con, base_id, ids), grams.load(con, base_id, ids), dates, children,
-                  sums.covered(con, base_id))  # fmt: skip
+                  sums.covered(con, base_id), lacking)  # fmt: skip
 
 
 def from_stored(con: Connection, family: Family, screened: Screened) -> Recipe:
@@ -245,7 +259,19 @@ def from_stored(con: Connection, family: Family, screened: Screened) -> Recipe:
         notes.append(
             f"the sums of {family.base}'s own weights are not here, so SLERP is not looked for: import it again"
         )
+    lacking = [*screened.unknown, *(other for other in family.unmeasured if other != name)]
+    if family.unmeasured:
+        notes.append(f"without sums, so left out: {_some(family.unmeasured)}")
+    if lacking and finding.verdict == NONE:
+        finding = replace(
+            finding, verdict=UNDECIDABLE,
+            reason=f"{_some(lacking)} may be in it and was not measured with it: `kinbase import` of its files does that",
+        )  # fmt: skip
     return Recipe(name, family.base, finding, screened.known, stored.coverage, notes)
+
+
+def _some(names: Sequence[str], most: int = 5) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 class Recipes:
