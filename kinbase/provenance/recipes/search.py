@@ -49,7 +49,7 @@ FAR = 0.02
 """Cosine by which a sketch, or a stored pair, tells a candidate worth measuring."""
 
 RELATIONS = {
-    MERGE: "merge", ADAPTER: "merge", SELECTED: "merge", TRAINED: "finetune", NONE: "finetune", ONWARD: "finetune",
+    MERGE: "merge", ADAPTER: "merge", SELECTED: "merge", TRAINED: "finetune", ONWARD: "finetune",
     COPY: "quantized",
 }  # fmt: skip
 """What a recipe's edges are called in the lineage."""
