@@ -54,8 +54,10 @@ def _kind(reason: str) -> str:
         return "missing in it"
     if reason in (NOT_IN_THE_BASE, AMBIGUOUS):
         return {AMBIGUOUS: "that several could be"}.get(reason, reason)
-    if reason.startswith(("shape ", "empty where ")):
-        return "of another shape"
+    if reason.startswith("empty where "):
+        return "empty"
+    if reason.startswith("shape "):
+        return "of another shape, left out"
     return f"left out as {reason.partition(' (')[0]}"
 
 

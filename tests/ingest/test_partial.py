@@ -72,7 +72,7 @@ def test_other_shapes_and_strangers_are_told_apart(notes):
     lost = numel(lambda name: name == "lm_head.weight") + families.HIDDEN
     assert said == (
         f"other is compared by {1 - lost / numel():.1%} of the parameters of base: of its tensors "
-        "1 not in the base (model.extra.weight); 1 of another shape (lm_head.weight); "
+        "1 not in the base (model.extra.weight); 1 of another shape, left out (lm_head.weight); "
         "1 with fewer rows than the base's (model.embed_tokens.weight)"
     )
 
