@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 from kinbase.checkpoint import FLOAT_DTYPES, Checkpoint, Tensor
 from kinbase.checkpoint.alignment import meet
 from kinbase.errors import CheckpointError
-from kinbase.ingest import partial
+from kinbase.ingest import partial, scales
 from kinbase.ingest.bases import Placement
 from kinbase.ingest.families import Family, attempt, families, settle
-from kinbase.ingest.steps import ImportOptions, Measured, Placed
+from kinbase.ingest.steps import ImportOptions, Measured, Placed, Todo
 from kinbase.ingest.stored import open_members
 from kinbase.store import Store, sketches
 from kinbase.store import kinship as sums
@@ -41,9 +41,11 @@ def measure_sources(store: Store, placement: Placement, options: ImportOptions) 
             found.append(measured)
             # What an adapter was read with is not part of it: its digest is taken of it alone.
             read |= {measured.base.name, *_own(measured, sources)}
-    for i, source in enumerate(standing):
+    arriving = {source.name for source in standing if source.is_to_read}
+    # A base before those that are held against it.
+    for i, source in sorted(enumerate(standing), key=lambda at: at[1].base in arriving - {at[1].name}):
         if source.is_to_read and source.name not in read:
-            alone, standing[i] = _read(store, source, standing, options)
+            alone, standing[i] = _read(store, source, standing, found, options)
             found += alone
     return Measured(tuple(standing), tuple(found), placement.known)
 
@@ -75,12 +77,18 @@ def _measure(
     if measured is None:
         return None, sources
     by_name = {source.name: source for source in sources}
+    theirs = _base_squares(store, base.name, [measured])
     for i, member in enumerate(measured.members[: measured.new]):
         source = by_name[member.name]
         if source.opened.checkpoint is not member:
             measured.forget(member.name)
         if measured.coverage(i) == 0:
             by_name[member.name] = source.failed(_stranger(measured, i))
+            continue
+        source = _refused_by_scales(source, base, theirs, measured)
+        if source.todo is Todo.STORE:
+            measured.forget(member.name)
+            by_name[member.name] = source
             continue
         lines = [*measured.notes.get(member.name, ()), *partial.lines(measured, i)]
         if member.name in measured.same:
@@ -89,6 +97,28 @@ def _measure(
             lines.append(f"{member.name}: the same weights as {other}, in {form} ({first})")
         by_name[member.name] = source.noted(*lines)
     return measured, tuple(by_name.values())
+
+
+def _base_squares(store: Store, base: str, found: "Sequence[FamilySums]") -> dict[str, float]:
+    """Mean squares of a base's tensors by label, from a pass that read it or as they are stored."""
+    read = next((family.weights[base] for family in found if base in family.weights), None)
+    return scales.mean_squares(read) if read is not None else scales.stored_mean_squares(store, base)
+
+
+def _refused_by_scales(
+    source: Placed, base: Checkpoint, theirs: dict[str, float], measured: "FamilySums"
+) -> Placed:
+    """The source, left to what it says where its scales do not fit the base, and with a line where some do not."""
+    member = source.opened.checkpoint
+    if member is None or member.delta_of is not None or member.name not in measured.weights:
+        return source
+    is_wrong, line = scales.misfit(base, member, theirs, scales.mean_squares(measured.weights[member.name]))
+    if is_wrong:
+        # What was said of dequantising its weights is said of what is not kept.
+        notes = tuple(note for note in source.notes if note not in member.notes)
+        opened = replace(source.opened, checkpoint=None)
+        source = replace(source, opened=opened, todo=Todo.STORE, notes=notes)
+    return source.noted(line) if line else source
 
 
 def _own(measured: "FamilySums", sources: Sequence[Placed]) -> list[str | None]:
@@ -106,24 +136,34 @@ def _stranger(family: "FamilySums", member: int) -> str:
 
 
 def _read(
-    store: Store, source: Placed, standing: Sequence[Placed], options: ImportOptions
+    store: Store,
+    source: Placed,
+    standing: Sequence[Placed],
+    found: "Sequence[FamilySums]",
+    options: ImportOptions,
 ) -> "tuple[list[FamilySums], Placed]":
     """A source read by itself; it fails when it cannot be read, or shares nothing with its base."""
     base = source.base if options.has_kinship and source.base != source.name else None
     arriving = next((s.opened.checkpoint for s in standing if s.is_to_read and s.name == base), None)
     try:
-        return _measure_alone(store, source, base, arriving, options)
+        alone, source, against = _measure_alone(store, source, base, arriving, options)
+        if against is not None:
+            source = _refused_by_scales(
+                source, against, _base_squares(store, against.name, [*found, *alone]), alone[-1]
+            )
+        return (alone if source.is_to_read else alone[:-1]), source
     except (CheckpointError, OSError) as error:
         return [], source.failed(error)
 
 
 def _measure_alone(
     store: Store, source: Placed, base: str | None, arriving: Checkpoint | None, options: ImportOptions
-) -> "tuple[list[FamilySums], Placed]":
+) -> "tuple[list[FamilySums], Placed, Checkpoint | None]":
     """One reading of a source by itself, for its identity and its sketch, fitted to a stored or `arriving` base.
 
     A base stored without a sketch is read too. What does not fit one whose files are gone cannot be told: the
-    source then has no sketch, and a note. Raises CheckpointError when the source cannot be read, and when it shares
+    source then has no sketch, and a note. The base comes with what was found. Raises
+    CheckpointError when the source cannot be read, and when it shares
     nothing with its base.
     """
     from kinbase.ingest.family_pass import measure
@@ -132,7 +172,7 @@ def _measure_alone(
     assert member
     own = measure(store, member, hash_base=True, device="cpu", on_progress=options.on_progress)
     if base is None or member.delta_of is not None:
-        return [own], source
+        return [own], source, None
     opened: dict[str, Checkpoint] = {}
     found = [own]
     try:
@@ -170,7 +210,7 @@ def _measure_alone(
         share, reasons = change.numel / max(whole, 1), meet(against, member)[1]
         if share < partial.WHOLE:
             source = source.noted(partial.partial(member.name, base, share, reasons))
-    return found, source
+    return found, source, against
 
 
 def _remembered(base: str, listed: Sequence[tuple[str, str, int]], member: Checkpoint) -> Checkpoint:

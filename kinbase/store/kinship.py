@@ -171,6 +171,14 @@ def weights(con: Connection, model_id: int) -> list[tuple[str, str, int]]:
     return [(str(tensor), str(dtype), int(numel)) for tensor, dtype, numel in listed]
 
 
+def mean_squares(con: Connection, model_id: int) -> dict[str, float]:
+    """The mean square of each of a model's floating-point tensors; those with elements that are not finite are left out."""
+    query = (
+        "select tensor, sumsq / numel from raw.weight where model_id = ? and sumsq is not null and numel > 0"
+    )
+    return {str(tensor): float(value) for tensor, value in con.execute(query, [model_id]).fetchall()}
+
+
 def grid_noise(con: Connection, model_ids: Iterable[int]) -> dict[int, float]:
     """The squared rounding error that is expected of each of these models that was quantised."""
     query = "select model_id, noise from raw.grid where list_contains(?, model_id)"

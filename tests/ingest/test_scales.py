@@ -1,0 +1,135 @@
+"""Quantised models whose scales fit by their shapes and are wrong in value: kept for lineage, with no kinship."""
+
+import json
+
+import numpy as np
+import pytest
+import quantising
+import torch
+from safetensors.torch import save_file
+
+import kinbase
+
+SHAPES = {"model.embed_tokens.weight": (64, 64), "model.layers.0.self_attn.o_proj.weight": (64, 64)}
+SHAPES |= {"model.layers.0.mlp.up_proj.weight": (96, 64), "model.norm.weight": (64,)}
+PACKED = [name for name in SHAPES if "_proj" in name]
+SCALES = {"gptq": "scales", "fp8": "weight_scale", "int8": "SCB", "mlx": "scales"}
+
+
+def models(*names):
+    """A base and fine-tunes of it."""
+    rng = np.random.default_rng(0)
+    base = {n: rng.standard_normal(s) / 8 for n, s in SHAPES.items()}
+    tuned = {
+        name: {n: w + 0.02 * rng.standard_normal(w.shape) for n, w in base.items()} for name in ("ft", *names)
+    }
+    return {"base": base, **tuned}
+
+
+def plain(model):
+    return {n: torch.from_numpy(w).float() for n, w in model.items()}
+
+
+def write(folder, tensors, **config):
+    folder.mkdir()
+    save_file(tensors, folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps({"architectures": ["M"], **config}))
+    return folder
+
+
+@pytest.fixture
+def family(tmp_path):
+    made = models()
+    for name, model in made.items():
+        write(tmp_path / name, plain(model))
+    db = kinbase.open(tmp_path / "kin.duckdb")
+    db.import_([tmp_path / name for name in made], base="base")
+    return db, made
+
+
+def spoilt(model, method, factor, names=PACKED):
+    """A quantised model with the scales of some of its tensors multiplied; mlx's offsets are scales too."""
+    quantise, config = quantising.METHODS[method]
+    tensors = plain(model)
+    for name in PACKED:
+        del tensors[name]
+        tensors |= {
+            name.removesuffix("weight") + key: t.contiguous() for key, t in quantise(model[name])[0].items()
+        }
+    for name in names:
+        for key in (SCALES[method], *(["biases"] if method == "mlx" else [])):
+            at = name.removesuffix("weight") + key
+            tensors[at] = (tensors[at].double() * factor).to(tensors[at].dtype)
+    return tensors, config
+
+
+def traces(db, name):
+    """How many rows there are of what a pass would find in a model."""
+    return [
+        db.sql(query).item()
+        for query in (
+            f"select count(*) from deltas where model = '{name}'",
+            f"select count(*) from kinship where '{name}' in (model_a, model_b)",
+            f"select count(*) from models where name = '{name}' and has_weights",
+            f"select count(*) from raw.weight join raw.model using (model_id) where name = '{name}'",
+            f"select count(*) from raw.sketch join raw.model using (model_id) where name = '{name}'",
+        )
+    ]
+
+
+@pytest.mark.parametrize("factor", [100, 1 / 100, float("nan")])
+@pytest.mark.parametrize("method", ["gptq", "fp8"])
+def test_wrong_scales_leave_lineage_alone(family, tmp_path, method, factor):
+    db, made = family
+    tensors, config = spoilt(made["ft"], method, factor)
+    folder = write(tmp_path / "wrong", tensors, **config)
+    (folder / "README.md").write_text("---\nbase_model: ft\nbase_model_relation: quantized\n---\n")
+    write(tmp_path / "right", plain(models("right")["right"]))
+    rows = db.import_([folder, tmp_path / "right"], base="base").to_dicts()
+    (note,) = rows[0]["notes"]
+    assert "is kept for lineage: its scales do not fit" in note and "\n" not in note
+    assert rows[1]["status"] == "imported"
+    assert traces(db, "wrong") == [0, 0, 0, 0, 0] and traces(db, "right")[0] > 0
+    assert db.sql("select relation from models where name = 'wrong'").item() == "quantized"
+    assert db.sql("select parent, relation from lineage where child = 'wrong'").rows() == [
+        ("ft", "quantized")
+    ]
+
+
+@pytest.mark.parametrize("method", ["int8", "mlx"])
+@pytest.mark.parametrize(("factor", "status"), [(3, "imported"), (5, "records")])
+def test_the_bound_is_a_factor_of_four(family, tmp_path, method, factor, status):
+    db, made = family
+    tensors, config = spoilt(made["ft"], method, factor)
+    write(tmp_path / "packed", tensors, **config)
+    assert db.import_([tmp_path / "packed"], base="base")["status"].to_list() == [status]
+
+
+def test_a_smaller_part_is_measured_and_said(family, tmp_path):
+    db, made = family
+    tensors, config = spoilt(made["ft"], "gptq", 50, [PACKED[0]])  # 4,096 of 10,240 elements
+    write(tmp_path / "partly", tensors, **config)
+    (row,) = db.import_([tmp_path / "partly"], base="base").to_dicts()
+    assert row["status"] == "imported"
+    assert any("the scales of 1 of its tensors (40% of what is dequantised)" in n for n in row["notes"])
+
+
+def test_base_and_member_arrive_together_to_be_sketched(tmp_path):
+    made = models()
+    tensors, config = spoilt(made["ft"], "gptq", 100)
+    write(tmp_path / "wrong", tensors, **config)
+    write(tmp_path / "base", plain(made["base"]))
+    db = kinbase.open(tmp_path / "kin.duckdb")
+    report = db.import_([tmp_path / "wrong", tmp_path / "base"], base="base", sketch=True)
+    assert dict(zip(report["source"].str.split("/").list.last(), report["status"], strict=True)) == {
+        "wrong": "records",
+        "base": "imported",
+    }
+    assert traces(db, "wrong") == [0, 0, 0, 0, 0]
+
+
+def test_without_a_base_nothing_is_said(tmp_path):
+    tensors, config = spoilt(models()["ft"], "gptq", 100)
+    write(tmp_path / "alone", tensors, **config)
+    db = kinbase.open(tmp_path / "kin.duckdb")
+    assert db.import_([tmp_path / "alone"])["status"].to_list() == ["imported"]
