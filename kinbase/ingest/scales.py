@@ -17,7 +17,7 @@ from kinbase.store import names as naming
 if TYPE_CHECKING:  # the pass costs half a second of imports, which records alone need not pay
     from kinbase.kinship.sums import Weights
 
-FACTOR = 4.0
+FACTOR = 3.0
 """How many times as long as the base's a dequantised tensor may be, or the base's as it.
 
 Fine-tuning changes the length of a tensor by some hundredths, rounding to the nearest value of a grid by its relative
