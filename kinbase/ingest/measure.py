@@ -91,7 +91,7 @@ def _measure(
             by_name[member.name] = source
             continue
         lines = [*measured.notes.get(member.name, ()), *partial.lines(measured, i)]
-        if member.name in measured.same:
+        if measured.same.get(member.name, ("", "", ""))[2]:
             other, how, first = measured.same[member.name]
             form = {"layout": "another layout", "dtype": "another dtype", "names": "other names"}[how]
             lines.append(f"{member.name}: the same weights as {other}, in {form} ({first})")

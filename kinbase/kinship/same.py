@@ -76,4 +76,4 @@ def _difference(other: Checkpoint, member: Checkpoint, aligned: Sequence[Tensor 
     for tensor, match in zip(other.tensors, aligned, strict=True):
         if match is not None and match.name != tensor.name:
             return "names", f"{match.name} for {tensor.name}"
-    return "names", "what is beside its weights"
+    return "names", ""  # a copy, or one that differs in what is no weight
