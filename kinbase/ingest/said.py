@@ -22,6 +22,7 @@ from kinbase.checkpoint import (
 from kinbase.ingest.steps import Row
 from kinbase.store import Connection, models
 from kinbase.store import names as naming
+from kinbase.store.aliases import put_aliases, put_speakers
 from kinbase.store.estimates import drop_reported, put_reported
 from kinbase.store.lineage import put_claims
 from kinbase.store.scores import put_scores, put_tasks, put_trainings
@@ -50,10 +51,10 @@ def store_names(con: Connection, rows: list[Row]) -> list[Row]:
                 said.append((i, record))
                 if record.kind != "path":  # a place says itself
                     speakers.append((record.alias, file))
-    models.put_speakers(con, speakers)
+    put_speakers(con, speakers)
     speaker = {id(record): i for i, record in said}
     aliases = [(r.model or str(rows[i].outcome.name), r) for i, r in said]
-    for alias, problem in models.put_aliases(con, aliases):
+    for alias, problem in put_aliases(con, aliases):
         i = speaker[id(alias)]
         rows[i] = rows[i].noted(problem)
     return rows

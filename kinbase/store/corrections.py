@@ -9,7 +9,7 @@ from datetime import datetime
 from kinbase.checkpoint import Alias, Score
 from kinbase.errors import KinbaseError, UsageError
 from kinbase.store import Connection, utc
-from kinbase.store.models import put_alias
+from kinbase.store.aliases import put_alias
 from kinbase.store.names import find, name_of, named
 from kinbase.store.scores import put_scores
 

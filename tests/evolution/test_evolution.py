@@ -367,7 +367,7 @@ def test_runs_go_out_and_in_with_the_whole_database(replayed, tmp_path):
 def test_a_name_joined_to_a_model_keeps_its_place_in_a_run(replayed, tmp_path):
     """A row known only by name that turns out to be another's goes with all that was said of it."""
     from kinbase.checkpoint import Alias
-    from kinbase.store.models import put_alias
+    from kinbase.store.aliases import put_alias
 
     db, _, _ = replayed
     db.export(tmp_path / "all.kinbase")

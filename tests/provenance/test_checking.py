@@ -11,8 +11,9 @@ import pytest
 from kinbase.checkpoint import Alias, Edge, Facts, Score
 from kinbase.errors import KinbaseError, UsageError
 from kinbase.store import names
+from kinbase.store.aliases import put_alias
 from kinbase.store.lineage import put_edges
-from kinbase.store.models import put_alias, put_facts
+from kinbase.store.models import put_facts
 from kinbase.store.scores import put_scores
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "model-kinship"

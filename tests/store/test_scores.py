@@ -7,9 +7,9 @@ import pytest
 import kinbase
 from kinbase.checkpoint import Alias, Edge, ReportedKinship, Score, Task, Training
 from kinbase.store import names
+from kinbase.store.aliases import put_alias
 from kinbase.store.estimates import put_reported
 from kinbase.store.lineage import put_edges
-from kinbase.store.models import put_alias
 from kinbase.store.scores import put_scores, put_tasks, put_trainings
 
 

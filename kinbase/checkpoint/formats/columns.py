@@ -92,20 +92,10 @@ def _layout(name: str, beside: Mapping[str, Tensor], bits: int | None, second: b
     across = words.shape[1] != rows
     if across and (words.shape[1] * 8 != rows or bits not in (None, 4) or zeros is None):
         raise CheckpointError(f"{what}: a qweight of {words.shape} does not fit scales of {scales.shape}")
-    if across:
-        bits, columns = 4, words.shape[0]
-    else:
-        if zeros is not None and zeros.numel and bits is None:
-            bits = 32 * zeros.shape[-1] // rows
-        bits = bits or (32 * words.shape[0] // indices.numel if indices is not None and indices.numel else 4)
-        if bits not in (2, 4, 8):
-            raise CheckpointError(f"{what} is packed in {bits} bits, and 2, 4 and 8 are read")
-        columns = words.shape[0] * (32 // bits)
-    if (
-        rows % max(8, 32 // bits)
-        or columns % 2
-        or (zeros is not None and zeros.shape != (groups, rows * bits // 32))
-    ):
+    bits = 4 if across else _bits(what, words, rows, zeros, indices, bits)
+    columns = words.shape[0] * (1 if across else 32 // bits)
+    fits = rows % max(8, 32 // bits) == 0 and columns % 2 == 0
+    if not fits or (zeros is not None and zeros.shape != (groups, rows * bits // 32)):
         raise CheckpointError(
             f"{what}: qzeros of {zeros.shape if zeros else ()} do not fit scales of {scales.shape}"
         )
@@ -114,6 +104,19 @@ def _layout(name: str, beside: Mapping[str, Tensor], bits: int | None, second: b
     found = _groups(what, None if across else indices, groups, columns)
     lift = 0 if across or second else 1
     return Layout(words, zeros, scales, rows, columns, bits, across, lift, found)
+
+
+def _bits(
+    what: str, words: Tensor, rows: int, zeros: Tensor | None, indices: Tensor | None, bits: int | None
+) -> int:
+    """Bits of a GPTQ code: as the configuration says, else as the zero points or the index of groups make them."""
+    if zeros is not None and zeros.numel and bits is None:
+        bits = 32 * zeros.shape[-1] // rows
+    if not bits:
+        bits = 32 * words.shape[0] // indices.numel if indices is not None and indices.numel else 4
+    if bits not in (2, 4, 8):
+        raise CheckpointError(f"{what} is packed in {bits} bits, and 2, 4 and 8 are read")
+    return bits
 
 
 def _groups(what: str, indices: Tensor | None, groups: int, columns: int) -> NDArray[np.int64]:

@@ -1,0 +1,138 @@
+"""The verbs of Kinbase that ask: each opens the file for one unit of work and answers with a Polars frame.
+
+What is asked of the database stands once, in `kinbase.query`, for the command line, the terminal UI and the plots as well.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
+
+import polars as pl
+
+from kinbase.errors import UsageError
+from kinbase.query import details, kinship, models, scores
+from kinbase.query.frames import frame, framed
+from kinbase.query.kinship import KinshipMatrix
+from kinbase.store import Connection, Store
+from kinbase.store import names as naming
+from kinbase.store.worker import Worker
+
+if TYPE_CHECKING:  # a graph costs the import of networkx, which the other verbs need not pay
+    import networkx as nx
+
+Asked = ParamSpec("Asked")
+Answer = TypeVar("Answer")
+
+
+class Answers:
+    """What can be asked of the database at `store`."""
+
+    store: Store
+    _worker: Worker | None = None
+
+    def sql(self, query: str, parameters: Sequence[Any] = (), *, timeout: float = 0) -> pl.DataFrame:
+        """The result of a read-only query that sees the database and nothing else.
+
+        With a `timeout`, in seconds, the query runs in a process of its own, which is killed where DuckDB does not
+        stop, and may take 4 GiB and give 1 GiB. Without one it runs in this process, as long as it takes.
+        """
+        if not timeout:
+            with self.store.reading() as con:
+                return frame(con, query, parameters)
+        if self._worker is None:
+            self._worker = Worker(self.store.path, self.store.wait)
+        return framed(*self._worker.ask(query, parameters, seconds=timeout))
+
+    def models(self, pattern: str = "") -> pl.DataFrame:
+        """The view `models`, those whose name contains `pattern`, by family."""
+        return self._read(models.listed, pattern)
+
+    def show(self, model: str) -> pl.DataFrame:
+        """Everything about one model: its row of `models`, with aliases, parents, children, scores, kin, ... as lists."""
+        return self._read(details.show, model)
+
+    def ancestors(self, model: str) -> pl.DataFrame:
+        """What a model was made from: model, generation (fewest steps up)."""
+        return self._read(models.ancestors, model)
+
+    def descendants(self, model: str) -> pl.DataFrame:
+        """What was made from a model: model, generation (fewest steps down)."""
+        return self._read(models.descendants, model)
+
+    def family(self, model: str) -> pl.DataFrame:
+        """Rows of `models` measured against the same base, the base included."""
+        return self._read(models.family, model)
+
+    def left_out(self, model: str) -> list[tuple[str, float]]:
+        """Models compared with one by so little that `nearest_kin` leaves them out, with their coverage."""
+        return self._read(kinship.left_out, model)
+
+    def nearest_kin(self, model: str, k: int = 10) -> pl.DataFrame:
+        """The k models most akin to one: model, pcc, cs, ed, stderr, coverage, method."""
+        return self._read(kinship.nearest_kin, model, k)
+
+    def why_without_kin(self, model: str) -> str:
+        """Why a model has no kinship, and what would give it some, in a line."""
+        from kinbase.ingest import estimate as meeting
+
+        with self.store.reading() as con:
+            name = naming.resolve(con, model)
+            return meeting.why_without_kin(con, name)
+
+    def kinship(self, models: Sequence[str] = (), *, by: str | None = None) -> pl.DataFrame:
+        """Kinship among `models` (none: all), each pair once; `by` tensor, layer or block."""
+        if by is not None and by not in kinship.GROUPINGS:
+            raise UsageError(f"kinship goes by {', '.join(kinship.GROUPINGS)}, not by {by!r}")
+        return self._read(kinship.pairs, models, by)
+
+    def matrix(
+        self, models: Sequence[str] = (), *, block: str = "all", layer: int | None = None
+    ) -> KinshipMatrix:
+        """The square of kinship among `models` (none: all that have any), in the order of its clusters.
+
+        `block` and `layer` take the tensors of one kind and of one layer; see `kinbase.query.kinship.matrix`.
+        """
+        return self._read(kinship.matrix_of, models, block, layer)
+
+    def group_kinship(self, models: Sequence[str]) -> pl.DataFrame:
+        """Mean kinship over all pairs of `models`: pcc, cs, ed, pairs (known ones), models."""
+        return self._read(kinship.group, models)
+
+    def tree(self, model: str, *, up: bool = True, down: bool = True, depth: int = 1000) -> "nx.DiGraph":
+        """The lineage graph around a model; see `kinbase.query.graph.around`."""
+        from kinbase.query import graph as lineage
+
+        with self.store.reading() as con:
+            return lineage.around(con, model, up=up, down=down, depth=depth)
+
+    def graph(self, models: Sequence[str] = ()) -> "nx.DiGraph":
+        """The lineage of `models`, or of all; see `kinbase.query.graph.whole`."""
+        from kinbase.query import graph as lineage
+
+        return self._read(lineage.whole, models)
+
+    def accuracies(self) -> pl.DataFrame:
+        """Accuracies in percent, a row a model and a column a benchmark, with their plain mean, best first."""
+        return self._read(scores.accuracies)
+
+    def average_gains(self) -> pl.DataFrame:
+        """What each merge gained on average, in percent, with its parents' kinship."""
+        return self._read(scores.average_gains)
+
+    def names(self) -> list[str]:
+        """All model names."""
+        return self._read(models.all_names)
+
+    def resolved(self, models: Sequence[str]) -> list[str]:
+        """The names of models given by name, alias or prefix, each once."""
+        with self.store.reading() as con:
+            return list(dict.fromkeys(naming.resolve(con, model) for model in models))
+
+    def _read(
+        self,
+        question: Callable[Concatenate[Connection, Asked], Answer],
+        *given: Asked.args,
+        **more: Asked.kwargs,
+    ) -> Answer:
+        """What a function of `kinbase.query` answers."""
+        with self.store.reading() as con:
+            return question(con, *given, **more)
