@@ -6,38 +6,13 @@ inside the commands.
 """
 
 import contextlib
-import os
 import sys
-from collections.abc import Callable
 
 import click
 
-from kinbase.cli import (
-    compare as comparing,
-)
-from kinbase.cli import (
-    config as settings,
-)
-from kinbase.cli import (
-    correct as correcting,
-)
-from kinbase.cli import (
-    import_ as bringing,
-)
-from kinbase.cli import (
-    infer as judging,
-)
-from kinbase.cli import (
-    merge as making,
-)
-from kinbase.cli import (
-    plot as plotting,
-)
-from kinbase.cli import (
-    show as looking,
-)
+from kinbase.cli import compare, config, correct, import_, infer, merge, plot, show
+from kinbase.cli.edge import finish
 from kinbase.cli.options import open_database
-from kinbase.errors import KinbaseError
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -54,11 +29,11 @@ def cli(ctx: click.Context, db: str, wait: float) -> None:
 
 
 for command in (
-    bringing.import_, bringing.link, bringing.unlink, looking.ls, looking.show, looking.tree, looking.kin, looking.sql,
-    judging.recipe, judging.check, judging.infer, judging.suggest, making.merge, making.evolve, plotting.plot,
-    correcting.rm, correcting.rename, correcting.alias, correcting.set_, correcting.tag, correcting.score, correcting.log,
-    correcting.undo, comparing.diff, comparing.status, looking.export, looking.tui, settings.config, bringing.migrate,
-    bringing.repair, bringing.demo,
+    import_.import_, import_.link, import_.unlink, show.ls, show.show, show.tree, show.kin, show.sql,
+    infer.recipe, infer.check, infer.infer, infer.suggest, merge.merge, merge.evolve, plot.plot,
+    correct.rm, correct.rename, correct.alias, correct.set_, correct.tag, correct.score, correct.log,
+    correct.undo, compare.diff, compare.status, show.export, show.tui, config.config, import_.migrate,
+    import_.repair, import_.demo,
 ):  # fmt: skip
     cli.add_command(command)
 
@@ -77,45 +52,3 @@ def main() -> None:
     """Run the command line and exit with its code."""
     _allow_many_files()
     sys.exit(finish(lambda: cli.main(standalone_mode=False)))
-
-
-def finish(call: Callable[[], object]) -> int:
-    """Call, tell in a line what went wrong, and return the exit code."""
-    try:
-        try:
-            call()
-            sys.stdout.flush()
-        except KinbaseError as error:
-            from kinbase.text import safe
-
-            sys.stdout.flush()
-            sys.stderr.write(f"kinbase: {safe(error)}\n")
-            return error.exit_code
-    except click.ClickException as error:
-        error.show()
-        return error.exit_code
-    except (KeyboardInterrupt, click.Abort):
-        sys.stderr.write("kinbase: interrupted\n")
-        return 130
-    except BrokenPipeError:
-        # The reader of a pipe has seen enough.
-        _abandon_output()
-        return 0
-    except OSError as error:
-        from kinbase.text import safe
-
-        where = (
-            f"{error.filename} cannot be read or written"
-            if error.filename
-            else "the output cannot be written"
-        )
-        sys.stderr.write(f"kinbase: {safe(where)}: {(error.strerror or str(error)).lower()}\n")
-        _abandon_output()
-        return 1
-    return 0
-
-
-def _abandon_output() -> None:
-    """Keep Python from flushing once more, at exit, into what takes nothing."""
-    with contextlib.suppress(OSError, ValueError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

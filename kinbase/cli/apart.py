@@ -72,7 +72,7 @@ def apart(
 
 
 def _in_child(run: Callable[[Callable[[], None]], None], pipe: int) -> NoReturn:
-    from kinbase.cli import finish
+    from kinbase.cli.edge import finish
     from kinbase.store.worker import confine
 
     code = 1
