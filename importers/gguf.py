@@ -1,4 +1,4 @@
-"""GGUF files, for what their header says of the model (ggml docs/gguf.md): lineage, never weights.
+"""GGUF files, for what their header says of the model (ggml docs/gguf.md): lineage, and weights.
 
 The header is read here and not by the `gguf` package: its reader makes a numpy object of every
 vocabulary entry (11 s and 0.8 GB for a vocabulary of 128,000) and follows a length that lies (60
@@ -14,15 +14,17 @@ A file of the type "adapter" is an adapter of its base models.
 import os
 import struct
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from kinbase.checkpoint import Edge, Facts, Record
+from kinbase.checkpoint import Checkpoint, Edge, Facts, Problem, Record
 from kinbase.checkpoint.files import open_regular, shown
 from kinbase.checkpoint.ids import folded, hub_id
 from kinbase.checkpoint.limits import LIMITS
 from kinbase.checkpoint.untrusted import head, model_id, name, problems
 from kinbase.errors import CheckpointError
+from kinbase.importers.gguf_tensors import Entry, Heads, checkpoint, data_start
 
 MAX_HEADER = LIMITS.gguf_bytes
 """Bytes of metadata that are walked through; the largest vocabularies take about 20 MB."""
@@ -31,6 +33,8 @@ _MAX_TEXT = LIMITS.gguf_text
 _MAX_TEXTS = 4 << 20
 """Bytes of all texts that are kept."""
 _MAX_BASES = 1000
+_MAX_TENSORS = 1 << 18
+_HEADS = (".attention.head_count", ".attention.head_count_kv")
 
 _STRING, _ARRAY = 8, 9
 _FORMATS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
@@ -55,13 +59,14 @@ def open(source: str) -> Iterator[Record]:
     path = Path(source)
     try:
         with os.fdopen(open_regular(path), "rb") as file:
-            values, parameters = _header(file, os.fstat(file.fileno()).st_size)
+            header = _header(file, os.fstat(file.fileno()).st_size)
     except OSError as error:
         raise CheckpointError(f"cannot read {shown(path)}: {error.strerror}") from None
     except (EOFError, _LyingError) as error:
         raise CheckpointError(
             f"{shown(path)} has a GGUF header that is cut short or wrong: {error}"
         ) from None
+    values, parameters = header.values, header.parameters
     refused: list[str] = []
 
     def text(key: str) -> str | None:
@@ -92,6 +97,13 @@ def open(source: str) -> Iterator[Record]:
         ((origin, more),) = bases
         bases, detail = [], detail | more
     relation = "adapter" if is_adapter else "quantized" if quantised or origin else None
+    if not is_adapter and header.entries:
+        try:
+            weights = _weights(path, header)
+        except CheckpointError as error:
+            yield Problem(f"{shown(path)} has no weights to compare and is kept for lineage: {error}")
+        else:
+            yield weights
     yield Facts(
         architecture=text("general.architecture"),
         license=text("general.license.name")
@@ -164,8 +176,38 @@ class _LyingError(Exception):
     """The header contradicts itself or the file."""
 
 
-def _header(file: BinaryIO, size: int) -> tuple[dict[str, object], int | None]:
-    """The values of the `general.` keys, and the number of parameters if the file holds all tensors."""
+@dataclass(frozen=True, slots=True)
+class _Header:
+    """What is kept of a header: `general.` values and heads, the tensors, where it ends, and whether it is a part."""
+
+    values: dict[str, object]
+    parameters: int | None
+    entries: list[Entry]
+    end: int
+    is_part: bool
+
+
+def _weights(path: Path, header: _Header) -> Checkpoint:
+    """The file's tensors as a Checkpoint; raises CheckpointError when they are not read."""
+    if header.is_part:
+        raise CheckpointError("it is one part of several, which llama-gguf-split --merge joins")
+    architecture = header.values.get("general.architecture")
+
+    def heads(key: str) -> int:
+        value = header.values.get(f"{architecture}.attention.{key}", 0)
+        return value if isinstance(value, int) and 0 <= value < 1 << 20 else 0
+
+    queries = heads("head_count")
+    found = checkpoint(
+        str(path), architecture if isinstance(architecture, str) else None, header.entries,
+        data_start(header.end, header.values.get("general.alignment")), Heads(queries, heads("head_count_kv") or queries),
+    )  # fmt: skip
+    found.name = path.stem
+    return found
+
+
+def _header(file: BinaryIO, size: int) -> _Header:
+    """Raises _LyingError when the header contradicts itself or the file, EOFError where it is cut short."""
     if file.read(4) != b"GGUF":
         raise _LyingError("no GGUF magic")
     version, tensors, pairs = struct.unpack("<IQQ", _exactly(file, 20))
@@ -178,7 +220,8 @@ def _header(file: BinaryIO, size: int) -> tuple[dict[str, object], int | None]:
     for _ in range(pairs):
         key = _text(file, limit, _MAX_KEY)
         (kind,) = struct.unpack("<I", _exactly(file, 4))
-        if key.startswith(("general.", "adapter.")) and kind != _ARRAY:
+        wanted = key.startswith(("general.", "adapter.")) or key.endswith(_HEADS)
+        if wanted and kind != _ARRAY:
             if key in values:
                 raise _LyingError(f"the key {shown(key)} twice")
             values[key] = _text(file, limit, _MAX_TEXT) if kind == _STRING else _scalar(file, kind)
@@ -189,17 +232,23 @@ def _header(file: BinaryIO, size: int) -> tuple[dict[str, object], int | None]:
             split = split or key == "split.count"
             left = _skip(file, kind, limit, 0, left)
     parameters = 0
+    entries: list[Entry] = []
     for _ in range(tensors):
-        _text(file, limit, _MAX_KEY)
+        tensor = _text(file, limit, _MAX_KEY)
         (dimensions,) = struct.unpack("<I", _exactly(file, 4))
         if dimensions > 8:
             raise _LyingError(f"a tensor of {dimensions} dimensions")
         product = 1
-        for extent in struct.unpack(f"<{dimensions}Q", _exactly(file, 8 * dimensions)):
+        extents = struct.unpack(f"<{dimensions}Q", _exactly(file, 8 * dimensions))
+        for extent in extents:
             product *= extent
         parameters += product
-        _exactly(file, 12)
-    return values, parameters if 0 < parameters < 2**53 and not split else None
+        kind, offset = struct.unpack("<IQ", _exactly(file, 12))
+        if len(entries) == _MAX_TENSORS:
+            raise _LyingError(f"more than {_MAX_TENSORS:,} tensors")
+        entries.append(Entry(tensor, extents, kind, offset))
+    whole = parameters if 0 < parameters < 2**53 and not split else None
+    return _Header(values, whole, entries, file.tell(), split)
 
 
 def _exactly(file: BinaryIO, length: int) -> bytes:
