@@ -26,7 +26,7 @@ from kinbase.checkpoint.files import (
 )
 from kinbase.checkpoint.ids import revised
 from kinbase.checkpoint.tensors import torch_dtype
-from kinbase.checkpoint.untrusted import model_id, number
+from kinbase.checkpoint.untrusted import model_id, number, problems
 from kinbase.errors import CheckpointError
 from kinbase.importers import pytorch, safetensors
 from kinbase.importers.folder import ADAPTER_CONFIG, Opener, holds_weights
@@ -117,6 +117,7 @@ def open_as(
     method = kind.lower() if isinstance(kind, str) and kind else None
     # What it adapts and how is told before its weights are opened, which may have to be refused.
     yield Edge(parent, "adapter", "adapter", method=method, detail=_detail(config))
+    yield from problems(ADAPTER_CONFIG, refused)
     try:
         factors, whole = _weights(folder, config, elsewhere, what)
     except CheckpointError:

@@ -99,9 +99,9 @@ def quantised_tensors(method):
             "l.weight.absmax": torch.ones(4),
             "l.weight.quant_map": torch.ones(16),
         },
-        "int8": {"l.weight": torch.ones(4, 4).to(torch.int8), "l.SCB": torch.ones(4)},
-        "fp8": {"l.weight": f8, "l.weight_scale_inv": torch.ones(1, 1)},
-        "compressed-tensors": {"l.weight": f8, "l.weight_scale": torch.ones(1)},
+        "int8": {"l.weight": torch.ones(4, 4).to(torch.int8), "l.SCB": 127 * torch.arange(1.0, 5)},
+        "fp8": {"l.weight": f8, "l.weight_scale_inv": torch.full((1, 1), 3.0)},
+        "compressed-tensors": {"l.weight": f8, "l.weight_scale": torch.tensor([0.5])},
         "mxfp4": {"l.up_blocks": byte, "l.up_scales": byte + 1},
     }.get(method, {"l.weight": f8})
 

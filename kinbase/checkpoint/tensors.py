@@ -5,7 +5,6 @@ from typing import Any
 
 from kinbase.checkpoint import FLOAT_DTYPES, Checkpoint, Facts, Problem, Record, Tensor
 from kinbase.checkpoint.files import shown
-from kinbase.checkpoint.formats import dequantise
 from kinbase.checkpoint.lora import factors, is_adapter
 from kinbase.checkpoint.packed import packed
 from kinbase.checkpoint.untrusted import count, name
@@ -54,6 +53,8 @@ def records(
     codes = packed(weights.tensors, config, _narrow(weights))
     relation = "quantized" if codes else None
     if codes:
+        from kinbase.checkpoint.formats import dequantise  # loads NumPy, which plain weights need not
+
         try:
             dequantise(weights, config, codes)
         except CheckpointError as error:

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 import kinbase
 from kinbase.checkpoint import Checkpoint, Tensor
-from kinbase.checkpoint.adapters import applied
+from kinbase.checkpoint.adapters import applied, byte_floats
 
 TARGETS = ["model.layers.0.self_attn.q_proj", "model.layers.1.mlp.up_proj"]
 
@@ -119,8 +119,6 @@ def test_every_dtype_is_added_exactly(dtype):
 
 
 def test_the_256_bytes_of_each_8_bit_float():
-    from kinbase.checkpoint.adapters import _byte_floats
-
     for dtype in ("F8_E4M3", "F8_E5M2"):
         want = torch.arange(256, dtype=torch.uint8).view(families.TORCH_DTYPES[dtype]).double().numpy()
-        assert np.array_equal(_byte_floats(dtype), want, equal_nan=True)
+        assert np.array_equal(byte_floats(dtype), want, equal_nan=True)

@@ -231,17 +231,51 @@ def test_tied_storages_of_a_torch_file_count_once(tmp_path):
     }
 
 
-@pytest.mark.parametrize("method", ["gptq", "bitsandbytes", "int8", "fp8", "compressed-tensors", "mxfp4"])
-def test_quantised_weights_are_for_lineage_only(tmp_path, method):
-    path = tmp_path / "model-quantised"
+def quantised_folder(path, method):
     write_safetensors(path / "model.safetensors", quantised_tensors(method))
     config = {"architectures": ["L"], "quantization_config": {"quant_method": method}}
     (path / "config.json").write_text(json.dumps(config))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("method", "fault"),
+    [
+        ("gptq", "'l.weight' has no qweight and scales of two dimensions"),
+        ("bitsandbytes", "'l.weight' has no quant_state"),
+        ("mxfp4", "'l.up_blocks' is U8 (4, 4), not blocks of 16 bytes"),
+    ],
+)
+def test_quantised_weights_that_do_not_fit_their_format_are_for_lineage_only(tmp_path, method, fault):
+    path = quantised_folder(tmp_path / "model-quantised", method)
     checkpoint, facts, (problem,) = opened(folder, path)
     assert checkpoint is None
     assert facts == Facts("model-quantised", architecture="L", relation="quantized")
-    assert isinstance(problem, Problem) and f"quantised ('{method}')" in problem.message
+    assert isinstance(problem, Problem) and f"is kept for lineage: {fault}" in problem.message
     assert opened(one_file, path / "model.safetensors")[0] is None  # without the config too
+
+
+@pytest.mark.parametrize(
+    ("method", "form", "rows"),
+    [
+        ("int8", "INT8", [1.0, 2.0, 3.0, 4.0]),  # SCB * code / 127, with SCB a multiple of 127
+        ("fp8", "FP8", [3.0] * 4),
+        ("compressed-tensors", "FP8", [0.5] * 4),
+    ],
+)
+def test_quantised_weights_with_their_scales_are_dequantised(tmp_path, method, form, rows):
+    path = quantised_folder(tmp_path / "model-quantised", method)
+    for module, source in ((folder, path), (one_file, path / "model.safetensors")):  # without the config too
+        checkpoint, facts, (problem,) = opened(module, source)
+        assert (facts.relation, facts.parameters) == ("quantized", 20)
+        assert (
+            isinstance(problem, Problem)
+            and f"80% of its weights are dequantised from {form}" in problem.message
+        )
+        weight = {t.name: t for t in checkpoint.tensors}["l.weight"]
+        assert (weight.dtype, weight.shape, weight.grid.name) == ("F32", (4, 4), form)
+        assert data(weight) == raw(torch.tensor(rows)[:, None].expand(4, 4))
+        checkpoint.close()
 
 
 def test_plain_fp8_has_weights(tmp_path):

@@ -12,7 +12,8 @@ from checkpoints import ADAPTERS, SETTINGS, changed_adapter, contents, data, ope
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kinbase.checkpoint import Problem
+from kinbase.checkpoint import UNSAID, Facts, Problem
+from kinbase.errors import CheckpointError
 from kinbase.importers import adapter, folder, low_rank
 
 # Adapters made by PEFT 0.21.2 (tests/data/adapters). Their deltas, from the definition:
@@ -96,8 +97,6 @@ def test_adapters_that_are_more_than_two_factors(case):
         ({"layer_replication": [[0, 1]]}, "copies layers"),
         ({"peft_type": "PREFIX_TUNING"}, "'PREFIX_TUNING'"),
         ({"peft_type": None}, "of type 'None'"),
-        ({"base_model_name_or_path": None}, "base_model_name_or_path"),
-        ({"base_model_name_or_path": "a\nb"}, "base_model_name_or_path"),
         ({"r": 4}, "r='4'"),
         ({"lora_alpha": "5"}, "is no number"),
         ({"lora_alpha": True}, "is no number"),
@@ -122,6 +121,32 @@ def test_adapters_that_are_more_than_two_factors(case):
 )
 def test_adapters_that_are_refused(tmp_path, change, words):
     refused(adapter, changed_adapter(tmp_path, **change), words)
+
+
+@pytest.mark.parametrize(
+    ("stated", "doubts"),
+    [(None, []), ("", []), ("a\nb", [r"'a\nb' cannot be a name"]), (7, ["'7' is not a name"])],
+)
+def test_an_adapter_that_does_not_say_its_base_is_read_for_one_to_be_given(tmp_path, stated, doubts):
+    checkpoint, facts, (edge, *problems) = opened(
+        adapter, changed_adapter(tmp_path, base_model_name_or_path=stated)
+    )
+    assert edge.parent == checkpoint.delta_of == UNSAID and edge.relation == facts.relation == "adapter"
+    assert [doubt in problem.message for doubt, problem in zip(doubts, problems, strict=True)] == [
+        True
+    ] * len(doubts)
+    assert contents(checkpoint) == contents(opened(adapter, ADAPTERS / "plain")[0])
+
+
+def test_a_refused_adapter_keeps_its_edge_and_facts(tmp_path):
+    records = adapter.open(
+        str(changed_adapter(tmp_path, base_model_name_or_path="org/base", init_lora_weights="olora"))
+    )
+    edge, facts = next(records), next(records)
+    assert (edge.parent, edge.relation, edge.method) == ("org/base", "adapter", "lora")
+    assert facts == Facts(relation="adapter")
+    with pytest.raises(CheckpointError, match="'olora' changed the base"):
+        next(records)
 
 
 def test_an_adapter_without_weights(tmp_path):

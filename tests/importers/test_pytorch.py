@@ -31,7 +31,7 @@ def test_code_in_a_pickle_is_refused_and_not_run(tmp_path, legacy):
     ran = tmp_path / "ran"
     path = tmp_path / "evil.bin"
     torch.save({"w": torch.zeros(2), "x": Payload(str(ran))}, path, _use_new_zipfile_serialization=not legacy)
-    refused(pytorch, path, *(["old format"] if legacy else ["it wants to run 'posix.mkdir'", "refused"]))
+    refused(pytorch, path, *(["old format"] if legacy else ["it wants to call 'posix.mkdir'", "refused"]))
     path.write_bytes(pickle.dumps(Payload(str(ran))))
     refused(pytorch, path)
     assert not ran.exists()
