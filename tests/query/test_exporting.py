@@ -58,7 +58,7 @@ def test_graphml_is_what_networkx_reads(published, tmp_path):
     edges = published.sql("select distinct parent, child from lineage").rows()
     assert set(graph.edges) == set(edges)
     edge = graph.edges["model-2-1", "model-3-3"]
-    assert (edge["relation"], edge["method"], edge["evidence"]) == ("merge", "slerp", "card")
+    assert (edge["relation"], edge["method"], edge["evidence"]) == ("merge", "slerp", "reported")
     assert graph.edges["model-2-1", "model-3-2"]["relation"] == "merge"
     assert graph.nodes["Turdus"]["architecture"] == "MistralForCausalLM"
     assert graph.nodes["Turdus"]["has_weights"] is False
