@@ -68,8 +68,14 @@ def read_all(store: Store, folder: str) -> dict[str, int]:
             f"{folder} was exported with another schema: import it with the Kinbase that wrote it, then `kinbase migrate`"
         )
     folder = os.path.realpath(folder)
-    with store.writing(reads=[folder]) as con:
+    # DuckDB asks whether it may read before it takes the pattern for a name: both have to be allowed.
+    with store.writing(reads=[folder, _as_pattern(folder)]) as con:
         return _put_tables(con, folder)
+
+
+def _as_pattern(folder: str) -> str:
+    """The folder's own name as a pattern that means it and nothing else."""
+    return re.sub(r"([*?\[])", r"[\1]", folder)
 
 
 def _tables() -> list[str]:
@@ -89,9 +95,8 @@ def _put_tables(con: Connection, folder: str) -> dict[str, int]:
         )
     rows = {}
     for table in _tables():
-        # The folder's own name is neither a pattern nor a partition.
         os.close(open_regular(inside(folder, f"{table}.parquet")))  # no pipe, and no link out of the folder
-        file = re.sub(r"([*?\[])", r"[\1]", folder) + f"/{table}.parquet"
+        file = _as_pattern(folder) + f"/{table}.parquet"  # nor is it a partition
         con.execute(
             f"insert into raw.{table} by name from read_parquet($1, hive_partitioning = false)", [file]
         )
