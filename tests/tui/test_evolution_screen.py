@@ -88,8 +88,8 @@ def test_runs_curve_and_offspring(path):
             "kinship of the best": [(0, 0.2), (1, 0.5)],
         }
         assert rows(app) == [
-            ["1", "a-b", "0.7000", "kept", "pair", "0.2000", "a + b", "scored", "two of the best"],
-            ["1", "a-b twice", None, "", "explore", "0.2000", "b + a", "failed", "least akin; it broke"],
+            ["1", "a-b", "0.7000", "kept", "pair", "0.2000", "two of the best", "a + b", "scored"],
+            ["1", "a-b twice", None, "", "explore", "0.2000", "least akin; it broke", "b + a", "failed"],
         ]
         text = screen_text(app)
         assert "running · 1 gen · 0.7" in text and "● best so far" in text and "2 children" in text

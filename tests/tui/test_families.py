@@ -111,9 +111,12 @@ def test_filter_as_typed_sort_and_marks(path):
         await type_in(app, pilot, app.screen.query_one(FilterInput), "a")
         while tree.sort != "score":
             await press(app, pilot, "s")
-        assert names(tree)[:2] == ["merge_ab", "ft_a"]
+        assert names(tree) == ["merge_ab", "ft_a", "base"]
+        assert (
+            tree.under_cursor.name == app.current.name == "base"
+        )  # the order changed, the current model did not
         tree.focus()
-        await press(app, pilot, "space", "space")
+        await press(app, pilot, "home", "space", "space")
         assert [m.name for m in app.chosen.values()] == ["merge_ab", "ft_a"]
 
     run(path, steps)
