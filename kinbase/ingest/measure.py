@@ -191,7 +191,7 @@ def _measure_alone(
                 )
         against = arriving or opened.get(base) or _remembered(base, listed, member)
         try:
-            own.fit(against, [member])
+            own.fit(against, [member], is_gone=arriving is None and base not in opened)
         except CheckpointError:
             own.changes[member.name] = None
             source = source.noted(

@@ -72,6 +72,15 @@ def stacks(checkpoint: Checkpoint) -> dict[str, Layers]:
     return {stack: layers for stack, layers in found.items() if len(layers) > 1}
 
 
+def are_numbered_alike(base: Checkpoint, member: Checkpoint) -> bool:
+    """Whether the layers of two models have the same numbers in every stack; nothing is read."""
+    ours, theirs = (
+        {stack: layers.keys() for stack, layers in stacks(checkpoint).items()}
+        for checkpoint in (base, member)
+    )
+    return ours == theirs
+
+
 def matches(
     ours: Layers, theirs: Layers, stack: str = "", read: dict[tuple[str, ...], Vector] | None = None
 ) -> list[Match]:

@@ -199,14 +199,18 @@ class FamilySums:
     notes: dict[str, list[str]] = field(default_factory=dict)
     same: dict[str, tuple[str, str, str]] = field(default_factory=dict)
 
-    def fit(self, base: Checkpoint, members: Sequence[Checkpoint]) -> None:
-        """Find out which of `members` do not fit `base`, reading what does not. May raise CheckpointError."""
-        from kinbase.kinship.layers import place_all
+    def fit(self, base: Checkpoint, members: Sequence[Checkpoint], *, is_gone: bool = False) -> None:
+        """Find out which of `members` do not fit `base`, reading what does not. May raise CheckpointError.
+
+        Where the base `is_gone`, only its tensors' names and sizes are known: layers of the same numbers meet by those.
+        """
+        from kinbase.kinship.layers import are_numbered_alike, place_all
         from kinbase.kinship.sketch_correction import misfit
 
         self.fitted_to = base.name
         for member in members:
-            if not member.placed and member.name not in self.notes:
+            by_number = is_gone and are_numbered_alike(base, member)
+            if not member.placed and member.name not in self.notes and not by_number:
                 self.notes |= place_all(base, [member])
             if member.delta_of is None and (change := misfit(base, member)) is not None:
                 self.changes[member.name] = change

@@ -17,7 +17,7 @@ from kinbase.provenance.recipes.judgement import Judgement, plausibility
 from kinbase.provenance.recipes.least_squares import BITS, LIMIT, Grams
 
 ROOTS = 3
-"""Roots that are tried at most, where merges do not add up to 1."""
+"""Roots that are tried at most, where none is known."""
 
 FEW = 3
 """Parents of an equation that is taken for a merge though its residual does not prove it."""
@@ -104,15 +104,14 @@ class Merge:
     parents: dict[int, float]
     confidence: float
     words: str
-    affine: bool
 
 
 def _grow(points: Points, root: int | None, model: Model) -> tuple[Tree, dict[int, Merge]]:
     """The tree and the merges: merges are told in coordinates of the root, the root among what is no merge.
 
-    An average of models is one from wherever it is looked at. What does not add up to 1 holds from its base alone, so
-    where there is such a merge another root is tried, and the one counts from which most models are merges, then the
-    one of the likelier tree.
+    What does not add up to 1 holds from its base alone, and an average of models is told less surely from one of them,
+    where it is a share of the others. So where the root is not known the next likely ones are tried too, and the one
+    counts from which most models are merges, then the one of the likelier tree.
     """
     tree = _likeliest(points, {}, root, model)
     if not points.exact or len(points.names) < 3:
@@ -126,7 +125,7 @@ def _grow(points: Points, root: int | None, model: Model) -> tuple[Tree, dict[in
         seen.add(at)
         merges = find_merges(points, at)
         tree = _likeliest(points, merges, root, model)
-        if root is None and not all(merge.affine for merge in merges.values()):
+        if root is None:
             todo += [tree.root, *tree.roots()[:1]]
             if tree.root != at:
                 tree = _likeliest(points, merges, at, model)
@@ -233,10 +232,9 @@ def _told(points: Points, root: int, child: int, finding: verdicts.Finding) -> M
     at = {name: i for i, name in enumerate(points.names)}
     listed = finding.parents or finding.nearest
     parents = {at[p.parent]: p.coefficient for p in listed if abs(p.coefficient) >= LEAST_SHARE}
-    affine = abs(sum(parents.values()) - 1) <= LEAST_SHARE and min(parents.values(), default=0.0) > 0
     if len(parents) == 1 and LEAST_SHARE < next(iter(parents.values())) < 1 - LEAST_SHARE and sure:
         parents[root] = 1 - next(iter(parents.values()))
-    return Merge(parents, CONFIDENCE[kind], words, affine) if len(parents) > 1 else None
+    return Merge(parents, CONFIDENCE[kind], words) if len(parents) > 1 else None
 
 
 def _is_plain(points: Points, root: int, child: int, finding: verdicts.Finding) -> bool:
