@@ -77,7 +77,7 @@ def _measure(
     if measured is None:
         return None, sources
     by_name = {source.name: source for source in sources}
-    theirs = _base_squares(store, base.name, [measured])
+    theirs = _base_squares(store, base.name, [measured], measured.members[: measured.new])
     for i, member in enumerate(measured.members[: measured.new]):
         source = by_name[member.name]
         if source.opened.checkpoint is not member:
@@ -99,8 +99,15 @@ def _measure(
     return measured, tuple(by_name.values())
 
 
-def _base_squares(store: Store, base: str, found: "Sequence[FamilySums]") -> dict[str, float]:
-    """Mean squares of a base's tensors by label, from a pass that read it or as they are stored."""
+def _base_squares(
+    store: Store, base: str, found: "Sequence[FamilySums]", members: Sequence[Checkpoint]
+) -> dict[str, float]:
+    """Mean squares of a base's tensors by label, from a pass that read it or as they are stored.
+
+    They are for members with scales alone; without one the database is not opened.
+    """
+    if not any(tensor.grid for member in members for tensor in member.tensors):
+        return {}
     read = next((family.weights[base] for family in found if base in family.weights), None)
     return scales.mean_squares(read) if read is not None else scales.stored_mean_squares(store, base)
 
@@ -149,7 +156,10 @@ def _read(
         alone, source, against = _measure_alone(store, source, base, arriving, options)
         if against is not None:
             source = _refused_by_scales(
-                source, against, _base_squares(store, against.name, [*found, *alone]), alone[-1]
+                source,
+                against,
+                _base_squares(store, against.name, [*found, *alone], alone[-1].members),
+                alone[-1],
             )
         return (alone if source.is_to_read else alone[:-1]), source
     except (CheckpointError, OSError) as error:

@@ -58,7 +58,7 @@ def place_all(base: Checkpoint, members: Sequence[Checkpoint]) -> dict[str, list
         for stack, ours in base_stacks.items():
             if stack in own:
                 found[member.name] += _place(member, own[stack], matches(ours, own[stack], stack, read))
-        found[member.name] += _strange(base, member)
+        found[member.name] += _strange(base, member, read)
     return found
 
 
@@ -166,8 +166,11 @@ def _renumbered(name: str, old: int, new: int) -> str:
     return name
 
 
-def _strange(base: Checkpoint, member: Checkpoint) -> list[str]:
-    """A line on matrices outside the layers that have nothing in common with the base's, whatever they are called."""
+def _strange(base: Checkpoint, member: Checkpoint, read: dict[tuple[str, ...], Vector]) -> list[str]:
+    """A line on matrices outside the layers that have nothing in common with the base's, whatever they are called.
+
+    Of those too small to tell nothing is read; what is read of the base is kept in `read`.
+    """
     strange, numel = [], 0
     outside = [
         replace(c, tensors=[t for t in c.tensors if len(t.shape) > 1 and not layer_of(bare(t.name))])
@@ -179,8 +182,13 @@ def _strange(base: Checkpoint, member: Checkpoint) -> list[str]:
         if match is None:
             continue
         both = min(tensor.numel, match.numel)
-        x, y = (_unit(_sample(t, both)[None]) for t in (tensor, match))
-        if both >= RUNS * RUN and abs(float((x @ y.T)[0, 0])) < RELATED and x.any() and y.any():
+        if both < RUNS * RUN:
+            continue
+        key = ("outside", tensor.name, str(both))
+        if key not in read:
+            read[key] = _unit(_sample(tensor, both)[None])
+        x, y = read[key], _unit(_sample(match, both)[None])
+        if abs(float((x @ y.T)[0, 0])) < RELATED and x.any() and y.any():
             strange.append(tensor.name)
             numel += both
     if not strange:

@@ -4,7 +4,7 @@ All functions take a connection of `Store.writing()` and are part of its one tra
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import PurePath
 
 from kinbase.checkpoint import Alias, Edge, Facts, FileStamp
@@ -127,6 +127,27 @@ def _says_more(con: Connection, original: int, said: Sequence[Edge | Facts]) -> 
     )
 
 
+def _without(said: Sequence[Edge | Facts], known: Sequence[Edge | Facts]) -> list[Edge | Facts]:
+    """What of `said` is not in `known`: parents, and licence, relation and date, whichever name they are said of."""
+    parents = {(edge.parent, edge.relation) for edge in known if isinstance(edge, Edge)}
+    facts = [record for record in known if isinstance(record, Facts)]
+    licenses, relations, dates = (
+        {getattr(f, key) for f in facts} for key in ("license", "relation", "created_at")
+    )
+    return [
+        record
+        if isinstance(record, Edge)
+        else replace(
+            record,
+            license=None if record.license in licenses else record.license,
+            relation=None if record.relation in relations else record.relation,
+            created_at=None if record.created_at in dates else record.created_at,
+        )
+        for record in said
+        if not (isinstance(record, Edge) and (record.parent, record.relation) in parents)
+    ]
+
+
 def _is_spoken_of(con: Connection, holder: int | None, original: int) -> bool:
     """Whether a name that has no weights yet has parents, a licence or scores of its own."""
     if holder in (None, original):
@@ -203,19 +224,22 @@ def put_models(con: Connection, read: Sequence[Read]) -> dict[str, Put | Kinbase
         "select digest from raw.model where digest in (select unnest($1::varchar[]))",
         [[model.digest for model in read]],
     ).fetchall()
-    taken = {digest for (digest,) in rows}
+    stored = {digest for (digest,) in rows}
+    taken = set(stored)
+    first: dict[str, Sequence[Edge | Facts]] = {}
     fresh: list[Read] = []
     rest: list[Read] = []
     for model in read:
         is_fresh = model.name not in known and model.digest not in taken
         (fresh if is_fresh else rest).append(model)
         taken.add(model.digest)
+        first.setdefault(model.digest, () if model.digest in stored else model.said)
     result: dict[str, Put | KinbaseError] = dict(_put_fresh(con, fresh))
     for model in rest:
+        # What the first of equal weights says of itself is stored only after all of their rows are.
+        said = _without(model.said, first[model.digest])
         try:
-            result[model.name] = put_model(
-                con, model.name, model.digest, model.source, model.files, model.said
-            )
+            result[model.name] = put_model(con, model.name, model.digest, model.source, model.files, said)
         except KinbaseError as error:
             result[model.name] = error
     return result

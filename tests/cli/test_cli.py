@@ -228,15 +228,15 @@ def test_ctrl_c_ends_with_130_and_leaves_no_model(tmp_path):
         families.write_safetensors(folder / "model.safetensors", tensors)
         folders.append(str(folder))
     slow = tmp_path / "slow.py"
-    # The real command with a reader slowed down, so that the signal finds it at work.
+    # The real command with a reader slowed down, so that the signal finds it at work, one tensor finished and to be kept.
     slow.write_text(
         "import time, kinbase.ingest.family_pass as m\n"
         "run = m.run\n"
         "def slowly(*a, **k):\n"
         "    for sums in run(*a, **k):\n"
+        "        yield sums\n"
         "        print('measured', flush=True)\n"
         "        time.sleep(2)\n"
-        "        yield sums\n"
         "m.run = slowly\n"
         "from kinbase.cli import main\n"
         "main()\n"

@@ -80,7 +80,19 @@ def test_other_shapes_and_strangers_are_told_apart(notes):
 def test_a_higher_stack_is_told_though_all_of_the_base_is_in_it(notes):
     def deep(tensors):
         for name in [name for name in tensors if name.startswith(LAYER)]:
+            tensors[name.replace(LAYER, "model.layers.2.")] = torch.randn(tensors[name].shape).bfloat16()
+
+    torch.manual_seed(2)
+    stranger, said = notes("deep", deep)
+    assert said.startswith("deep has 3 layers (") and said.endswith(") where base has 2")
+    assert stranger == "deep: layers 2 have nothing in common with any of the base's"
+
+
+def test_a_layer_repeated_on_top_is_told_with_the_one_that_it_is(notes):
+    def deep(tensors):
+        for name in [name for name in tensors if name.startswith(LAYER)]:
             tensors[name.replace(LAYER, "model.layers.2.")] = tensors[name] + 0.5
 
-    (said,) = notes("deep", deep)
+    matched, said = notes("deep", deep)
     assert said.startswith("deep has 3 layers (") and said.endswith(") where base has 2")
+    assert matched == "deep: layers matched by content, not by number: layer 2 is the base's layer 1"
