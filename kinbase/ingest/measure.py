@@ -155,12 +155,8 @@ def _read(
     try:
         alone, source, against = _measure_alone(store, source, base, arriving, options)
         if against is not None:
-            source = _refused_by_scales(
-                source,
-                against,
-                _base_squares(store, against.name, [*found, *alone], alone[-1].members),
-                alone[-1],
-            )
+            theirs = _base_squares(store, against.name, [*found, *alone], [alone[-1].base])
+            source = _refused_by_scales(source, against, theirs, alone[-1])
         return (alone if source.is_to_read else alone[:-1]), source
     except (CheckpointError, OSError) as error:
         return [], source.failed(error)
