@@ -72,16 +72,15 @@ class Page:
             await self.call("Input.dispatchKeyEvent", type="char", text=character)
 
     async def press(self, key):
-        """A named key: Enter."""
-        text = {"Enter": "\r"}[key]
+        """A named key: ArrowRight."""
+        number = {"ArrowRight": 39}[key]
         for kind in ("keyDown", "keyUp"):
             await self.call(
                 "Input.dispatchKeyEvent",
                 type=kind,
                 key=key,
                 code=key,
-                windowsVirtualKeyCode=ord(text),
-                text=text,
+                windowsVirtualKeyCode=number,
             )
 
     async def picture(self, path):
