@@ -93,10 +93,7 @@ class Kinbase(Acts, Answers):
                 )
             from kinbase.store import archive
 
-            stored = archive.read_all(self.store, whole[0])
-            notes = [
-                f"a whole database: {stored['model']} models, {stored['claim']} claims, {stored['score']} scores"
-            ]
+            notes = archive.read_all(self.store, whole[0])
             return pl.DataFrame([(whole[0], None, "records", None, notes)], schema=IMPORTED, orient="row")
         labels = [f"{s}#{key}" if key else str(s) for s in sources]
         found: list[Outcome] = []

@@ -45,7 +45,8 @@ def import_(
     SOURCE is a checkpoint folder (safetensors or PyTorch shards, a PEFT LoRA adapter, a snapshot of the
     local Hub cache), a single .safetensors, .bin or .pt file, the folder of a training run (its checkpoint-* become
     NAME@STEP), a model of the Hub (hf:ORG/NAME[@REVISION]), the URL of a .safetensors file or of a folder (https://,
-    s3://, ...), or a file of records: a model card, a merge config, results, what a trainer leaves, a table. Kinship is
+    s3://, ...), or a file of records: a model card, a merge config, results, what a trainer leaves, a table; or a whole database
+    (FILE.kinbase, of `export`), which is joined with this one. Kinship is
     measured in one pass over the family of --base. Interrupted, the same command goes on where it stopped.
 
     A table (.csv, .tsv, .parquet, .json, .jsonl) has the columns of a view: parent, child, relation (lineage); model,

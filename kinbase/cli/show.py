@@ -218,7 +218,8 @@ def export(db: "Callable[[], Kinbase]", models: tuple[str, ...], output: str) ->
     """Write the lineage of the MODELs, or of all, for another program; or the whole database.
 
     .graphml (NetworkX, Gephi), .dot (Graphviz), .mmd or .md (Mermaid, GitHub), .json (node-link) hold the graph.
-    A folder FILE.kinbase holds the whole database, a Parquet file a table, and `kinbase import` reads it again.
+    A folder FILE.kinbase holds the whole database, a Parquet file a table; `kinbase import` reads it
+    again, into an empty database or beside what another holds.
     """
     from kinbase.cli.console import say
 

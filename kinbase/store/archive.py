@@ -10,7 +10,7 @@ from kinbase.checkpoint.files import inside, open_regular, read_bounded
 from kinbase.checkpoint.open import MANIFEST
 from kinbase.errors import CheckpointError, DiskError, KinbaseError
 from kinbase.schema import scripts
-from kinbase.store import surface
+from kinbase.store import joining, journal, surface
 from kinbase.store.connection import Connection, Store
 
 FOLDER = ".kinbase"
@@ -51,10 +51,12 @@ def _clear(part: Path) -> None:
     shutil.rmtree(part, ignore_errors=True)
 
 
-def read_all(store: Store, folder: str) -> dict[str, int]:
-    """Fill an empty database with a whole export; rows by table, all or none of them.
+def read_all(store: Store, folder: str) -> list[str]:
+    """Fill an empty database with a whole export, or join it with what is there; what came in, in lines.
 
-    Raises KinbaseError when the database has models already, or the export is of another schema or damaged.
+    A database that has anything already is joined with it in one act, which `undo` takes back; see
+    `kinbase.store.joining`. Raises KinbaseError, and leaves everything as it was, when the export is of another schema
+    or damaged.
     """
     try:
         manifest = json.loads(read_bounded(Path(folder, MANIFEST), 1 << 20))
@@ -67,10 +69,25 @@ def read_all(store: Store, folder: str) -> dict[str, int]:
         raise KinbaseError(
             f"{folder} was exported with another schema: import it with the Kinbase that wrote it, then `kinbase migrate`"
         )
-    folder = os.path.realpath(folder)
+    at = os.path.realpath(folder)
     # DuckDB asks whether it may read before it takes the pattern for a name: both have to be allowed.
-    with store.writing(reads=[folder, _as_pattern(folder)]) as con:
-        return _put_tables(con, folder)
+    with store.writing(reads=[at, _as_pattern(at)]) as con:
+        if not _has_rows(con):
+            rows = _put_tables(con, at, "raw.")
+            _go_on_numbering(con, at)
+            return [
+                f"a whole database: {rows['model']} models, {rows['claim']} claims, {rows['score']} scores"
+            ]
+        origin = Path(at).name.removesuffix(FOLDER) or "other"
+        _put_tables(con, at, "theirs_")
+        joined = joining.join(con, origin)
+        journal.put_act(con, "import", folder, apart=("pass",))
+        return joined.notes()
+
+
+def _has_rows(con: Connection) -> bool:
+    """Whether the database holds anything at all: models, or only acts that took them away."""
+    return any(con.execute(f"select 1 from raw.{table} limit 1").fetchall() for table in _tables())
 
 
 def _as_pattern(folder: str) -> str:
@@ -84,23 +101,23 @@ def _tables() -> list[str]:
     return sorted(name for name in ours if name != "migration")
 
 
-def _put_tables(con: Connection, folder: str) -> dict[str, int]:
-    """Fill an empty database with the tables that `write_all` wrote; rows by table.
-
-    Raises KinbaseError when the database has models already.
-    """
-    if con.execute("select 1 from raw.model limit 1").fetchone():
-        raise KinbaseError(
-            f"the database has models already, and {folder} is a whole one: import it into a new file (--db)"
-        )
+def _put_tables(con: Connection, folder: str, prefix: str) -> dict[str, int]:
+    """Put what `write_all` wrote into the tables, `raw.`, or into temporary ones of another prefix; rows by table."""
     rows = {}
     for table in _tables():
+        if prefix != "raw.":
+            con.execute(f"create or replace temp table {prefix}{table} as from raw.{table} limit 0")
         os.close(open_regular(inside(folder, f"{table}.parquet")))  # no pipe, and no link out of the folder
         file = _as_pattern(folder) + f"/{table}.parquet"  # nor is it a partition
         con.execute(
-            f"insert into raw.{table} by name from read_parquet($1, hive_partitioning = false)", [file]
+            f"insert into {prefix}{table} by name from read_parquet($1, hive_partitioning = false)", [file]
         )
-        ((rows[table],),) = con.execute(f"select count(*) from raw.{table}").fetchall()
+        ((rows[table],),) = con.execute(f"select count(*) from {prefix}{table}").fetchall()
+    return rows
+
+
+def _go_on_numbering(con: Connection, folder: str) -> None:
+    """Give what comes next the numbers after those of the tables that were filled."""
     for table in ("model", "run"):
         ((first, last),) = con.execute(
             f"select coalesce(min({table}_id), 1), coalesce(max({table}_id), 0) from raw.{table}"
@@ -108,7 +125,6 @@ def _put_tables(con: Connection, folder: str) -> dict[str, int]:
         if first < 1 or last > 10_000_000:
             raise KinbaseError(f"{folder} numbers its {table}s from {first} to {last}: it is damaged")
         con.execute(f"select max(nextval('raw.{table}_ids')) from range(?)", [last]).fetchall()
-    return rows
 
 
 def _migrations() -> dict[str, str]:

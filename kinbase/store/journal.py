@@ -22,7 +22,9 @@ MEASURED = ("tensor", "delta", "skipped", "pair", "pair_part", "weight", "direct
 WORDS = {
     "model": "models", "alias": "other names", "claim": "claims of parents", "score": "scores", "tag": "tags",
     "estimate": "estimates of kinship", "pair": "measured pairs", "delta": "deltas", "training": "trainings",
-    "task": "tasks", "file": "files", "sketch": "sketches", "weight": "tensors' sums",
+    "task": "tasks", "file": "files", "sketch": "sketches", "weight": "tensors' sums", "name_said": "sources of names",
+    "run": "runs", "offspring": "children of runs", "generation": "generations", "skipped": "tensors left out",
+    "tensor": "tensors", "pair_part": "parts of pairs", "unfinished": "unfinished models", "direction": "directions",
 }  # fmt: skip
 
 

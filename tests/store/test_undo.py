@@ -6,22 +6,11 @@ import shutil
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from stored import rows
 
 import kinbase
 from kinbase.errors import KinbaseError
 from kinbase.store import journal
-
-
-def rows(db):
-    """{table: its rows, in no order} of everything but the migrations."""
-    with db.store.reading() as con:
-        tables = con.execute(
-            "select table_name from duckdb_tables() where schema_name = 'raw' and table_name <> 'migration'"
-        ).fetchall()
-        return {
-            name: con.execute(f"select r::varchar from (select * from raw.{name}) r order by 1").fetchall()
-            for (name,) in tables
-        }
 
 
 @pytest.fixture(scope="session")
