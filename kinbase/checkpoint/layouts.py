@@ -14,7 +14,7 @@ from math import prod
 
 import numpy as np
 
-from kinbase.checkpoint import DTYPE_BYTES, FLOAT_DTYPES, Tensor
+from kinbase.checkpoint import DTYPE_BYTES, FLOAT_DTYPES, Grid, Tensor
 from kinbase.checkpoint.names import bare
 
 _QKV = {"qkv_proj", "qkv", "Wqkv", "wqkv", "W_pack", "query_key_value", "in_proj", "c_attn"}
@@ -113,7 +113,7 @@ def transposed(tensor: Tensor, name: str) -> Tensor:
     def read(start: int, out: memoryview) -> None:
         out[:] = memoryview(turned(tensor))[start : start + len(out)]
 
-    return Tensor(name, tensor.dtype, tensor.shape[::-1], read)
+    return Tensor(name, tensor.dtype, tensor.shape[::-1], read, grid=tensor.grid)
 
 
 def _turn(tensor: Tensor) -> bytes:
@@ -285,7 +285,17 @@ def _put_together(
                 at, left = at + taken, left - taken
     placed.sort(key=lambda item: item[0])
     parts = [part for _, part in placed]
-    return Tensor(tensor.name, dtype, tensor.shape, partial(_read, parts, [at for at, _ in placed]))
+    read = partial(_read, parts, [at for at, _ in placed])
+    return Tensor(tensor.name, dtype, tensor.shape, read, grid=_grid(atoms))
+
+
+def _grid(atoms: Sequence[Atom]) -> Grid | None:
+    """The grid of what is put together, if any of it is dequantised: of each tensor's steps the share that is in it."""
+    grids = [(atom.origin.grid, prod(atom.shape) / max(atom.origin.numel, 1)) for atom in atoms]
+    found = [(grid, share) for grid, share in grids if grid is not None]
+    if not found:
+        return None
+    return Grid(found[0][0].name, lambda: sum(grid.steps() * share for grid, share in found))
 
 
 def _read(parts: Sequence[Part], starts: Sequence[int], start: int, out: memoryview) -> None:

@@ -1,15 +1,16 @@
 """The kinship passes of one import: one over each family, and one reading of whatever has no base."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from kinbase.checkpoint import FLOAT_DTYPES, Checkpoint, Tensor
+from kinbase.checkpoint import FLOAT_DTYPES, Checkpoint
 from kinbase.checkpoint.alignment import meet
 from kinbase.errors import CheckpointError
 from kinbase.ingest import partial, scales
 from kinbase.ingest.bases import Placement
 from kinbase.ingest.families import Family, attempt, families, settle
+from kinbase.ingest.gone import gone_notes, layers_by_number, remembered
 from kinbase.ingest.steps import ImportOptions, Measured, Placed, Todo
 from kinbase.ingest.stored import open_members
 from kinbase.store import Store, sketches
@@ -85,7 +86,7 @@ def _measure(
         if measured.coverage(i) == 0:
             by_name[member.name] = source.failed(_stranger(measured, i))
             continue
-        source = _refused_by_scales(source, base, theirs, measured)
+        source = _judged_by_scales(source, base, theirs, measured)
         if source.todo is Todo.STORE:
             measured.forget(member.name)
             by_name[member.name] = source
@@ -106,26 +107,21 @@ def _base_squares(
 
     They are for members with scales alone; without one the database is not opened.
     """
-    if not any(tensor.grid for member in members for tensor in member.tensors):
+    if not any(map(scales.have_scales, members)):
         return {}
     read = next((family.weights[base] for family in found if base in family.weights), None)
     return scales.mean_squares(read) if read is not None else scales.stored_mean_squares(store, base)
 
 
-def _refused_by_scales(
+def _judged_by_scales(
     source: Placed, base: Checkpoint, theirs: dict[str, float], measured: "FamilySums"
 ) -> Placed:
     """The source, left to what it says where its scales do not fit the base, and with a line where some do not."""
     member = source.opened.checkpoint
-    if member is None or member.delta_of is not None or member.name not in measured.weights:
+    if member is None or member.name not in measured.weights:
         return source
-    is_wrong, line = scales.misfit(base, member, theirs, scales.mean_squares(measured.weights[member.name]))
-    if is_wrong:
-        # What was said of dequantising its weights is said of what is not kept.
-        notes = tuple(note for note in source.notes if note not in member.notes)
-        opened = replace(source.opened, checkpoint=None)
-        source = replace(source, opened=opened, todo=Todo.STORE, notes=notes)
-    return source.noted(line) if line else source
+    ours = scales.mean_squares(measured.weights[member.name])
+    return scales.judged(source, base, scales.lengths(base, member, theirs, ours))
 
 
 def _own(measured: "FamilySums", sources: Sequence[Placed]) -> list[str | None]:
@@ -156,7 +152,9 @@ def _read(
         alone, source, against = _measure_alone(store, source, base, arriving, options)
         if against is not None:
             theirs = _base_squares(store, against.name, [*found, *alone], [alone[-1].base])
-            source = _refused_by_scales(source, against, theirs, alone[-1])
+            source = _judged_by_scales(source, against, theirs, alone[-1])
+            if source.is_to_read:
+                source = source.noted(*_partly(source, against, alone[-1]))
         return (alone if source.is_to_read else alone[:-1]), source
     except (CheckpointError, OSError) as error:
         return [], source.failed(error)
@@ -195,14 +193,17 @@ def _measure_alone(
                         store, opened[base], hash_base=True, device="cpu", on_progress=options.on_progress
                     ),
                 )
-        against = arriving or opened.get(base) or _remembered(base, listed, member)
+        against = arriving or opened.get(base) or remembered(base, listed, member)
+        is_gone = arriving is None and base not in opened
         try:
-            own.fit(against, [member], is_gone=arriving is None and base not in opened)
+            own.fit(against, [member], is_gone=is_gone)
+            in_order, line = layers_by_number(store, against, member) if is_gone else (True, None)
         except CheckpointError:
+            in_order = False
+            line = f"not all its tensors fit {base}, whose files are gone or changed: no sketch of its change"
+        if not in_order:
             own.changes[member.name] = None
-            source = source.noted(
-                f"not all its tensors fit {base}, whose files are gone or changed: no sketch of its change"
-            )
+        source = source.noted(line) if line else source
     finally:
         for checkpoint in opened.values():
             checkpoint.close()
@@ -211,43 +212,17 @@ def _measure_alone(
         raise CheckpointError(
             f"{source.name} shares no tensor with {base}: give the base it was tuned from with --base"
         )
-    if change is not None:
-        whole = sum(t.numel for t in against.tensors if t.dtype in FLOAT_DTYPES)
-        share, reasons = change.numel / max(whole, 1), meet(against, member)[1]
-        if share < partial.WHOLE:
-            source = source.noted(partial.partial(member.name, base, share, reasons))
     return found, source, against
 
 
-def _remembered(base: str, listed: Sequence[tuple[str, str, int]], member: Checkpoint) -> Checkpoint:
-    """A base whose files are gone, as far as its tensors' names and sizes tell how a member fits it."""
-
-    def gone(start: int, out: memoryview) -> None:
-        raise CheckpointError(f"the files of {base} are gone or changed")
-
-    from kinbase.checkpoint.alignment import labels
-
-    ours = {label: name for name, label in labels(member.tensors).items()}
-    by_name = {tensor.name: tensor for tensor in member.tensors}
-    tensors = []
-    for label, dtype, numel in listed:
-        match = by_name.get(ours.get(label, ""))
-        row = 1
-        for extent in match.shape[1:] if match else ():
-            row *= extent
-        is_whole = match is not None and len(match.shape) > 0 and row > 0 and numel % row == 0
-        shape = (numel // row, *match.shape[1:]) if match and is_whole else (numel,)
-        tensors.append(Tensor(ours.get(label, label), dtype, shape, gone))
-    return Checkpoint(base, base, tensors)
-
-
-def gone_notes(gone: Sequence[str], unsketched: Collection[str]) -> list[str]:
-    """What to say of members whose files are not there."""
-    notes = [f"no kinship with {name}: its files are gone or changed" for name in gone if name in unsketched]
-    by_sketch = [name for name in gone if name not in unsketched]
-    if by_sketch:
-        others = f" and {len(by_sketch) - 3} more" if len(by_sketch) > 3 else ""
-        notes.append(
-            f"kinship with {', '.join(by_sketch[:3])}{others} is estimated by sketches: their files are gone or changed"
-        )
-    return notes
+def _partly(source: Placed, base: Checkpoint, own: "FamilySums") -> list[str]:
+    """What to say of a source that was read by itself, if it is compared in part."""
+    member = source.opened.checkpoint
+    change = own.changes.get(member.name) if member else None
+    if member is None or change is None:
+        return []
+    whole = sum(t.numel for t in base.tensors if t.dtype in FLOAT_DTYPES)
+    share, reasons = change.numel / max(whole, 1), meet(base, member)[1]
+    if share < partial.WHOLE:
+        return [partial.partial(member.name, base.name, share, reasons)]
+    return partial.beyond(member, base.name, reasons)

@@ -1,10 +1,10 @@
-"""What to say of a member that is compared by a part of its base's parameters: how much, and why."""
+"""What to say of a member that is compared by a part of its base's parameters, or of its own: how much, and why."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from kinbase.checkpoint import Checkpoint, Tensor
+from kinbase.checkpoint import FLOAT_DTYPES, Checkpoint, Tensor
 from kinbase.checkpoint.alignment import AMBIGUOUS, MISSING, NOT_IN_THE_BASE
 from kinbase.checkpoint.names import bare
 
@@ -21,12 +21,12 @@ _NUMBERED = re.compile(r"^(.*?)\.(\d+)\.")
 
 
 def lines(family: "FamilySums", member: int) -> list[str]:
-    """A line if a member's layers are not as many as the base's, and one if it is compared by less than WHOLE."""
+    """A line if a member's layers are not as many as the base's, and one if it is compared by less than WHOLE of either."""
     checkpoint = family.members[member]
     layers = _layers(family.base, checkpoint)
     coverage = family.coverage(member)
     if coverage >= WHOLE or coverage == 0:
-        return layers
+        return [*layers, *beyond(checkpoint, family.base.name, family.skipped[member])]
     reasons = {**family.skipped[member], **checkpoint.skipped}
     counted = family.columns["numel"][:, member]
     cut = [name for (name, numel), own in zip(family.tensors, counted, strict=True) if 0 < own < numel]
@@ -46,6 +46,19 @@ def partial(name: str, base: str, coverage: float, reasons: dict[str, str], cut:
     return f"{name} is compared by {share} of the parameters of {base}" + (
         f": of its tensors {why}" if why else ""
     )
+
+
+def beyond(member: Checkpoint, base: str, reasons: Mapping[str, str]) -> list[str]:
+    """A line where more than 1 - WHOLE of a member's parameters is in no tensor of its base, and so takes no part."""
+    floats = [tensor for tensor in member.tensors if tensor.dtype in FLOAT_DTYPES]
+    strangers = [tensor for tensor in floats if reasons.get(tensor.name) in (NOT_IN_THE_BASE, AMBIGUOUS)]
+    share = sum(t.numel for t in strangers) / max(sum(t.numel for t in floats), 1)
+    if share <= 1 - WHOLE:
+        return []
+    return [
+        f"{share:.1%} of the parameters of {member.name} take no part: {len(strangers)} of its tensors are not in {base} "
+        f"({_some([t.name for t in strangers])})"
+    ]
 
 
 def _kind(reason: str) -> str:

@@ -5,6 +5,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from kinbase.checkpoint import Checkpoint
+from kinbase.checkpoint.alignment import meet
+from kinbase.ingest import scales
 from kinbase.ingest.bases import Placement
 from kinbase.ingest.families import Family, attempt, families, settle
 from kinbase.ingest.steps import FamilySample, ImportOptions, Placed, Sampled, Todo
@@ -64,8 +66,35 @@ def _sample(
         return None, sources
     names, new, sample = result
     sources = tuple(source.noted(*lines.get(str(source.name), ())) for source in sources)
+    sources, refused = _judged_by_scales(base, sources, sample)
+    sample.estimates = [e for e in sample.estimates if not refused & {e.i, e.j}]
     told = _told(sources, names, sample, share)
     return FamilySample(family.base_name, tuple(names), new, sample), told
+
+
+def _judged_by_scales(
+    base: Checkpoint, sources: Sequence[Placed], sample: "Sample"
+) -> tuple[tuple[Placed, ...], set[int]]:
+    """The sources, those left to what they say whose scales do not fit the base, and the positions of these.
+
+    The sources that were sampled come first, in the order of the sample's members.
+    """
+    judged, refused = list(sources), set[int]()
+    for i, source in enumerate(sources):
+        member = source.opened.checkpoint
+        if source.todo is not Todo.MEASURE or member is None:
+            continue
+        found = [
+            scales.Lengths(match.name, match.numel, theirs, ours)
+            for match, (theirs, ours) in zip(
+                meet(base, member)[0], sample.squares[:, i].tolist(), strict=True
+            )
+            if match is not None and scales.is_scaled(match)
+        ]
+        judged[i] = scales.judged(source, base, found)
+        if judged[i].todo is Todo.STORE:
+            refused.add(i)
+    return tuple(judged), refused
 
 
 def _told(
@@ -73,9 +102,11 @@ def _told(
 ) -> tuple[Placed, ...]:
     """The sources with what the sample says of each; those that failed come after the sampled ones."""
     told = list(sources)
-    new = [i for i, source in enumerate(sources) if source.todo is Todo.MEASURE]
+    new = [i for i, source in enumerate(sources) if source.todo is not Todo.FAIL]
     hidden = [names[j] for j in sample.notes if j >= len(new)]
     for i in new:
+        if told[i].todo is Todo.STORE:
+            continue
         lines = [sample.notes[i]] if i in sample.notes else []
         if hidden:
             lines.append(f"no estimate with {', '.join(hidden[:3])}, whose change hides from a sample")

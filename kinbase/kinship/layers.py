@@ -113,6 +113,13 @@ def matches(
     return result
 
 
+def moved(base: Checkpoint, member: Checkpoint) -> list[tuple[int, int]]:
+    """(layer, the base's that it is by content) of a member's layers that are not the base's of their number."""
+    ours, theirs = stacks(base), stacks(member)
+    found = [m for stack in ours.keys() & theirs for m in matches(ours[stack], theirs[stack], stack)]
+    return sorted((m.layer, m.base) for m in found if m.base is not None and m.base != m.layer)
+
+
 def _are_in_order(
     ours: Layers, theirs: Layers, probe: str, stack: str, read: dict[tuple[str, ...], Vector]
 ) -> bool:
@@ -186,8 +193,8 @@ def _strange(base: Checkpoint, member: Checkpoint, read: dict[tuple[str, ...], V
             continue
         key = ("outside", tensor.name, str(both))
         if key not in read:
-            read[key] = _unit(_sample(tensor, both)[None])
-        x, y = read[key], _unit(_sample(match, both)[None])
+            read[key] = _unit(sampled(tensor, both)[None])
+        x, y = read[key], _unit(sampled(match, both)[None])
         if abs(float((x @ y.T)[0, 0])) < RELATED and x.any() and y.any():
             strange.append(tensor.name)
             numel += both
@@ -242,10 +249,10 @@ def _probes(ours: Layers, theirs: Mapping[int, Mapping[str, Tensor]]) -> list[st
 
 
 def _layer(tensors: Mapping[str, Tensor], probes: Sequence[str]) -> Vector:
-    return np.concatenate([_centred(_sample(tensors[rest], tensors[rest].numel)) for rest in probes])
+    return np.concatenate([_centred(sampled(tensors[rest], tensors[rest].numel)) for rest in probes])
 
 
-def _sample(tensor: Tensor, numel: int) -> Vector:
+def sampled(tensor: Tensor, numel: int) -> Vector:
     """Runs spread over the first `numel` elements of a tensor."""
     length = min(RUN, max(1, numel // RUNS))
     starts = [k * (numel - length) // max(RUNS - 1, 1) for k in range(RUNS)] if numel else []

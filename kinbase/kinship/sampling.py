@@ -10,6 +10,7 @@ the sample hardly met, cannot be told from a sample, and is said to be one that 
 """
 
 import math
+import threading
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -67,10 +68,15 @@ class Estimate:
 
 @dataclass(slots=True)
 class Sample:
-    """What a sample found: the estimates that can be stated, and what is to be said of members that have none."""
+    """What a sample found: the estimates that can be stated, and what is to be said of members that have none.
+
+    `squares` [tensors of the base, members, 2] are mean squares of the weights read, the base's and the member's, over
+    the same elements; NaN where none were.
+    """
 
     estimates: list[Estimate] = field(default_factory=list)
     notes: dict[int, str] = field(default_factory=dict)
+    squares: FloatArray = field(default_factory=lambda: np.zeros((0, 0, 2)))
     runs: int = 0
     run_bytes: int = 0
     nbytes: int = 0
@@ -129,6 +135,7 @@ def estimate(
                 if stderr is not None and found.sure(result, stderr):
                     break
                 stop = min(2 * done, len(runs))
+        result.squares = found.mean_squares()
     finally:
         for checkpoint in (base, *members):
             checkpoint.close()
@@ -186,6 +193,14 @@ class _Sums:
         self.pairs = [(i, j) for i in range(plan.new) for j in range(i + 1, members)]
         self.dot = np.full((runs, len(self.pairs)), np.nan)
         self.broken = np.zeros(members, np.int64)
+        # Elements and both sums of squares, by tensor and member; threads have tensors in common.
+        self._squares = np.zeros((len(plan.base.tensors), members, 3))
+        self._lock = threading.Lock()
+
+    def mean_squares(self) -> FloatArray:
+        """`Sample.squares`."""
+        with np.errstate(invalid="ignore"):
+            return np.asarray(self._squares[:, :, 1:] / self._squares[:, :, :1])
 
     def cost(self, run: Run) -> int:
         """Bytes that one run takes in all checkpoints."""
@@ -218,7 +233,10 @@ class _Sums:
                 if theta is None:
                     theta = _values(base, begin, end)
                     nbytes += (end - begin) * DTYPE_BYTES[base.dtype]
-                values = values - theta[: len(values)]
+                with np.errstate(over="ignore"), self._lock:
+                    there = theta[: len(values)]
+                    self._squares[position, i] += len(values), there @ there, values @ values
+                values = values - there
             deltas.append(values)
         for k in group:
             run = runs[k]

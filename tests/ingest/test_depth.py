@@ -173,3 +173,30 @@ def test_sketches_of_another_layout_are_those_of_the_same_weights(tmp_path):
     # Five standard errors of the sketch.
     assert found[0] == pytest.approx(pcc(TUNED["a"], TUNED["b"], BASE), abs=5 * found[1])
     assert found[2] == 1 and load_file(tmp_path / "again" / "model.safetensors").keys() != BASE.keys()
+
+
+def test_layers_are_matched_with_a_relatives_where_the_base_is_gone(db, tmp_path):
+    brought(db, tmp_path)
+    (tmp_path / "base").rename(tmp_path / "moved")
+    order = [3, 1, 2, 0, 4]
+    save(tmp_path / "shuffled", relayered([(TUNED["a"], layer) for layer in order]))
+    save(tmp_path / "later", weights(4, BASE, SHARED))
+    found = db.import_([tmp_path / "shuffled", tmp_path / "later"], base="base")
+    shuffled, later = (" / ".join(notes) for notes in found["notes"])
+    assert (
+        "layer 0 is a's layer 3, layer 3 is a's layer 0" in shuffled and "no sketch of its change" in shuffled
+    )
+    assert "layer" not in later
+    assert db.sql("select count(*) from kinship where model_a = 'shuffled'").item() == 0
+    assert db.sql("select count(*) from kinship where model_a = 'later' and method = 'sketch'").item() == 2
+
+
+def test_layers_are_taken_by_number_and_so_it_is_said_where_nothing_is_left_to_match_them_with(db, tmp_path):
+    brought(db, tmp_path)
+    for name in ("base", "a", "b"):
+        (tmp_path / name).rename(tmp_path / f"moved-{name}")
+    (notes,) = db.import_([save(tmp_path / "later", weights(4, BASE, SHARED))], base="base")["notes"]
+    assert notes[-1] == (
+        "later: its layers are compared by their numbers: whether they are the layers of base that have these numbers "
+        "cannot be told without its files"
+    )

@@ -83,9 +83,12 @@ def test_a_higher_stack_is_told_though_all_of_the_base_is_in_it(notes):
             tensors[name.replace(LAYER, "model.layers.2.")] = torch.randn(tensors[name].shape).bfloat16()
 
     torch.manual_seed(2)
-    stranger, said = notes("deep", deep)
+    stranger, said, beyond = notes("deep", deep)
     assert said.startswith("deep has 3 layers (") and said.endswith(") where base has 2")
     assert stranger == "deep: layers 2 have nothing in common with any of the base's"
+    assert (
+        "of the parameters of deep take no part: 9 of its tensors are not in base (model.layers.2." in beyond
+    )
 
 
 def test_a_layer_repeated_on_top_is_told_with_the_one_that_it_is(notes):
@@ -96,3 +99,21 @@ def test_a_layer_repeated_on_top_is_told_with_the_one_that_it_is(notes):
     matched, said = notes("deep", deep)
     assert said.startswith("deep has 3 layers (") and said.endswith(") where base has 2")
     assert matched == "deep: layers matched by content, not by number: layer 2 is the base's layer 1"
+
+
+@pytest.mark.parametrize("sketch", [False, True])
+def test_what_the_base_has_not_is_counted_though_all_of_the_base_is_compared(notes, sketch):
+    def more(tensors):
+        tensors["vision_tower.patches.weight"] = torch.ones(numel() // 4, 2, dtype=torch.bfloat16)
+        tensors["v_head.weight"] = torch.ones(1, families.HIDDEN, dtype=torch.bfloat16)
+
+    said = notes("more", more, sketch=sketch)
+    beyond = 2 * (numel() // 4) + families.HIDDEN
+    assert said[-1] == (
+        f"{beyond / (numel() + beyond):.1%} of the parameters of more take no part: 2 of its tensors are not in base "
+        "(v_head.weight, vision_tower.patches.weight)"
+    )
+
+
+def test_a_head_of_its_own_is_too_small_to_be_told(notes):
+    assert notes("headed", lambda t: t.update({"v_head.weight": torch.ones(1, families.HIDDEN)})) == []

@@ -128,6 +128,91 @@ def test_base_and_member_arrive_together_to_be_sketched(tmp_path):
     assert traces(db, "wrong") == [0, 0, 0, 0, 0]
 
 
+@pytest.mark.parametrize(("factor", "status"), [(2.5, "sampled"), (3.5, "records")])
+def test_a_sample_tells_as_well(family, tmp_path, factor, status):
+    db, made = family
+    tensors, config = spoilt(made["ft"], "gptq", factor)
+    folders = [
+        write(tmp_path / "packed", tensors, **config),
+        write(tmp_path / "right", plain(models("right")["right"])),
+    ]
+    rows = db.import_(folders, base="base", sample=0.9).to_dicts()
+    assert [row["status"] for row in rows] == [status, "sampled"]
+    assert any("its scales do not fit" in note for note in rows[0]["notes"]) == (status == "records")
+    assert traces(db, "packed") == [0, 0, 0, 0, 0]
+
+
+def bytes_of(weights, factor):
+    return torch.from_numpy(weights * factor).to(torch.float8_e4m3fn)
+
+
+@pytest.mark.parametrize(("factor", "status"), [(1, "imported"), (100, "records")])
+def test_8_bit_floats_without_scales_are_weights_where_they_are_as_long(family, tmp_path, factor, status):
+    db, made = family
+    tensors = plain(made["ft"]) | {n: bytes_of(made["ft"][n], factor) for n in PACKED}
+    write(tmp_path / "cast", tensors)
+    (row,) = db.import_([tmp_path / "cast"], base="base").to_dicts()
+    assert row["status"] == status
+    assert any("8-bit floats, which have no scales" in n for n in row["notes"]) == (status == "records")
+
+
+def test_8_bit_floats_that_lack_the_scale_their_config_speaks_of(tmp_path):
+    made = models()
+    tensors = plain(made["ft"]) | {n: bytes_of(made["ft"][n], 100) for n in PACKED}
+    write(tmp_path / "lost", tensors, quantization_config={"quant_method": "fp8"})
+    (row,) = kinbase.open(tmp_path / "kin.duckdb").import_([tmp_path / "lost"]).to_dicts()
+    assert row["status"] == "records" and "has no scale" in row["notes"][0]
+
+
+def experts(model, factor):
+    """The projections of `stacks` as one tensor of 8-bit floats with a scale an expert, times a factor."""
+    tensors = plain({n: w for n, w in model.items() if ".experts." not in n})
+    for leaf in ("up_proj", "down_proj"):
+        stack = np.stack([model[f"model.layers.0.mlp.experts.{e}.{leaf}.weight"] for e in range(4)])
+        scale = np.abs(stack).max((1, 2), keepdims=True) / 448
+        codes = stack / scale
+        name = f"model.layers.0.mlp.experts.{leaf}"
+        tensors[name] = torch.from_numpy(codes.copy()).to(torch.float8_e4m3fn)
+        tensors[name + "_scale"] = torch.from_numpy(scale.ravel() * factor).float()
+    return tensors
+
+
+@pytest.fixture
+def stacks(tmp_path):
+    """A base whose experts lie apart, and a fine-tune of it."""
+    rng = np.random.default_rng(1)
+    shapes = {"model.embed_tokens.weight": (64, 32)}
+    for e in range(4):
+        at = f"model.layers.0.mlp.experts.{e}."
+        shapes |= {at + "up_proj.weight": (48, 32), at + "down_proj.weight": (32, 48)}
+    base = {n: rng.standard_normal(s) / 8 for n, s in shapes.items()}
+    tuned = {n: w + 0.02 * rng.standard_normal(w.shape) for n, w in base.items()}
+    write(tmp_path / "base", plain(base))
+    db = kinbase.open(tmp_path / "kin.duckdb")
+    db.import_([tmp_path / "base"])
+    return db, tuned
+
+
+@pytest.mark.parametrize(("factor", "status"), [(1, "imported"), (50, "records")])
+def test_scales_are_checked_where_experts_are_stacked_otherwise(stacks, tmp_path, factor, status):
+    db, tuned = stacks
+    write(tmp_path / "stacked", experts(tuned, factor))
+    (row,) = db.import_([tmp_path / "stacked"], base="base").to_dicts()
+    assert row["status"] == status
+    assert any("its scales do not fit" in note for note in row["notes"]) == (status == "records")
+
+
+@pytest.mark.parametrize("more", [{}, {"sketch": True}, {"sample": 0.9}])
+def test_what_is_dequantised_and_not_in_the_base_leaves_lineage_alone(stacks, tmp_path, more):
+    db, tuned = stacks
+    tensors = {n.replace("experts", "adepts"): t for n, t in experts(tuned, 1).items()}
+    write(tmp_path / "other", tensors)
+    (row,) = db.import_([tmp_path / "other"], base="base", **more).to_dicts()
+    (note,) = row["notes"][:1]
+    assert row["status"] == "records" and traces(db, "other") == [0, 0, 0, 0, 0]
+    assert "kept for lineage: 100% of what is dequantised meets no tensor of base" in note
+
+
 def test_without_a_base_nothing_is_said(tmp_path):
     tensors, config = spoilt(models()["ft"], "gptq", 100)
     write(tmp_path / "alone", tensors, **config)

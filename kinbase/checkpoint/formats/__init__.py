@@ -189,6 +189,8 @@ def _scale_of(codes: Tensor, beside: Sequence[Tensor]) -> Tensor:
         t for t in beside if is_scale(t, codes) and not any(word in last[t.name] for word in _OF_ACTIVATIONS)
     ]
     if len(found) != 1:
-        names = ", ".join(shown(t.name) for t in found[:3]) or "none"
-        raise CheckpointError(f"{shown(codes.name)} has not one scale but {names}")
+        names = ", ".join(shown(t.name) for t in found[:3])
+        raise CheckpointError(
+            f"{shown(codes.name)} has {f'not one scale but {names}' if names else 'no scale'}"
+        )
     return found[0]
