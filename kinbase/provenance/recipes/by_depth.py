@@ -15,6 +15,7 @@ from itertools import combinations
 import numpy as np
 
 from kinbase.provenance.recipes.least_squares import (
+    BITS,
     LIMIT,
     FloatArray,
     Grams,
@@ -36,6 +37,9 @@ WORTH = 0.05
 
 LUCK = 6.0
 """Variances of one element that each tensor may give to a useless candidate before that one counts."""
+
+SINGLE = 2.0**-20
+"""How far SLERP's coefficients may be from exact ones where dot products and sines are taken in float32."""
 
 PAIRS = 1.4
 """Squared residual of two parents over that of more from which on the two are not enough."""
@@ -176,7 +180,7 @@ def _told_by_depth(grams: Grams, chosen: list[int], room: float) -> Gradient | N
     where, trust = places(grams.tensors), grams.trust
     found = _linear(grams, chosen, where)
     if len(chosen) == 2 and grams.based:
-        curved = _slerp(grams, chosen, where, angles(grams, chosen))
+        curved = _computed(grams, _slerp(grams, chosen, where, angles(grams, chosen)))
         if float(trust @ curved.rss) <= max(float(trust @ found.rss), room):
             found = curved
     return found if float(trust @ found.rss) <= room else None
@@ -185,7 +189,7 @@ def _told_by_depth(grams: Grams, chosen: list[int], room: float) -> Gradient | N
 def fit(grams: Grams, like: Gradient) -> Gradient:
     """The best merge by depth of the same parents, of the same kind, between the same angles."""
     if like.angle is not None:
-        return _slerp(grams, like.parents, like.places, like.angle)
+        return _computed(grams, _slerp(grams, like.parents, like.places, like.angle))
     return _linear(grams, like.parents, like.places)
 
 
@@ -259,6 +263,25 @@ def _slerp(grams: Grams, chosen: list[int], where: list[Place], angle: FloatArra
     values = _lowest(left, len(where))
     found = Gradient(chosen, "slerp", where, values[:, None], {}, np.empty(0), np.empty(0), angle)
     return valued(grams, found, found.values)
+
+
+def _computed(grams: Grams, slerp: Gradient) -> Gradient:
+    """SLERP with the coefficients that a computation in float32 had: its sums of products miss the angle by a little.
+
+    In each tensor both coefficients of raw weights may be off by as much as float32 leaves, which 24 bits resolve and fewer
+    do not.
+    """
+    fine = (grams.significant[:, -1] >= BITS["F32"]) & (np.diagonal(grams.gram, axis1=1, axis2=2)[:, -1] > 0)
+    if not fine.any():
+        return slerp
+    rows = [*slerp.parents, len(grams.names)]
+    gram = grams.gram[:, rows][:, :, rows]
+    onto = np.array([[1.0, 0.0, 1.0], [0.0, 1.0, 1.0]])  # raw weights: a change and the base's own
+    missed = onto @ (grams.cross[:, rows] - (gram @ slerp.each[:, :, None])[:, :, 0])[:, :, None]
+    found = solve(onto @ gram @ onto.T, missed[:, :, 0])
+    off = np.where((fine & (np.abs(found).max(axis=1) <= SINGLE))[:, None], found, 0.0)
+    each = slerp.each + off @ onto
+    return replace(slerp, each=each, rss=residuals(grams, rows, each))
 
 
 def angles(grams: Grams, pair: Sequence[int]) -> FloatArray:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from kinbase.provenance.recipes import by_depth as gradients
+from kinbase.provenance.recipes.arithmetic import in_steps
 from kinbase.provenance.recipes.by_depth import Gradient
 from kinbase.provenance.recipes.least_squares import (
     EXACT,
@@ -42,12 +43,6 @@ HIDDEN = 0.9
 
 TIMES = 3.0
 """Residuals that are so many tolerances from what rounding leaves are not what rounding left."""
-
-SIXTEEN = 0.12
-"""How far, as a logarithm, what is left may be from what 16-bit products leave."""
-
-FEW_PARENTS = 3
-"""Parents of a merge that is believed to have been computed in 16 bits, which leaves more than rounding once does."""
 
 STRICT = 1.25
 """LIMIT where rounding is more than half of that."""
@@ -177,10 +172,7 @@ def fitted(grams: Grams, chosen: Sequence[int], population: Population | None = 
     blur = BLUR * float(np.abs(bend).max()) * np.maximum(1.0, crowding / 2)
     blur = blur + 1e-13 * condition + SINGLE * np.abs(straight[:count])
     half = np.hypot(1.96 * np.sqrt(np.diagonal(covariance)[:count]), blur)
-    parents = [
-        Parent(sub.names[i], float(straight[i]), float(straight[i] - half[i]), float(straight[i] + half[i]))
-        for i in sorted(range(count), key=lambda i: -abs(straight[i]))
-    ]
+    parents = _parents(sub.names, straight[:count], half)
     total = float(straight[:count].sum())
     unsure = float(np.hypot(1.96 * np.sqrt(covariance[:count, :count].sum()), np.linalg.norm(blur)))
     rest = float(1 + straight[-1] - total)
@@ -191,7 +183,41 @@ def fitted(grams: Grams, chosen: Sequence[int], population: Population | None = 
         float(np.sqrt(rss / sumsq)) / sub.floor, condition=condition,
         base=0.0 if adding_up else rest, opposed=_lowest_cosine(inner),
     )  # fmt: skip
-    return _held(finding, left, expected, sub, np.broadcast_to(straight, (len(left), count + 1)))
+    each = np.broadcast_to(straight, (len(left), count + 1))
+    found = _held(replace(finding), left, expected, sub, each)
+    if adapted or not _leaves_more(found, sub):
+        return found
+    drawn_to = population.of(chosen) if population is not None else Population(sub)
+    for unbent, by_tensor in in_steps(drawn_to, estimate, straight[:count], 0.0 if adding_up else rest, half):
+        parents = _parents(sub.names, unbent, half)
+        found = _nearer(found, _held(replace(finding, parents=parents), left, by_tensor, sub, each), sub)
+    return found
+
+
+def _parents(names: Sequence[str], coefficients: FloatArray, half: FloatArray) -> list[Parent]:
+    """Parents with their intervals, the largest share first."""
+    return [
+        Parent(
+            names[i],
+            float(coefficients[i]),
+            float(coefficients[i] - half[i]),
+            float(coefficients[i] + half[i]),
+        )
+        for i in sorted(range(len(names)), key=lambda i: -abs(coefficients[i]))
+    ]
+
+
+def _leaves_more(found: Finding, grams: Grams) -> bool:
+    """Whether more is left than rounding once leaves, but no more than a few roundings."""
+    ratio = found.ratio or 0.0
+    return float(np.log(max(ratio, 1e-9))) > tolerance(grams) and (found.rho or 0.0) <= 2 * LIMIT
+
+
+def _nearer(once: Finding, steps: Finding, grams: Grams) -> Finding:
+    """The merge computed step by step in its own dtype where that leaves what is left, else as it was rounded once."""
+    if steps.verdict not in MERGES or off(steps) >= min(off(once), _times(steps) * tolerance(grams)):
+        return once
+    return replace(steps, reason=f"{steps.reason} if every step of it is rounded")
 
 
 def _covariance(grams: Grams, rows: Sequence[int], left: FloatArray, trust: FloatArray) -> FloatArray:
@@ -232,7 +258,8 @@ def _held(
     if not silent.all():
         left, expected = np.where(silent, 0, left), np.where(silent, 0, expected)
     # Whole coefficients hardly need rounding: the little they leave is not compared to the last digit.
-    least = EXACT * (grams.sumsq + grams.sumsq.mean()) + NEGLIGIBLE * grams.rounded
+    unresolved = EXACT * (grams.sumsq + grams.sumsq.mean())
+    least = unresolved + NEGLIGIBLE * grams.rounded
     left, expected = left + least, expected + least
     share = np.where(silent, 0.0, grams.numel) if not silent.all() else grams.numel
     share = share / share.sum()
@@ -249,7 +276,9 @@ def _held(
     share_rounded = float(
         np.clip(np.sqrt(trust @ expected / max(float(trust @ grams.rounded), 1e-300)), 0.25, 1)
     )
-    enough = tolerance(grams)
+    # What float64 sums do not resolve may be left or not.
+    unsure = float(trust @ np.where(silent, 0, unresolved)) / max(float(trust @ expected), 1e-300)
+    room = _times(finding) * tolerance(grams) / share_rounded + unsure / 2
     one = len(finding.parents) == 1 and abs(finding.parents[0].coefficient - 1) <= WHOLE
     hidden = float(np.sqrt(grams.rounded.sum() / max(float(grams.sumsq.sum()), 1e-300)))
     if finding.ratio <= LIMIT and hidden >= HIDDEN:
@@ -257,7 +286,7 @@ def _held(
         finding.reason = f"its whole change is {1 / hidden:.2g} times what rounding adds"
     elif finding.ratio > (LIMIT if hidden < HIDDEN / 2 else STRICT):
         finding.verdict, finding.reason = UNDECIDABLE, "it leaves more than rounding such a merge would"
-    elif finding.ratio > np.exp(_times(finding) * enough) and not _is_sixteen_bit(finding):
+    elif finding.ratio > np.exp(room):
         finding.verdict = UNDECIDABLE
         finding.reason = (
             f"it leaves {finding.ratio:.2f} of what rounding such a merge would: "
@@ -287,24 +316,6 @@ def _held(
 def _times(finding: Finding) -> float:
     """Tolerances that a reading may be off: with signs, or with coefficients by depth, more sets fit by chance."""
     return 1.0 if is_negative(finding) else 1.5 if finding.gradient is not None else TIMES
-
-
-def _is_sixteen_bit(finding: Finding) -> bool:
-    """Whether a linear merge leaves what it does when its products are rounded too: sqrt(1 + sum a^2) of rounding once.
-
-    Then coefficients are multiples of 0.05, as people write them.
-    """
-    shares = [p.coefficient for p in finding.parents]
-    if (
-        finding.gradient is not None
-        or min(shares) < 0
-        or len(shares) > FEW_PARENTS
-        or finding.method != "linear"
-    ):
-        return False
-    leaves = float(np.sqrt(1 + sum(a * a for a in shares)))
-    human = all(abs(20 * a - round(20 * a)) <= 0.08 for a in shares)
-    return human and abs(float(np.log((finding.ratio or 1e-9) / leaves))) < SIXTEEN
 
 
 def _steps(grams: Grams) -> FloatArray:
@@ -363,7 +374,13 @@ def graded(grams: Grams) -> Finding | None:
         base=float(1 - mean.sum()) if found.method == "task_arithmetic" else 0.0,
         gradient=result, errors=errors,
     )  # fmt: skip
-    finding = _held(finding, left, expected, sub, found.each)
+    held = _held(replace(finding), left, expected, sub, found.each)
+    if found.method != "task_arithmetic" and _leaves_more(held, sub):
+        shares = spread(straight)
+        shares[:, -1] = 0  # neither SLERP nor a linear merge has a share of the base's own
+        steps = estimate(Population(sub, draws=2 * DRAWS).merged_in_steps(shares))[1]
+        held = _nearer(held, _held(replace(finding), left, steps, sub, found.each), sub)
+    finding = held
     if finding.verdict == MERGE and (len(parents) == 2 or not is_negative(finding)):
         finding.reason = (
             f"{found.method} by depth and block leaves {finding.ratio:.2f} of what rounding would"

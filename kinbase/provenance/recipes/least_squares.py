@@ -133,6 +133,14 @@ class Grams:
             bits=None if self.bits is None else self.bits[:, [*rows, -1]],
         )  # fmt: skip
 
+    def rounded_to(self, bits: "NDArray[np.int64]") -> "Grams":
+        """The same of a child whose numbers have only so many significant bits [T], whatever dtype they are stored in."""
+        own = self.significant
+        kept = np.minimum(bits, own[:, -1])
+        return replace(
+            self, noise=self.noise * 4.0 ** (own[:, -1] - kept), bits=np.column_stack([own[:, :-1], kept])
+        )
+
     def at(self, tensors: "NDArray[np.intp] | list[int]") -> "Grams":
         """The same over some of the tensors only."""
         return replace(

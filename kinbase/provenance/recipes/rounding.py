@@ -132,7 +132,32 @@ class Population:
         each = np.broadcast_to(coefficients, (len(self.base), self.columns.shape[1]))
         delta = (each[:, None, :] @ self.columns)[:, 0]
         delta += self.base
-        delta = to_dtype(delta, self.bits) - self.base
+        return self._sums(to_dtype(delta, self.bits) - self.base)
+
+    def merged_in_steps(self, weights: FloatArray, total: float = 1.0) -> Grams:
+        """The sums of a merge whose every product and partial sum was rounded to the child's dtype: no wider one was used.
+
+        `weights` [P + 1] or [T, P + 1] are of the models' raw weights, the base's last, and are added in that order; the sum
+        is divided by `total`, as mergekit's `linear` and most loops of people do.
+        """
+        each = np.broadcast_to(weights, (len(self.base), self.columns.shape[1]))
+        result = np.zeros_like(self.base)
+        for i in np.flatnonzero(each.any(axis=0)).tolist():
+            model = self.base if i == each.shape[1] - 1 else self.base + self.columns[:, i]
+            result = to_dtype(result + to_dtype(each[:, i : i + 1] * model, self.bits), self.bits)
+        return self._sums((result if total == 1 else to_dtype(result / total, self.bits)) - self.base)
+
+    def added_in_steps(self, coefficients: FloatArray) -> Grams:
+        """The sums of changes added to the base, rounded to the child's dtype after each step: task arithmetic in a loop."""
+        each = np.broadcast_to(coefficients, (len(self.base), self.columns.shape[1] - 1))
+        added = np.zeros_like(self.base)
+        for i in np.flatnonzero(each.any(axis=0)).tolist():
+            change = to_dtype(self.columns[:, i], self.bits)
+            added = to_dtype(added + to_dtype(each[:, i : i + 1] * change, self.bits), self.bits)
+        return self._sums(to_dtype(self.base + added, self.bits) - self.base)
+
+    def _sums(self, delta: FloatArray) -> Grams:
+        """The sums of a child with these changes [T, K]."""
         return replace(
             self.grams,
             gram=self.gram,
@@ -205,7 +230,9 @@ def straightened(
     bent = np.abs(fitted - straight)
     enough = np.square((bent if straight.ndim == 2 else bent.max()) / 10)
     rows = straight.ndim == 2
-    for rounded in (np.round(20 * straight) / 20, np.round(20 * fitted) / 20):
+    # Halves and quarters of a unit tie the most, and bend the most: up to half of the way to the next one.
+    quarters = np.round(4 * straight) / 4
+    for rounded in (np.round(20 * straight) / 20, np.round(20 * fitted) / 20, quarters):
         again = np.square(estimate(population.merged(spread(rounded)))[0] - fitted)
         better = (
             again <= np.maximum(missed, enough) if rows else again.sum() <= np.maximum(missed.sum(), enough)

@@ -109,7 +109,7 @@ def judge(grams: Grams, zeros: FloatArray | None = None) -> Finding:
         return quantised
     notes: list[str] = []
     while usable:
-        finding = _judge(grams.of(usable), None if zeros is None else zeros[:, [*usable, -1]])
+        finding = _judge_as_computed(grams.of(usable), None if zeros is None else zeros[:, [*usable, -1]])
         turned = _turned(finding, grams.of(usable))
         if turned is None:
             finding.notes = notes + finding.notes
@@ -124,6 +124,19 @@ def judge(grams: Grams, zeros: FloatArray | None = None) -> Finding:
         notes.append(line.replace(", or the other way round", ", not one of its parents"))
         usable = [i for i in usable if grams.names[i] != child]
     return replace(_alone(grams, Finding(NONE, "", 1.0, grams.floor, rho=1 / grams.floor)), notes=notes)
+
+
+def _judge_as_computed(grams: Grams, zeros: FloatArray | None) -> Finding:
+    """The verdict, also of a merge that was computed in fewer bits, its parents' or the base's, than it is stored in."""
+    finding = _judge(grams, zeros)
+    own, fewer = grams.significant[:, -1], grams.significant[:, :-1].min(axis=1)
+    if finding.verdict in (*MERGES, COPY) or (fewer >= own).all():
+        return finding
+    again = _judge(grams.rounded_to(fewer), zeros)
+    if again.verdict not in MERGES:
+        return finding
+    reason = f"{again.reason}, computed in {int(fewer.min())} significant bits, though it is stored in {int(own.max())}"
+    return replace(again, reason=reason)
 
 
 def _judge(grams: Grams, zeros: FloatArray | None) -> Finding:
