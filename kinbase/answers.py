@@ -4,13 +4,15 @@ What is asked of the database stands once, in `kinbase.query`, for the command l
 """
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
 import polars as pl
 
 from kinbase.errors import UsageError
+from kinbase.ingest.steps import OnProgress
 from kinbase.query import details, kinship, models, scores
-from kinbase.query.frames import frame, framed
+from kinbase.query.frames import ALIGNED, ALIGNED_PARTS, frame, framed
 from kinbase.query.kinship import KinshipMatrix
 from kinbase.store import Connection, Store
 from kinbase.store import names as naming
@@ -83,6 +85,33 @@ class Answers:
         if by is not None and by not in kinship.GROUPINGS:
             raise UsageError(f"kinship goes by {', '.join(kinship.GROUPINGS)}, not by {by!r}")
         return self._read(kinship.pairs, models, by)
+
+    def kin(
+        self,
+        models: Sequence[str],
+        *,
+        aligned: bool = False,
+        by: str | None = None,
+        save: str | Path | None = None,
+        report: OnProgress = lambda done, total: None,
+    ) -> pl.DataFrame:
+        """Kinship of every pair among `models`; with `aligned`, after the units of the second were put in the first's order.
+
+        Aligned pairs are compared as their files are, stored or not: verdict, Pearson's correlation of the weights and
+        of the deltas before and after, a p-value, how many units are elsewhere; `by` tensor or layer their parts.
+        `save` is a file for the order found of two models. See `kinbase.provenance.identity.aligned`.
+        """
+        if not aligned:
+            return self.kinship(models, by=by)
+        from kinbase.provenance.identity.aligned import aligned_pairs
+
+        found = aligned_pairs(
+            self.store, list(models), save_to=str(save) if save else None, on_progress=report
+        )
+        if by:
+            rows = [row for pair in found for row in pair.rows(by)]
+            return pl.DataFrame(rows, schema=ALIGNED_PARTS, orient="row")
+        return pl.DataFrame([pair.row() for pair in found], schema=ALIGNED, orient="row")
 
     def matrix(
         self, models: Sequence[str] = (), *, block: str = "all", layer: int | None = None

@@ -26,7 +26,14 @@ from kinbase.ingest.replacing import import_replacing
 from kinbase.ingest.steps import ImportOptions, Outcome
 from kinbase.ingest.steps import OnProgress as Report
 from kinbase.query import runs
-from kinbase.query.frames import IMPORTED, INFERRED, PLANNED, RECIPE, REPLAYED, SUGGESTED
+from kinbase.query.frames import (
+    IMPORTED,
+    INFERRED,
+    PLANNED,
+    RECIPE,
+    REPLAYED,
+    SUGGESTED,
+)
 from kinbase.store import Store
 from kinbase.store import names as naming
 from kinbase.store.worker import Worker

@@ -39,16 +39,18 @@ def _sum(weights: Tensor, delta: Tensor) -> Tensor:
 
 def elements(tensor: Tensor, first: int, count: int) -> NDArray[np.float64]:
     """Elements `first` to `first + count` of a tensor as float64 [count], exactly; raises CheckpointError."""
-    width = DTYPE_BYTES[tensor.dtype]
-    raw = bytearray(count * width)
-    tensor.read(first * width, memoryview(raw))
-    if tensor.dtype == "BF16":
-        return (np.frombuffer(raw, np.uint16).astype(np.uint32) << 16).view(np.float32).astype(np.float64)
-    if tensor.dtype in ("F8_E4M3", "F8_E5M2"):
-        return byte_floats(tensor.dtype)[np.frombuffer(raw, np.uint8)]
-    return np.frombuffer(raw, {"F64": np.float64, "F32": np.float32, "F16": np.float16}[tensor.dtype]).astype(
-        np.float64
-    )
+    raw = bytearray(count * DTYPE_BYTES[tensor.dtype])
+    tensor.read(first * DTYPE_BYTES[tensor.dtype], memoryview(raw))
+    return decoded(np.frombuffer(raw, np.uint8), tensor.dtype)
+
+
+def decoded(raw: NDArray[np.uint8], dtype: str) -> NDArray[np.float64]:
+    """The elements whose bytes are `raw` [count * width], as float64 [count], exactly."""
+    if dtype == "BF16":
+        return (raw.view(np.uint16).astype(np.uint32) << 16).view(np.float32).astype(np.float64)
+    if dtype in ("F8_E4M3", "F8_E5M2"):
+        return byte_floats(dtype)[raw]
+    return raw.view({"F64": np.float64, "F32": np.float32, "F16": np.float16}[dtype]).astype(np.float64)
 
 
 def byte_floats(dtype: str) -> NDArray[np.float64]:

@@ -112,21 +112,37 @@ def tree(
     "-k", "k", metavar="N", default=10, show_default=True, help="How many nearest kin of one model."
 )
 @click.option("--exact", is_flag=True, help="Measure what is only estimated by sketches, too.")
+@click.option("--aligned", is_flag=True, help="Of two or more: match their units first (docs/alignment.md).")
+@click.option(
+    "--save",
+    metavar="FILE",
+    type=click.Path(dir_okay=False),
+    help="With --aligned: write the order found, for merge.",
+)
 @device_option
 @rows_out
 @click.pass_obj
 def kin(
-    db: "Callable[[], Kinbase]", models: tuple[str, ...], metric: str, by: str | None, k: int, exact: bool, device: str,
-    form: str | None, output: str | None,
+    db: "Callable[[], Kinbase]", models: tuple[str, ...], metric: str, by: str | None, k: int, exact: bool, aligned: bool,
+    save: str | None, device: str, form: str | None, output: str | None,
 ) -> None:  # fmt: skip
     """Kinship: of one MODEL its nearest kin, of several a matrix and the group's kinship; of none, all of it.
 
     What is missing is measured first, if the files are still there.
+
+    --aligned compares two models whose units may lie in another order: MLP units, attention heads and channels are
+    matched, the weights and the deltas correlated before and after, and a p-value tells whether they are related at
+    all. The MODELs may then be folders too, and nothing is stored.
     """
     from kinbase.cli.console import progress, say
 
     metrics = _metrics(metric)
     base = db()
+    if aligned:
+        _aligned(base, models, by, save, form, output)
+        return
+    if save:
+        raise UsageError("--save is of --aligned")
     if models:
         with progress("measuring") as report:
             for note in base.measure(models, exact=exact, device=device, report=report):
@@ -152,6 +168,29 @@ def kin(
         write_frame(pairs, form, output)
         return
     _matrices(base, pairs, names, metrics, bool(models))
+
+
+def _aligned(
+    base: "Kinbase",
+    models: Sequence[str],
+    by: str | None,
+    save: str | None,
+    form: str | None,
+    output: str | None,
+) -> None:
+    """Print what is found of models whose units are matched; what is said of a pair goes to stderr."""
+    from kinbase.cli.console import progress, say
+
+    with progress("matching", unit="steps") as report:
+        found = base.kin(models, aligned=True, by=by, save=save, report=report)
+    if "notes" in found.columns:
+        for note in dict.fromkeys(note for notes in found["notes"].to_list() for note in notes):
+            say(note)
+        if format_of(form, output) == "table":
+            found = found.drop("notes", "layers")
+    write_frame(found, form, output)
+    if save:
+        say(f"wrote {save}: `kinbase merge CONFIG OUT --alignment {save}` reads it")
 
 
 def _matrices(

@@ -18,6 +18,16 @@ KIN: Columns = {
     "model": pl.String, "pcc": pl.Float64, "cs": pl.Float64, "ed": pl.Float64, "stderr": pl.Float64, "coverage": pl.Float64,
     "method": pl.String,
 }  # fmt: skip
+ALIGNED: Columns = {
+    "model_a": pl.String, "model_b": pl.String, "verdict": pl.String, "pcc_before": pl.Float64, "pcc": pl.Float64,
+    "base": pl.String, "delta_before": pl.Float64, "delta": pl.Float64, "p": pl.Float64, "layers": pl.Int64,
+    "channels": pl.Int64, "units": pl.Int64, "heads": pl.Int64, "values": pl.Int64, "flipped": pl.Int64,
+    "scaled": pl.Int64, "coverage": pl.Float64, "notes": pl.List(pl.String),
+}  # fmt: skip
+ALIGNED_PARTS: Columns = {
+    "model_a": pl.String, "model_b": pl.String, "part": pl.String, "pcc_before": pl.Float64, "pcc": pl.Float64,
+    "delta_before": pl.Float64, "delta": pl.Float64, "numel": pl.Int64,
+}  # fmt: skip
 DIFFERENCE: Columns = {
     "part": pl.String, "item": pl.String, "difference": pl.String, "a": pl.String, "b": pl.String, "numel": pl.Int64,
     "relative": pl.Float64, "max_abs": pl.Float64, "changed": pl.Float64,
