@@ -1,54 +1,84 @@
 """Other names of models, to rows: what a name that is known already becomes, and two rows that turn out to be one."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from kinbase.checkpoint import Alias
 from kinbase.errors import KinbaseError
 from kinbase.store import Connection
-from kinbase.store.names import find, named, named_all
-
-MOST_JOINS = 1000
-"""Names that are models already and are made one with others in one import: each costs a dozen statements."""
+from kinbase.store.names import find_all, name_of, named_all
 
 
 def put_alias(con: Connection, model_id: int, alias: Alias) -> None:
-    """Add a name for a model. A row known only by that name becomes one with the model."""
-    known = find(con, alias.alias)
-    if known == model_id:
-        return
-    if known is not None:
-        row = con.execute("select name, digest from raw.model where model_id = ?", [known]).fetchone()
-        assert row
-        if row[1] is not None or row[0] != alias.alias:
-            # A path, or a branch, moves to whatever is there now; any other name stays with whom it was given to.
-            if alias.kind in ("path", "revision") and row[0] != alias.alias:
-                con.execute("update raw.alias set model_id = ? where alias = ?", [model_id, alias.alias])
-                return
-            raise KinbaseError(
-                f"{alias.alias!r} is a name of {row[0]!r} already: it cannot be another model's too"
-            )
-        _join(con, known, model_id)
-    con.execute("insert into raw.alias values (?, ?, ?)", [alias.alias, model_id, alias.kind])
+    """Add a name for a model. A row known only by that name becomes one with the model.
+
+    Raises KinbaseError when the name is another model's.
+    """
+    for _, problem in put_aliases(con, [(name_of(con, model_id), alias)]):
+        raise KinbaseError(problem)
 
 
 def put_aliases(con: Connection, aliases: Sequence[tuple[str, Alias]]) -> list[tuple[Alias, str]]:
     """Add names of models, which are told by a label each; the names that could not be, and why.
 
-    A name may make two rows one, after which an id that was looked up before leads nowhere: so what is not simply
-    new is resolved by its label, one after the other.
+    A name may make two rows one, after which an id that was looked up before leads nowhere: so ids follow the rows
+    that they became, and all rows are joined at once in the end.
     """
     ids = named_all(con, [label for label, _ in aliases])
-    refused = []
     rest = _put_new_aliases(con, ids, aliases)
-    for label, alias in rest[:MOST_JOINS]:
-        try:
-            put_alias(con, named(con, label), alias)
-        except KinbaseError as error:
-            refused.append((alias, str(error)))
-    if len(rest) > MOST_JOINS:
-        more = f"{len(rest) - MOST_JOINS:,} more names stand for models already: import them {MOST_JOINS:,} at a time"
-        refused.append((rest[MOST_JOINS][1], more))
+    known = find_all(con, [alias.alias for _, alias in rest])
+    rows = _names_and_digests(con, {*known.values(), *(ids[label] for label, _ in rest)})
+    became: dict[int, int] = {}
+
+    def now(model_id: int) -> int:
+        passed = []
+        while model_id in became:
+            passed.append(model_id)
+            model_id = became[model_id]
+        became.update(dict.fromkeys(passed, model_id))
+        return model_id
+
+    refused, joined, moved = [], [], []
+    for label, alias in rest:
+        model_id, holder = now(ids[label]), now(known[alias.alias])
+        name, digest = rows[holder]
+        if model_id == holder:
+            continue
+        if digest is None and name == alias.alias:
+            became[holder] = model_id
+            joined.append((alias, model_id))
+        elif alias.kind in ("path", "revision") and name != alias.alias:
+            # A path, or a branch, moves to whatever is there now; any other name stays with whom it was given to.
+            known[alias.alias] = model_id
+            moved.append((alias, model_id))
+        else:
+            refused.append(
+                (alias, f"{alias.alias!r} is a name of {name!r} already: it cannot be another model's too")
+            )
+    _join(con, [(old, now(old)) for old in list(became)])
+    _insert(con, [(alias, now(model_id)) for alias, model_id in joined])
+    for alias, model_id in moved:
+        con.execute("update raw.alias set model_id = ? where alias = ?", [now(model_id), alias.alias])
     return refused
+
+
+def _names_and_digests(con: Connection, model_ids: Collection[int]) -> dict[int, tuple[str, str | None]]:
+    rows = con.execute(
+        "select model_id, name, digest from raw.model where list_contains($1::integer[], model_id)",
+        [list(model_ids)],
+    ).fetchall()
+    return {model_id: (name, digest) for model_id, name, digest in rows}
+
+
+def _insert(con: Connection, aliases: Sequence[tuple[Alias, int]]) -> None:
+    if aliases:
+        con.execute(
+            "insert into raw.alias select unnest($1::varchar[]), unnest($2::integer[]), unnest($3::varchar[])",
+            [
+                [alias.alias for alias, _ in aliases],
+                [model_id for _, model_id in aliases],
+                [alias.kind for alias, _ in aliases],
+            ],
+        )
 
 
 def _put_new_aliases(
@@ -69,15 +99,7 @@ def _put_new_aliases(
             rest.append((label, alias))
         else:
             fresh[alias.alias] = ids[label], alias
-    if fresh:
-        con.execute(
-            "insert into raw.alias select unnest($1::varchar[]), unnest($2::integer[]), unnest($3::varchar[])",
-            [
-                list(fresh),
-                [model_id for model_id, _ in fresh.values()],
-                [alias.kind for _, alias in fresh.values()],
-            ],
-        )
+    _insert(con, [(alias, model_id) for model_id, alias in fresh.values()])
     return rest
 
 
@@ -94,8 +116,14 @@ def put_speakers(con: Connection, said: Sequence[tuple[str, str]]) -> None:
         )
 
 
-def _join(con: Connection, old: int, new: int) -> None:
-    """Give all that was said of a row without weights to another model, and drop the row."""
+def _join(con: Connection, pairs: Sequence[tuple[int, int]]) -> None:
+    """Give all that was said of rows without weights to other models, and drop the rows: pairs of the old and the new."""
+    if not pairs:
+        return
+    con.execute(
+        "create or replace temp table became as select unnest($1::integer[]) as old_id, unnest($2::integer[]) as new_id",
+        [[old for old, _ in pairs], [new for _, new in pairs]],
+    )
     for table, column in (
         ("alias", "model_id"),
         ("score", "model_id"),
@@ -106,44 +134,50 @@ def _join(con: Connection, old: int, new: int) -> None:
         ("sketch", "onto_id"),
         ("model", "same_id"),
         ("tag", "model_id"),
+        ("estimate", "base_id"),
+        ("model", "base_id"),
     ):
-        con.execute(f"update raw.{table} set {column} = ? where {column} = ?", [new, old])
+        con.execute(f"update raw.{table} set {column} = new_id from became where {column} = old_id")
+    con.execute("update raw.model set base_id = null where base_id = model_id")
+    # What was said of two names of one model.
     con.execute(
-        "delete from raw.claim where child_id = parent_id and child_id = ?", [new]
-    )  # what was said of the two names
+        "delete from raw.claim where child_id = parent_id and child_id in (select new_id from became)"
+    )
     con.execute(
         """
         create or replace temp table joined as
-        select if(a_id = $1, $2, a_id) as x, if(b_id = $1, $2, b_id) as y, * exclude (a_id, b_id)
-        from raw.estimate where $1 in (a_id, b_id)
-        """,
-        [old, new],
+        select coalesce(a.new_id, a_id) as x, coalesce(b.new_id, b_id) as y, * exclude (a_id, b_id, old_id, new_id)
+        from raw.estimate left join became a on a.old_id = a_id left join became b on b.old_id = b_id
+        where a.old_id is not null or b.old_id is not null
+        """
     )
-    con.execute("delete from raw.estimate where ? in (a_id, b_id)", [old])
+    con.execute(
+        "delete from raw.estimate where a_id in (select old_id from became) or b_id in (select old_id from became)"
+    )
     con.execute(
         "insert into raw.estimate select least(x, y), greatest(x, y), * exclude (x, y) from joined where x <> y"
     )
-    con.execute("update raw.estimate set base_id = ? where base_id = ?", [new, old])
-    con.execute("update raw.model set base_id = nullif($1, model_id) where base_id = $2", [new, old])
     for table, column in (("offspring", "parent_ids"), ("generation", "top_ids")):
-        con.execute(
-            f"""
-            update raw.{table} set {column} = list_transform({column}, lambda x: if(x = $1, $2, x))
-            where list_contains({column}, $1)
-            """,
-            [old, new],
-        )
-    _join_said(con, old, new)
-    con.execute("delete from raw.model where model_id = ?", [old])
+        for old, new in con.execute(
+            f"from became where old_id in (select unnest({column}) from raw.{table})"
+        ).fetchall():
+            con.execute(
+                f"update raw.{table} set {column} = list_transform({column}, lambda x: if(x = $1, $2, x)) "
+                f"where list_contains({column}, $1)",
+                [old, new],
+            )
+    _join_said(con)
+    con.execute("delete from raw.model where model_id in (select old_id from became)")
+    con.execute("drop table joined; drop table became")
 
 
-def _join_said(con: Connection, old: int, new: int) -> None:
-    """Give a model what was said by hand of another row, where nothing was said of itself; no tag twice."""
-    con.execute(
-        "create or replace temp table tags as select distinct model_id, tag from raw.tag where model_id = ?",
-        [new],
-    )
-    con.execute("delete from raw.tag where model_id = ?", [new])
+def _join_said(con: Connection) -> None:
+    """Give models what was said by hand of the rows they became, where nothing was said of themselves; no tag twice."""
+    con.execute("""
+        create or replace temp table tags as
+        select distinct model_id, tag from raw.tag where model_id in (select new_id from became)
+        """)
+    con.execute("delete from raw.tag where model_id in (select new_id from became)")
     con.execute("insert into raw.tag from tags")
     con.execute("drop table tags")
     told = ", ".join(
@@ -151,11 +185,14 @@ def _join_said(con: Connection, old: int, new: int) -> None:
         f"old.{name}, model.{name})"
         for name in ("architecture", "license", "relation", "created_at")
     )
-    con.execute(
-        f"""
-        update raw.model set {told}, notes = coalesce(model.notes, old.notes),
-            by_hand = nullif(list_sort(list_distinct(coalesce(model.by_hand, []) || coalesce(old.by_hand, []))), [])
-        from (from raw.model where model_id = $1) old where model.model_id = $2
-        """,
-        [old, new],
-    )
+    for old, new in con.execute(
+        "select became.* from became join raw.model on model_id = old_id where by_hand is not null or notes is not null"
+    ).fetchall():
+        con.execute(
+            f"""
+            update raw.model set {told}, notes = coalesce(model.notes, old.notes),
+                by_hand = nullif(list_sort(list_distinct(coalesce(model.by_hand, []) || coalesce(old.by_hand, []))), [])
+            from (from raw.model where model_id = $1) old where model.model_id = $2
+            """,
+            [old, new],
+        )

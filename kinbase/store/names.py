@@ -129,8 +129,8 @@ def named(con: Connection, label: str) -> int:
     return int(row[0])
 
 
-def named_all(con: Connection, labels: Iterable[str]) -> dict[str, int]:
-    """`named` for many labels at once."""
+def find_all(con: Connection, labels: Iterable[str]) -> dict[str, int]:
+    """`find` for many labels at once: the model_ids of those that are known."""
     wanted = list(dict.fromkeys(labels))
     rows = con.execute(
         """
@@ -142,7 +142,13 @@ def named_all(con: Connection, labels: Iterable[str]) -> dict[str, int]:
         [wanted],
     ).fetchall()
     found = {label: model_id for label, model_id in rows if model_id is not None}
-    found |= _spelled(con, [label for label in wanted if label not in found])
+    return found | _spelled(con, [label for label in wanted if label not in found])
+
+
+def named_all(con: Connection, labels: Iterable[str]) -> dict[str, int]:
+    """`named` for many labels at once."""
+    wanted = list(dict.fromkeys(labels))
+    found = find_all(con, wanted)
     # Of several spellings of a new name the first is how it is called.
     missing: dict[str, list[str]] = {}
     for label in wanted:
