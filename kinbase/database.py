@@ -152,18 +152,20 @@ class Kinbase(Acts, Answers):
         seed: int = 0,
         device: str = "auto",
         import_: bool = True,
+        align: bool | Sequence[str | Path] = False,
         report: Report = lambda done, total: None,
     ) -> pl.DataFrame:
         """Merge models into a new checkpoint folder `out` and import it: one row as `import_` gives, or status "merged".
 
         `config` is mergekit's YAML, a file or plain values; its models are paths or names in this database.
         `backend` is kinbase, or mergekit for the methods that are not built in; `seed` is of the masks that
-        some draw; `device` is where kinship is measured; `report(done, total)` hears of the bytes written,
+        some draw; `device` is where kinship is measured; with `align`, parents are put into one order of units first, by the
+        files given or as is found (docs/alignment.md); `report(done, total)` hears of the bytes written,
         then of those measured. See `kinbase.merging`.
         """
         from kinbase.ingest import merged as merges
 
-        wanted = merges.read(config, backend)
+        wanted = merges.read(config, backend, align=align)
         places = merges.located(self.store, wanted.models)
         if import_ and not merges.is_unfinished(wanted, out, places, backend, seed):
             merges.refuse_namesake(self.store, name or Path(out).name)

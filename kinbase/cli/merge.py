@@ -30,6 +30,13 @@ if TYPE_CHECKING:
     help="Of random masks.",
 )
 @device_option
+@click.option(
+    "--align", is_flag=True, help="Put the parents' units into one order first (docs/alignment.md)."
+)
+@click.option(
+    "--alignment", "alignments", metavar="FILE", multiple=True, type=click.Path(dir_okay=False, exists=True),
+    help="An order that `kinbase kin --aligned --save` found; it implies --align.",
+)  # fmt: skip
 @click.option("--no-import", is_flag=True, help="Write the folder and leave the database as it is.")
 @click.pass_obj
 def merge(
@@ -40,19 +47,22 @@ def merge(
     backend: str,
     seed: int,
     device: str,
+    align: bool,
+    alignments: tuple[str, ...],
     no_import: bool,
 ) -> None:
     """Merge models as CONFIG (mergekit's YAML) says into the new checkpoint folder OUT, and import it.
 
     In place of CONFIG, MODEL+ADAPTER merges a LoRA adapter into its model. Models are folders, or names in the
     database. Built in are linear, slerp, task_arithmetic, ties, dare_linear and dare_ties, with gradients and filters.
-    Nothing is left of a merge that fails or is interrupted.
+    With --align, models whose MLP units, heads or channels lie in another order than the base's, or the first model's, are
+    put into that order as they are read (Git Re-Basin). Nothing is left of a merge that fails or is interrupted.
     """
     from kinbase.cli.console import progress, say
 
     with progress("merging") as report:
         (row,) = db().merge(config, out, name=name, backend=backend, seed=seed, device=device, import_=not no_import,
-                            report=report).to_dicts()  # fmt: skip
+                            align=alignments or align, report=report).to_dicts()  # fmt: skip
     against = f" against {row['base']}" if row["base"] else ""
     say(f"merged into {out}" + (f", imported as {row['model']}{against}" if row["model"] else ""))
     for note in row["notes"]:

@@ -6,7 +6,7 @@ The merging itself is `kinbase.merging`, which knows no database; the file is cl
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -26,8 +26,23 @@ MARK = ".kinbase-merge"
 """The file that says that a folder is whole and not imported yet, and which merge it is of."""
 
 
-def read(config: str | Path | Mapping[str, object], backend: str) -> MergeConfig:
-    """A configuration from a YAML file or plain values, or MODEL+ADAPTER, as strictly as the backend wants."""
+def read(
+    config: str | Path | Mapping[str, object], backend: str, *, align: bool | Sequence[str | Path] = False
+) -> MergeConfig:
+    """A configuration from a YAML file or plain values, or MODEL+ADAPTER, as strictly as the backend wants.
+
+    `align`: as if it said so, by files if some are given. Raises KinbaseError for what it does not understand.
+    """
+    wanted = _read(config, backend)
+    if align is False:
+        return wanted
+    if backend != "kinbase":
+        raise UsageError(f"{backend} aligns no units: leave out --align, or merge with the backend kinbase")
+    files = [] if align is True else [str(absolute(file)) for file in align]
+    return merging.parse({**wanted.document, "align": files or True})
+
+
+def _read(config: str | Path | Mapping[str, object], backend: str) -> MergeConfig:
     if backend not in BACKENDS:
         raise UsageError(f"there is no merge backend {backend!r}: choose of {', '.join(BACKENDS)}")
     if isinstance(config, Mapping):

@@ -65,7 +65,7 @@ def merge(
     refuse_existing(out, part)
     parents: dict[Reference, Parent] = {}
     try:
-        licenses, written_as = open_parents(config, sources or {}, parents)
+        licenses, written_as, notes = open_parents(config, sources or {}, parents, report)
         labels: dict[str, str] = {}
         for model, parent in parents.items():
             labels |= zip(filter(None, (model.model, model.lora)), parent.label.split("+"), strict=False)
@@ -94,7 +94,7 @@ def merge(
     finally:
         for parent in parents.values():
             parent.checkpoint.close()
-    notes = [
+    notes += [
         f"{config.method} has no parameter {name}: left aside"
         for name in config.ignored
         if name != "int8_mask"
@@ -113,9 +113,15 @@ def refuse_existing(out: Path, part: Path) -> None:
 
 
 def open_parents(
-    config: MergeConfig, sources: Mapping[str, str], parents: dict[Reference, Parent]
-) -> tuple[list[str | None], dict[str, str]]:
-    """Open every model into `parents`; their licences, and what the written configuration calls each."""
+    config: MergeConfig,
+    sources: Mapping[str, str],
+    parents: dict[Reference, Parent],
+    report: Report = lambda done, total: None,
+) -> tuple[list[str | None], dict[str, str], list[str]]:
+    """Open every model into `parents`; their licences, what the written configuration calls each, and lines on them.
+
+    Their tensors are under the donor's names and in its layout and, if the configuration says so, order of units.
+    """
     licenses: list[str | None] = []
     written_as: dict[str, str] = {}
     wanted = dict.fromkeys(entry.model for part in config.slices for entry in part.inputs)
@@ -145,7 +151,12 @@ def open_parents(
             parents[model] = in_words_of(donor, parent)
     if len(parents) == 1 and not next(iter(parents)).lora:
         raise KinbaseError(f"there is only {next(iter(parents.values())).label} to merge: list two models")
-    return licenses, written_as
+    notes = []
+    if config.is_aligned:
+        from kinbase.merging.aligned import in_one_order  # scipy takes half a second
+
+        notes = in_one_order(config, parents, report)
+    return licenses, written_as, notes
 
 
 def _opened(

@@ -63,7 +63,7 @@ OTHERWISE = "--backend mergekit (the extra kinbase[mergekit])"
 
 KEYS = (
     "merge_method", "models", "slices", "base_model", "parameters", "dtype", "out_dtype", "tokenizer_source",
-    "tokenizer", "chat_template", "modules", "name",
+    "tokenizer", "chat_template", "modules", "name", "align",
 )  # fmt: skip
 
 
@@ -91,7 +91,8 @@ class MergeConfig:
 
     `base` is a configuration-wide base_model, which a slice's own replaces. `dtype` is what the inputs
     are rounded to before they are merged (None: the widest of theirs), `out_dtype` what is written.
-    `models` are all that it names, adapters included.
+    `models` are all that it names, adapters included. `is_aligned`: the inputs are put into one order of units first,
+    where one of the files `alignments` has it, by that.
     """
 
     method: str
@@ -104,6 +105,8 @@ class MergeConfig:
     document: Mapping[str, object]
     ignored: tuple[str, ...] = ()
     models: tuple[str, ...] = field(default=())
+    is_aligned: bool = False
+    alignments: tuple[str, ...] = ()
 
     @property
     def donor(self) -> Reference:
@@ -154,6 +157,8 @@ def parse(
         document=document,
         ignored=tuple(dict.fromkeys(name for name in reader.seen if name not in PARAMETERS[method])),
         models=tuple(dict.fromkeys(reader.models)),
+        is_aligned=document.get("align") not in (None, False),
+        alignments=reader.alignments(document.get("align")),
     )
     _check_inputs(config, reader)
     return config
@@ -288,6 +293,16 @@ class _Reader:
             raise self.wrong(at, f"names no model: {'; '.join(refused) or shown(value)}")
         self.models += [name for name in (found.model, found.lora) if name]
         return found
+
+    def alignments(self, value: object) -> tuple[str, ...]:
+        """The files of `align: true`, `align: FILE` or `align: [FILE, ...]`."""
+        files = [value] if isinstance(value, str) else [] if value in (None, True, False) else value
+        if not isinstance(files, list) or not all(isinstance(file, str) for file in files):
+            raise self.wrong(
+                "align",
+                f"is {shown(value)}: say true, or name files that `kinbase kin --aligned --save` wrote",
+            )
+        return tuple(dict.fromkeys(files))
 
     def dtype(self, value: object, at: str) -> str | None:
         if value is None:
