@@ -93,8 +93,8 @@ lead_test as (  -- the test that most of a family took: who took it is compared
     from task group by family, test
     qualify row_number() over (
         partition by family
-        order by any_value(best) = 1 desc nulls last, count(*) desc, test.benchmark, test.metric desc, test.n_shot desc nulls last,
-            test.split nulls first, test.template nulls first
+        order by any_value(best) = 1 desc nulls last, count(*) desc, test['benchmark'], test['metric'] desc, test['n_shot'] desc nulls last,
+            test['split'] nulls first, test['template'] nulls first
     ) = 1
 ),
 member as (
@@ -108,16 +108,16 @@ shared as (  -- one test a benchmark, of those that all compared took
     where t.test is not distinct from l.test or (t.best = 1 and l.best = 1 and abs(t.value) <= 100)
     group by t.family, t.test, l.models having count(*) = l.models
     qualify row_number() over (
-        partition by t.family, t.test.benchmark
-        order by t.test.metric <> 'normalised', t.test.metric desc, t.test.n_shot desc nulls last, t.test.split nulls first,
-            t.test.template nulls first
+        partition by t.family, t.test['benchmark']
+        order by t.test['metric'] <> 'normalised', t.test['metric'] desc, t.test['n_shot'] desc nulls last, t.test['split'] nulls first,
+            t.test['template'] nulls first
     ) = 1
 ),
 scale as (select family, bool_and(is_fraction) as all_fractions from shared group by family),
 mean as (
     select
-        t.model_id, avg(t.value * if(t.is_fraction and not c.all_fractions, 100, 1) order by t.test.benchmark) as score,
-        count(*) as benchmarks, list(t.test.benchmark order by t.test.benchmark) as names
+        t.model_id, avg(t.value * if(t.is_fraction and not c.all_fractions, 100, 1) order by t.test['benchmark']) as score,
+        count(*) as benchmarks, list(t.test['benchmark'] order by t.test['benchmark']) as names
     from task t
     join member m on m.model_id = t.model_id
     join shared s on s.family = t.family and s.test is not distinct from t.test
@@ -136,7 +136,7 @@ from mean m
 union all
 select distinct
     t.model_id, null::double, 0,
-    'none: it lacks ' || l.test.benchmark || ' (' || concat_ws(', ', l.test.metric, l.test.n_shot || '-shot', l.test.split, l.test.template)
+    'none: it lacks ' || l.test['benchmark'] || ' (' || concat_ws(', ', l.test['metric'], l.test['n_shot'] || '-shot', l.test['split'], l.test['template'])
     || '), which ' || l.models || if(l.models = 1, ' model', ' models') || ' of its family took alike'
 from task t join lead_test l on l.family = t.family
 where t.model_id not in (select model_id from mean);
@@ -228,18 +228,18 @@ create or replace view raw.compared as
 with candidate as (
     select
         c.model, c.role, c.other, own_reading.benchmark, own_reading.setting, own_reading.best, own_reading.value as score,
-        arg_min(their_reading.value, {'foreign': their_reading.setting.source is distinct from own_reading.setting.source, 'source': their_reading.setting.source})
+        arg_min(their_reading.value, {'foreign': their_reading.setting['source'] is distinct from own_reading.setting['source'], 'source': their_reading.setting['source']})
             as value,
-        min(their_reading.setting.source is distinct from own_reading.setting.source)::integer as foreign_source
+        min(their_reading.setting['source'] is distinct from own_reading.setting['source'])::integer as foreign_source
     from raw.counterpart c
     join raw.reading own_reading on own_reading.model = c.model and (c.benchmark is null or c.benchmark = own_reading.benchmark)
     left join raw.reading their_reading
         on their_reading.model = c.other and their_reading.benchmark = own_reading.benchmark
-        and their_reading.setting.metric = own_reading.setting.metric
-        and their_reading.setting.n_shot is not distinct from own_reading.setting.n_shot
-        and their_reading.setting.split is not distinct from own_reading.setting.split
-        and their_reading.setting.template is not distinct from own_reading.setting.template
-        and (their_reading.setting.source is not distinct from own_reading.setting.source
+        and their_reading.setting['metric'] = own_reading.setting['metric']
+        and their_reading.setting['n_shot'] is not distinct from own_reading.setting['n_shot']
+        and their_reading.setting['split'] is not distinct from own_reading.setting['split']
+        and their_reading.setting['template'] is not distinct from own_reading.setting['template']
+        and (their_reading.setting['source'] is not distinct from own_reading.setting['source']
             or (own_reading.benchmark <> 'average' and (abs(their_reading.value) <= 1) = (abs(own_reading.value) <= 1)))
     group by c.model, c.role, c.other, own_reading.benchmark, own_reading.setting, own_reading.best, own_reading.value
 )
@@ -253,15 +253,15 @@ group by model, role, benchmark, setting, best, score
 qualify row_number() over (
     partition by model, role, benchmark
     order by
-        count(*) - count(value), sum(foreign_source), setting.metric <> 'normalised', setting.metric desc,
-        setting.n_shot desc nulls last, setting.split nulls first, setting.template nulls first, setting.source nulls last
+        count(*) - count(value), sum(foreign_source), setting['metric'] <> 'normalised', setting['metric'] desc,
+        setting['n_shot'] desc nulls last, setting['split'] nulls first, setting['template'] nulls first, setting['source'] nulls last
 ) = 1;
 
 -- Sums go in a fixed order, so that the same scores give the same bits.
 create or replace view merge_gains as
 with benchmark_row as (
     select
-        model, benchmark, setting.metric as metric, score, best = 1 and abs(score) <= 100 as on_scale,
+        model, benchmark, setting['metric'] as metric, score, best = 1 and abs(score) <= 100 as on_scale,
         if(others >= 2 and known = others, results, null) as results,  -- one named parent is no merge: another is missing
         abs(score) <= 1 and list_bool_and(list_transform(results, lambda r: abs(r.score) <= 1)) as fraction
     from raw.compared
@@ -358,7 +358,7 @@ comment on column merge_gains.reported_gain is 'the gain as it was published';
 create or replace view normalised_by_task as
 select
     compared.model as merge, b.base, g.method, len(g.parents) as experts,
-    compared.benchmark, h.category, compared.role = 'expert' as held_in, compared.setting.metric as metric, compared.score,
+    compared.benchmark, h.category, compared.role = 'expert' as held_in, compared.setting['metric'] as metric, compared.score,
     list_transform(compared.results, lambda r: r.model) as reference,
     list_avg(list_transform(compared.results, lambda r: r.score)) as reference_score,
     compared.score / nullif(list_avg(list_transform(compared.results, lambda r: r.score)), 0) as normalised

@@ -1,13 +1,16 @@
 """Database files that somebody else wrote, or nobody finished: their views are made anew, or they are refused in a line."""
 
 import os
+import re
+import shutil
 
 import duckdb
 import pytest
 
 import kinbase
 from kinbase.errors import DatabaseError
-from kinbase.store import Store, surface
+from kinbase.schema import scripts
+from kinbase.store import Store, migrations, surface
 
 
 @pytest.fixture
@@ -151,3 +154,29 @@ def test_what_is_no_regular_file_is_refused(tmp_path):
                 pass
         with pytest.raises(DatabaseError, match=said):
             store.migrate()
+
+
+def test_the_schema_can_be_laid_whatever_the_file_is_called():
+    """DuckDB calls a database after its file: no alias of a view may be mistaken for it."""
+    text = "".join(script for kind in ("migrations", "views") for _, script, _ in scripts(kind))
+    words = set(re.findall(r"\b([a-z_]+)\.[a-z_]+", text)) - {"raw", "main"}
+    assert {"t", "l", "their_reading"} <= words
+    with duckdb.connect() as con:
+        for word in sorted(words):
+            con.execute(f"attach ':memory:' as \"{word}\"")
+        assert migrations.migrate(con)
+        for (view,) in con.execute(
+            "select view_name from duckdb_views() where not internal and database_name = 'memory' and schema_name = 'main'"
+        ).fetchall():
+            assert con.execute(f"from {view}").fetchall() is not None
+
+
+@pytest.mark.parametrize("name", ["t", "l", "model", "temp"])
+def test_views_are_made_anew_whatever_the_file_is_called(published, tmp_path, name):
+    path = shutil.copy(published.store.path, tmp_path / f"{name}.duckdb")
+    with duckdb.connect(path) as con:
+        con.execute("drop view merge_gains")
+    db = kinbase.open(path)
+    assert db.migrate()
+    query = "from merge_gains order by all"
+    assert db.sql(query).equals(published.sql(query))
