@@ -28,8 +28,8 @@ from kinbase.checkpoint.ids import revised
 from kinbase.checkpoint.tensors import torch_dtype
 from kinbase.checkpoint.untrusted import model_id, number, problems
 from kinbase.errors import CheckpointError
-from kinbase.importers import pytorch, safetensors
-from kinbase.importers.folder import ADAPTER_CONFIG, Opener, holds_weights
+from kinbase.importers import beside
+from kinbase.importers.folder import ADAPTER_CONFIG, Opener, holds_weights, opened
 from kinbase.importers.low_rank import FACTOR_DTYPES, Prepared, prepare, reader
 
 FILES = ("adapter_model.safetensors", "adapter_model.bin")
@@ -124,7 +124,7 @@ def open_as(
         yield Facts(relation="adapter")
         raise
     whole.name, whole.source, whole.delta_of = name, folder, parent
-    whole.files = [*factors.files, stamp(config_path)]  # the scale is in there
+    whole.files.append(stamp(config_path))  # the scale is in there
     yield whole
     yield Facts(
         relation="adapter",
@@ -137,6 +137,8 @@ def open_as(
             f"{what}: tensors left out of its delta: {len(whole.skipped)}, among them {shown(first)} "
             f"({whole.skipped[first]})"
         )
+    for note in whole.notes:
+        yield Problem(note)
 
 
 def _weights(
@@ -148,9 +150,12 @@ def _weights(
     file = next((file for file in FILES if file in there), None)
     if file is None:
         raise CheckpointError(f"{what} holds no {FILES[0]} and no {FILES[1]}; download the adapter's weights")
-    module = safetensors if file.endswith(".safetensors") else pytorch
-    factors = elsewhere[file]() if file in elsewhere else module.checkpoint(inside(folder, file))
-    return factors, _deltas(factors, config, what)
+    factors = opened(folder, file, elsewhere)
+    whole = _deltas(factors, config, what)
+    whole.files += factors.files
+    for part in beside.parts(there):
+        beside.add(whole, opened(folder, part, elsewhere), part)
+    return factors, whole
 
 
 def _refuse_other_methods(config: Mapping[str, Any], what: str) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 from kinbase.checkpoint import Checkpoint, Record
 from kinbase.checkpoint.files import (
@@ -23,8 +24,9 @@ from kinbase.checkpoint.files import (
 )
 from kinbase.checkpoint.tensors import records
 from kinbase.errors import CheckpointError
-from kinbase.importers import pytorch, safetensors, training_folders
+from kinbase.importers import beside, pytorch, safetensors, training_folders
 from kinbase.importers.metadata import told
+from kinbase.importers.state_dict import NoWeightsError
 
 ADAPTER_CONFIG = "adapter_config.json"
 
@@ -85,11 +87,27 @@ def open_as(
 
     `elsewhere` opens files that are not on this disk; `enough` is as in plain.records.
     """
-    config = read_json(inside(folder, "config.json")) if "config.json" in listing(folder) else None
+    config = _config(folder)
     weights = checkpoint(folder, elsewhere)
     weights.name = name
     yield from records(weights, config, enough)
     yield from told(weights.metadata, name)
+
+
+def _config(folder: str) -> dict[str, Any] | None:
+    """What config.json says, or else the params.json of Llama's and Mistral's own files, in the words of the first."""
+    names = listing(folder)
+    if "config.json" in names:
+        return read_json(inside(folder, "config.json"))
+    if "params.json" not in names:
+        return None
+    said = read_json(inside(folder, "params.json"))
+    heads = said.get("n_heads")
+    return {
+        "model_type": "llama",
+        "num_attention_heads": heads,
+        "num_key_value_heads": said.get("n_kv_heads") or heads,
+    }
 
 
 def advice(source: str) -> str | None:
@@ -118,11 +136,25 @@ def checkpoint(folder: str, elsewhere: Mapping[str, Opener] = MappingProxyType({
 
 
 def _plain(folder: str, names: list[str], elsewhere: Mapping[str, Opener]) -> Checkpoint:
+    """The weights that lie in `folder` itself, with what lies beside them."""
     files, index = chosen(names, folder)
-    if not index:
+    wanted = shards(folder, index) if index else None
+    whole, read = _model(folder, names, files, index, wanted, elsewhere)
+    # Safetensors alone have headers; pickles are opened where their names say that they are part of the model.
+    has_headers = any(file.endswith(_KINDS[0][1]) for file in read)
+    others = {*(_loose(names, _KINDS[0][1]) if has_headers else ()), *beside.parts(names)} - set(read)
+    beside.join(whole, names, sorted(others), lambda file: opened(folder, file, elsewhere))
+    return whole
+
+
+def _model(
+    folder: str, names: list[str], files: list[str], index: str | None, wanted: dict[str, set[str]] | None,
+    elsewhere: Mapping[str, Opener],
+) -> tuple[Checkpoint, list[str]]:  # fmt: skip
+    """The model that `files`, or an index of what is `wanted`, are; and the files that were read."""
+    if index is None or wanted is None:
         _all_shards_there(folder, files)
-        return _join(folder, files, None, elsewhere)
-    wanted = shards(folder, index)
+        return _join(folder, files, None, elsewhere), files
     gone = [f for f in wanted if f not in elsewhere and not os.path.lexists(below(folder, f))]
     others = [name for _, ends, _ in _KINDS[:1] for name in _loose(names, ends)]
     if len(gone) == len(wanted) and others:
@@ -132,12 +164,23 @@ def _plain(folder: str, names: list[str], elsewhere: Mapping[str, Opener]) -> Ch
             f"{shown(Path(folder) / index)} is stale: it names {shown(gone[0])} and no file that is there; read "
             f"{', '.join(map(shown, others[:4]))} instead"
         )
-        return whole
+        return whole, others
     if gone:
         raise CheckpointError(
             f"{shown(Path(folder) / index)} names the shard {shown(min(gone))}, which is missing; download it"
         )
-    return _join(folder, sorted(wanted), wanted, elsewhere)
+    return _join(folder, sorted(wanted), wanted, elsewhere), sorted(wanted)
+
+
+def opened(
+    folder: str, file: str, elsewhere: Mapping[str, Opener] = MappingProxyType({}), *, kept: bool = True
+) -> Checkpoint:
+    """One file of weights of a folder; raises CheckpointError."""
+    if file in elsewhere:
+        return elsewhere[file]()
+    module = safetensors if file.endswith(".safetensors") else pytorch
+    found: Checkpoint = module.checkpoint(below(folder, file), kept=kept)
+    return found
 
 
 def _modules(folder: str) -> dict[str, tuple[str, str]]:
@@ -267,9 +310,13 @@ def _join(
     origin: dict[str, str] = {}
     parts: list[Checkpoint] = []
     for number, file in enumerate(files):
-        path = below(folder, file)
-        module = safetensors if file.endswith(".safetensors") else pytorch
-        part = elsewhere[file]() if file in elsewhere else module.checkpoint(path, kept=number < KEPT_OPEN)
+        try:
+            part = opened(folder, file, elsewhere, kept=number < KEPT_OPEN)
+        except NoWeightsError as error:
+            if wanted is not None or (not parts and file == files[-1]):
+                raise
+            whole.notes.append(str(error))  # what trainers leave: a scheduler, counters
+            continue
         parts.append(part)
         for name in [tensor.name for tensor in part.tensors] + list(part.skipped):
             if name in origin:

@@ -60,7 +60,8 @@ def checkpoint(path: str | os.PathLike[str], kept: bool = True, key: str | None 
     what = shown(path)
     file = WeightsFile(path, kept)
     storages = _storages(file)
-    found, others = state_dict.chosen(_unpickle(path), key, what)
+    loaded = _unpickle(path)
+    found, others = state_dict.chosen(loaded, key, what)
     state = {name: value for name, value in found.state.items() if isinstance(name, str)}
     if not all(map(_is_text, state)):
         raise CheckpointError(f"{what} has a tensor whose name is not text; it is refused")
@@ -98,6 +99,10 @@ def checkpoint(path: str | os.PathLike[str], kept: bool = True, key: str | None 
         read = f" ({shown(found.key)})" if found.key else ""
         weights.notes.append(
             f"{what} holds other state dicts beside the one that was read{read}: {keys}; choose with --key"
+        )
+    for listed, count in state_dict.nameless(loaded, found.numel):
+        weights.notes.append(
+            f"{what} holds {count} tensors without names ({shown(listed)}), perhaps an average of the model: not read"
         )
     return weights
 

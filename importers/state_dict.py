@@ -33,6 +33,10 @@ _AVERAGED = ("ema", "swa", "average", "averaged", "shadow", "teacher", "polyak")
 _NOT_MODELS = ("optim", "scheduler", "scaler", "rng", "random")
 
 
+class NoWeightsError(CheckpointError):
+    """A file that torch reads, in which there is no mapping of names to tensors."""
+
+
 @dataclass(frozen=True, slots=True)
 class Candidate:
     """A mapping of names to tensors: the keys that lead to it, and the elements of what could be weights.
@@ -72,16 +76,20 @@ def split(source: str) -> tuple[str, str | None]:
 def chosen(loaded: object, key: str | None, what: str) -> tuple[Candidate, list[Candidate]]:
     """The state dict in what was unpickled, and the others that could be meant.
 
-    The largest counts; of several as large the one that was trained, not averaged, then the first. Raises
-    CheckpointError when there is none, or none of that key.
+    The largest counts, of those that were trained before averages that are not over twice as large. Raises
+    NoWeightsError when there is none, CheckpointError when there is none of that key.
     """
     found = list(_candidates(loaded, (), _DEEPEST))
     if not found:
-        raise CheckpointError(
-            f"{what} holds no state dict (a mapping of names to tensors); nothing to import"
-        )
+        raise NoWeightsError(f"{what} holds no state dict (a mapping of names to tensors); nothing to import")
     order = {id(c): at for at, c in enumerate(found)}
-    ranked = sorted(found, key=lambda c: (not c.is_float, -c.numel, c.is_averaged, order[id(c)]))
+    trained = max((c.numel for c in found if c.is_float and not c.is_averaged), default=0)
+
+    def rank(c: Candidate) -> tuple[bool, bool, int, bool, int]:
+        # An average may have a tied head once more that the model itself has not.
+        return not c.is_float, c.is_averaged and 2 * trained > c.numel, -c.numel, c.is_averaged, order[id(c)]
+
+    ranked = sorted(found, key=rank)
     if key is not None:
         named = [c for c in ranked if c.key == key] or [c for c in ranked if c.path[-1:] == (key,)]
         named = named or [c for c in (_within(c, key) for c in ranked[:1]) if c.numel]
@@ -93,6 +101,34 @@ def chosen(loaded: object, key: str | None, what: str) -> tuple[Candidate, list[
     best = ranked[0]
     # What is far smaller is a buffer, a head or a part of training, not another model.
     return best, [c for c in [*ranked[1:], *_copies(best)] if 10 * c.numel >= best.numel]
+
+
+def nameless(loaded: object, numel: int) -> list[tuple[str, int]]:
+    """(keys, tensors) of lists of tensors with a tenth of `numel` elements and more, which no names tell what they are.
+
+    So torch_ema keeps its averages.
+    """
+    return [
+        (".".join(path), count) for path, count, size in _lists(loaded, (), _DEEPEST) if 10 * size >= numel
+    ]
+
+
+def _lists(value: object, path: tuple[str, ...], depth: int) -> Iterator[tuple[tuple[str, ...], int, int]]:
+    """(keys, tensors, their elements) of every list of tensors below `value`."""
+    import torch
+
+    if isinstance(value, Mapping) and depth and not _is_left_out(path):
+        for name, item in value.items():
+            if isinstance(name, str):
+                yield from _lists(item, (*path, name), depth - 1)
+    elif isinstance(value, list | tuple):
+        tensors = [item for item in value if isinstance(item, torch.Tensor)]
+        if tensors:
+            yield path, len(tensors), sum(int(prod(t.shape)) for t in tensors)
+
+
+def _is_left_out(path: tuple[str, ...]) -> bool:
+    return bool(path) and any(word in path[-1].lower() for word in _NOT_MODELS)
 
 
 def averages(names: Iterable[str]) -> list[str]:
@@ -132,7 +168,7 @@ def _candidates(value: object, path: tuple[str, ...], depth: int) -> Iterator[Ca
         value = {str(at): item for at, item in enumerate(value) if isinstance(item, Mapping)}
     if not isinstance(value, Mapping) or depth == 0:
         return
-    if path and any(word in path[-1].lower() for word in _NOT_MODELS):
+    if _is_left_out(path):
         return
     named = [name for name, item in value.items() if isinstance(name, str) and isinstance(item, torch.Tensor)]
     if named and not _SLOTS.issuperset(named):

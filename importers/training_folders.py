@@ -8,8 +8,14 @@ from kinbase.checkpoint.files import is_file, is_folder, listing, shown
 from kinbase.errors import CheckpointError
 
 _PART = re.compile(r"(consolidated|mp_rank|model)[._-](\d{1,3})(_model_states|-model_states)?\.(pth|pt|bin)")
+_RANK = re.compile(r"(model|fsdp_model|pytorch_model)[._-](world_size_\d+_)?rank_?\d+\.(pt|pth|bin)")
 _ZERO = re.compile(r"(bf16_|fp16_)?zero_pp_rank_\d+_mp_rank_\d+_(optim|model)_states\.pt")
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".distcp")
+_ADAPTER_CONFIG = "adapter_config.json"
+_ADAPTERS = ("adapter_model.safetensors", "adapter_model.bin")
+_SPLIT = re.compile(r"-\d{5}-of-\d{5}\.gguf$")
+_MOST = 64
+"""Folders that are looked into at each level."""
 _FOREIGN = {
     ".h5": "TensorFlow", ".msgpack": "Flax", ".onnx": "ONNX", ".ot": "rust-bert", ".tflite": "TensorFlow Lite",
     ".nemo": "NeMo", ".mlmodel": "Core ML",
@@ -36,6 +42,13 @@ def advice(folder: str) -> str | None:
             f"{here} holds DeepSpeed ZeRO partitions, a piece of every tensor a file: join them with the "
             "zero_to_fp32.py that lies beside them (`python zero_to_fp32.py . OUT`) and import OUT"
         )
+    ranks = sorted(name for name in names if _RANK.fullmatch(name))
+    if len(ranks) > 1:
+        return (
+            f"{here} holds the parts that {len(ranks)} processes had of one model under FSDP ({shown(ranks[0])}, ...), a slice "
+            "of every tensor each: join them with the tool that wrote them (verl: `python -m verl.model_merger merge --backend "
+            f"fsdp --local_dir {folder} --target_dir OUT`) and import OUT"
+        )
     parts = [name for name in names if (m := _PART.fullmatch(name)) and m[1] != "model"]
     if len(parts) > 1:
         return (
@@ -45,9 +58,25 @@ def advice(folder: str) -> str | None:
         )
     if "model_index.json" in names:
         return _several(here, "a diffusers pipeline of several models", folder, below)
+    if _ADAPTER_CONFIG not in names and (alone := [name for name in names if name in _ADAPTERS]):
+        return (
+            f"{here} holds {alone[0]} without its {_ADAPTER_CONFIG}, which says what it is applied to and how: download it, or "
+            f"keep what the file says by importing {Path(folder, alone[0])}"
+        )
+    packed = sorted(name for name in names if name.endswith(".gguf"))
+    if packed and all(_SPLIT.search(name) for name in packed):
+        return f"{here} holds a GGUF file in {len(packed)} parts: join them with `llama-gguf-split --merge` and import the whole"
+    if packed:
+        more = f" and {len(packed) - 4} more" if len(packed) > 4 else ""
+        return (
+            f"{here} holds {'GGUF files, each a model of its own' if len(packed) > 1 else 'its weights in a GGUF file'}: import "
+            f"{', '.join(str(Path(folder, name)) for name in packed[:4])}{more}{' by themselves' * (len(packed) > 1)}"
+        )
+    deeper = [f"{one}/{two}" for one in below[:_MOST] for two in _names(Path(folder, one))[:_MOST]]
+    below += [name for name in deeper if is_folder(str(Path(folder, name)))]
     holding = [name for name in below if _ends(str(Path(folder, name)), _WEIGHTS)]
     if holding:
-        return _several(here, f"no weights itself but {len(holding)} folders that do", folder, below)
+        return _several(here, f"no weights itself, folders below it do ({len(holding)})", folder, below)
     foreign = [name for name in names if Path(name).suffix in _FOREIGN]
     if foreign:
         kind = _FOREIGN[Path(foreign[0]).suffix]

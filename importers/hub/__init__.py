@@ -19,7 +19,7 @@ from kinbase.checkpoint import Alias, Checkpoint, Commit, Edge, Facts, Problem, 
 from kinbase.checkpoint.files import CONFIG_LIMIT, shown
 from kinbase.checkpoint.untrusted import name as label
 from kinbase.errors import CheckpointError, WeightsRefused
-from kinbase.importers import adapter, card, eval_results, folder, mergekit, safetensors
+from kinbase.importers import adapter, beside, card, eval_results, folder, mergekit, safetensors
 from kinbase.importers.hub import cache as hub_cache
 from kinbase.importers.hub.client import Hub, Repo, Tell, is_offline
 from kinbase.importers.hub.download import fetch
@@ -160,7 +160,7 @@ def _whole(hub: Hub, repo: Repo) -> Iterator[Record]:
             raise CheckpointError(
                 f"hf:{repo.name}: its index names {shown(absent[0])}, which the repository lacks"
             )
-    path = fetch(hub, repo, [*configs, *_beside(repo), *weights])
+    path = fetch(hub, repo, [*configs, *_beside(repo), *weights, *beside.parts(plain)])
     refused: CheckpointError | None = None
     try:
         for record in _opened(str(path), repo.name, {}):

@@ -32,7 +32,13 @@ _TERMS = {
     "q_lin": "q_proj", "k_lin": "k_proj", "v_lin": "v_proj", "to_q": "q_proj", "to_k": "k_proj", "to_v": "v_proj",
     "wo": "o_proj",
 }  # fmt: skip
+_META = {"tok_embeddings": "embed_tokens", "output": "lm_head"}
+_META_NORMS = {"attention_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm"}
+"""Of Llama's and Mistral's own files (consolidated.*), whose other names are among the rest."""
+_PAIRED = re.compile(r"(^|\.)(attention\.w[qk]|sa_norm)\.")
+"""Names in models whose rotary pairs lie side by side: Llama's and Mistral's own files, and torchtune's."""
 _LLAMA_MLP = {"w1": "gate_proj", "w2": "down_proj", "w3": "up_proj"}
+_QUERY_OR_KEY = re.compile(r"\.attn\.[qk]_proj\.(weight|bias)$")
 _CONV1D = re.compile(r"(^|\.)(c_attn|c_fc|c_proj|q_attn)\.weight$")
 
 MOST_EXPERTS = 4096
@@ -70,13 +76,14 @@ def views(
         return [], set()
     turned = lru_cache(maxsize=4)(_turn)
     mine = _atoms(member, _plain_shapes(base), heads, turned)
+    is_paired = _is_paired(base)
     found: list[Tensor] = []
     used: set[str] = set()
     known = {name: atom.shape for name, atom in mine.items() if atom is not None}
     for tensor in base:
         if tensor.dtype not in FLOAT_DTYPES:
             continue
-        wanted = list(_taken_apart(tensor, known, heads))
+        wanted = list(_taken_apart(tensor, known, heads, is_paired=is_paired))
         atoms = [mine.get(name) for name, _, _ in wanted]
         if not atoms or any(a is None or a.shape != s for a, (_, s, _) in zip(atoms, wanted, strict=True)):
             continue
@@ -96,6 +103,9 @@ def canonical(name: str) -> str:
         parts, weight = [*parts[:-1], "in_proj"], leaf == "weight"
         parts += [] if weight else ["bias"]
     llama = any(part in ("block_sparse_moe", "feed_forward") for part in parts)
+    if len(parts) == 1:
+        parts = [_META.get(parts[0], parts[0])]
+    parts[-1] = _META_NORMS.get(parts[-1], parts[-1])
     words = [_CONTAINERS.get(p) or _TERMS.get(p) or (_LLAMA_MLP.get(p, p) if llama else p) for p in parts]
     words = [w for at, w in enumerate(words) if not (w == "self" and at and words[at - 1] == "attn")]  # BERT
     return ".".join(words) + (".weight" if weight else "")
@@ -135,11 +145,12 @@ def _atoms(
 ) -> dict[str, Atom | None]:
     """The atoms of a model by canonical name; None for a name that two have."""
     found: dict[str, Atom | None] = {}
+    is_paired = _is_paired(tensors)
     for tensor in tensors:
         if tensor.dtype not in FLOAT_DTYPES:
             continue
         for source in _faces(tensor, other, turned):
-            pieces = list(_taken_apart(source, other, heads))
+            pieces = list(_taken_apart(source, other, heads, is_paired=is_paired))
             if len(pieces) > 1 or source is tensor:
                 for name, shape, ranges in pieces:
                     parts = tuple(Part(source, start, nbytes) for start, nbytes in ranges)
@@ -166,11 +177,33 @@ Piece = tuple[str, tuple[int, ...], list[tuple[int, int]]]
 """Canonical name, shape, and the byte ranges (start, length) of an atom in its tensor."""
 
 
+def _is_paired(tensors: Sequence[Tensor]) -> bool:
+    """Whether the rows of a model's queries and keys have rotary pairs side by side, and not half a head apart."""
+    return any(_PAIRED.search(tensor.name) for tensor in tensors)
+
+
+def _unpaired(tensor: Tensor, name: str, heads: tuple[int, int] | None) -> Iterator[Piece]:
+    """Queries or keys whose pairs lie side by side, as row ranges with the first of all pairs before the second.
+
+    Row h * 2 half + t * half + j is stored as row h * 2 half + 2 j + t: nothing where the heads are not known.
+    """
+    count = 0 if heads is None else heads[".k_proj." in f".{name}."]
+    rows = tensor.shape[0] if tensor.shape else 0
+    if not count or rows % (2 * count):
+        return
+    half, row = rows // count // 2, tensor.nbytes // rows
+    at = (h * 2 * half + 2 * j + t for h in range(count) for t in range(2) for j in range(half))
+    yield name, tensor.shape, [(number * row, row) for number in at]
+
+
 def _taken_apart(
-    tensor: Tensor, other: Mapping[str, tuple[int, ...]], heads: tuple[int, int] | None
+    tensor: Tensor, other: Mapping[str, tuple[int, ...]], heads: tuple[int, int] | None, *, is_paired: bool
 ) -> Iterator[Piece]:
     """The atoms that a tensor consists of: itself, where it is one."""
     name = canonical(tensor.name)
+    if is_paired and _QUERY_OR_KEY.search(name):
+        yield from _unpaired(tensor, name, heads)
+        return
     stacked = _experts(tensor, name)
     if stacked:
         prefix, leaf, count = stacked

@@ -8,9 +8,9 @@ from kinbase.checkpoint.contract import Tensor
 _FACTOR = re.compile(
     r"(^|[._])(lora_(up|down|mid|A|B|embedding_A|embedding_B|magnitude_vector)|lora\.(up|down)|"
     r"(to_[qkv]|to_out)_lora\.(up|down)|hada_w[12]_[ab]|lokr_w[12](_[ab])?|oft_(blocks|diag|R)|ia3_l|dora_scale|"
-    r"vera_lambda_[bd])(\.|$)"
+    r"vera_lambda_[bd])(\.|$)|^(lora|lycoris)_[a-z0-9]+_|\.diff(_b)?$"
 )
-"""PEFT, kohya's sd-scripts, diffusers, LyCORIS."""
+"""PEFT, kohya's sd-scripts, diffusers, LyCORIS; the last two save whole changes too, under such names."""
 
 _BESIDE = re.compile(r"(^|[._])(alpha|scale)$")
 

@@ -2,8 +2,8 @@
 
 A code is a number that becomes a weight only with the scale, table or zero point that lies beside it. Integer
 matrices are codes where such a neighbour is there, where they stand for a weight, where they are most of the file,
-or where the configuration says that the model is quantised; 8-bit floats are codes where a scale lies beside them or the
-configuration says so, and weights otherwise, as a plain cast writes them.
+or where the configuration says that the model is quantised; 8-bit floats are codes where a scale lies beside them,
+and weights otherwise, as a plain cast writes them.
 """
 
 from collections import defaultdict
@@ -105,9 +105,7 @@ def _reason(tensor: Tensor, around: Neighbours, said: bool) -> str | None:
         if len(tensor.shape) < 2:
             return None
         scale = next((other for other in around.of(tensor) if is_scale(other, tensor)), None)
-        if scale is not None:
-            return f"has to be multiplied by {shown(scale.name)}"
-        return "holds 8-bit floats that lack the scale their config speaks of" if said else None
+        return None if scale is None else f"has to be multiplied by {shown(scale.name)}"
     if tensor.dtype in FLOAT_DTYPES or tensor.dtype in _INDICES or is_mask(tensor):
         return None
     what = f"holds packed {tensor.dtype}, not plain floats"

@@ -1,14 +1,18 @@
 """What the tensors say without their bytes: whether they are plain weights, and which are one weight."""
 
 from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from kinbase.checkpoint import FLOAT_DTYPES, Checkpoint, Facts, Problem, Record, Tensor
 from kinbase.checkpoint.files import shown
 from kinbase.checkpoint.lora import factors, is_adapter
-from kinbase.checkpoint.packed import packed
+from kinbase.checkpoint.packed import BYTE_FLOATS, config_method, packed
 from kinbase.checkpoint.untrusted import count, name
 from kinbase.errors import CheckpointError
+
+ADAPTER = "adapter_model"
+"""How PEFT calls the file of an adapter, of whatever method."""
 
 HEADS = ("lm_head.weight", "embed_out.weight", "cls.predictions.decoder.weight")
 """Names (ends of names) of the output head, which many models tie to their embedding."""
@@ -23,7 +27,10 @@ EMBEDDINGS = (
 )
 """Names (ends of names) of the input embedding."""
 
-_FUSED_BY_HEADS = ("gpt_neox", "bloom", "falcon", "internlm2", "persimmon", "gpt_neox_japanese")
+_LAID_BY_HEADS = (
+    "gpt_neox", "bloom", "falcon", "internlm2", "persimmon", "gpt_neox_japanese", "llama", "mistral", "mixtral",
+)  # fmt: skip
+"""Architectures whose fused qkv is cut by heads, or whose makers' own files have the rows of a head in another order."""
 
 _TORCH_NAMES = {
     "F64": "float64",
@@ -65,11 +72,19 @@ def records(
             )
             return
         weights.notes.append(_dequantised(weights))
-    if is_adapter(weights.tensors):
-        first = shown(factors(weights.tensors)[0].name)
+    unscaled = [t for t in weights.tensors if t.dtype in BYTE_FLOATS and len(t.shape) > 1]
+    if unscaled and config_method(config) is not None:
+        weights.notes.append(
+            f"its config says that it is quantised, and {len(unscaled)} tensors of 8-bit floats have no scales (first "
+            f"{shown(unscaled[0].name)}): they are read as weights as they are"
+        )
+    is_named_so = Path(weights.source).stem == ADAPTER
+    if weights.tensors and (is_named_so or is_adapter(weights.tensors)):
+        first = [*factors(weights.tensors), *weights.tensors][0].name
+        weights.close()
         yield Facts(weights.name, dtype=torch_dtype(weights.tensors), relation="adapter")
         yield Problem(
-            f"{shown(weights.source)} holds factors of an adapter ({first}) without a PEFT config, and is kept for lineage: "
+            f"{shown(weights.source)} holds an adapter ({shown(first)}) without a PEFT config, and is kept for lineage: "
             "merge it into its base to compare it"
         )
         return
@@ -107,8 +122,8 @@ def _dequantised(weights: Checkpoint) -> str:
 
 
 def _heads(config: Mapping[str, Any]) -> tuple[int, int] | None:
-    """Heads of queries and of keys, for the architectures whose fused qkv is cut by them."""
-    if config.get("model_type") not in _FUSED_BY_HEADS:
+    """Heads of queries and of keys, for the architectures whose layout depends on them."""
+    if config.get("model_type") not in _LAID_BY_HEADS:
         return None
     heads = count(config.get("num_attention_heads", config.get("n_head")), 1 << 16)
     groups = count(config.get("num_key_value_heads", config.get("num_kv_heads", heads)), 1 << 16)

@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from kinbase.checkpoint import FLOAT_DTYPES, Checkpoint
-from kinbase.checkpoint.alignment import meet
+from kinbase.checkpoint.alignment import AMBIGUOUS, meet
 from kinbase.errors import CheckpointError
 from kinbase.ingest import partial, scales
 from kinbase.ingest.bases import Placement
@@ -131,11 +131,14 @@ def _own(measured: "FamilySums", sources: Sequence[Placed]) -> list[str | None]:
 
 
 def _stranger(family: "FamilySums", member: int) -> str:
-    example = next((f" ({name}: {reason})" for name, reason in family.skipped[member].items()), "")
-    return (
-        f"{family.members[member].name} shares no tensor with {family.base.name}{example}: "
-        "give the base it was tuned from with --base"
-    )
+    name, base, reasons = family.members[member].name, family.base.name, family.skipped[member]
+    if doubtful := [tensor for tensor, reason in reasons.items() if reason == AMBIGUOUS]:
+        return (
+            f"{name} holds several models that could be compared with {base} ({doubtful[0]}: {AMBIGUOUS}): choose one by what "
+            "its tensors' names begin with, with --key"
+        )
+    example = next((f" ({tensor}: {reason})" for tensor, reason in reasons.items()), "")
+    return f"{name} shares no tensor with {base}{example}: give the base it was tuned from with --base"
 
 
 def _read(

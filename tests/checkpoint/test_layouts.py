@@ -156,3 +156,56 @@ def test_parts_of_two_dtypes_are_not_one_tensor(split):
     aligned, skipped = align(model(fused(split)), member)
     assert aligned[0] is None and aligned[1] is not None
     assert skipped["model.layers.0.self_attn.qkv_proj.weight"] == "missing"
+
+
+def paired(weights, heads):
+    """Rows of queries or keys as Llama's own files have them: those of a rotary pair side by side."""
+    rows = weights.shape[0]
+    order = [
+        h * rows // heads + t * rows // heads // 2 + j
+        for h in range(heads) for j in range(rows // heads // 2) for t in range(2)
+    ]  # fmt: skip
+    return weights[order]
+
+
+@pytest.fixture
+def llama(draw):
+    """A decoder by transformers' names, and as Llama's own files name and order it."""
+    at, there = "model.layers.0.", "layers.0."
+    names = {
+        "model.embed_tokens.weight": ("tok_embeddings.weight", 12, HIDDEN),
+        at + "self_attn.q_proj.weight": (there + "attention.wq.weight", HIDDEN, HIDDEN),
+        at + "self_attn.k_proj.weight": (there + "attention.wk.weight", KEYS, HIDDEN),
+        at + "self_attn.v_proj.weight": (there + "attention.wv.weight", KEYS, HIDDEN),
+        at + "self_attn.o_proj.weight": (there + "attention.wo.weight", HIDDEN, HIDDEN),
+        at + "mlp.gate_proj.weight": (there + "feed_forward.w1.weight", INNER, HIDDEN),
+        at + "mlp.up_proj.weight": (there + "feed_forward.w3.weight", INNER, HIDDEN),
+        at + "mlp.down_proj.weight": (there + "feed_forward.w2.weight", HIDDEN, INNER),
+        at + "input_layernorm.weight": (there + "attention_norm.weight", HIDDEN),
+        at + "post_attention_layernorm.weight": (there + "ffn_norm.weight", HIDDEN),
+        "model.norm.weight": ("norm.weight", HIDDEN),
+        "lm_head.weight": ("output.weight", 12, HIDDEN),
+    }
+    ours = {name: draw(*shape) for name, (_, *shape) in names.items()}
+    heads = {"wq": 2, "wk": 1}
+    theirs = {
+        other: paired(ours[name], heads[other.split(".")[-2]])
+        if other.split(".")[-2] in heads
+        else ours[name]
+        for name, (other, *_) in names.items()
+    }
+    return ours, theirs
+
+
+def test_the_makers_own_files_are_the_same_model_both_ways(llama):
+    ours, theirs = llama
+    assert_same(ours, theirs, heads=(2, 1))
+    assert_same(theirs, ours, heads=(2, 1))
+
+
+def test_rows_of_unknown_heads_are_not_compared(llama):
+    ours, theirs = llama
+    aligned, skipped = align(model(ours), model(theirs))
+    missing = [name for name, found in zip(ours, aligned, strict=True) if found is None]
+    assert missing == [f"model.layers.0.self_attn.{leaf}_proj.weight" for leaf in "qk"]
+    assert {skipped[name] for name in missing} == {"missing"}

@@ -61,6 +61,11 @@ TREES = {
                    "global_step9/zero_pp_rank_0_mp_rank_00_model_states.pt"], ["zero_to_fp32.py"]),
     "model-parallel parts": (["params.json", "consolidated.00.pth", "consolidated.01.pth"], ["2 model-parallel parts"]),
     "another framework": (["tf_model.h5"], ["TensorFlow"]),
+    "parts of processes": (["model_world_size_2_rank_0.pt", "model_world_size_2_rank_1.pt"], ["2 processes", "FSDP"]),
+    "several GGUF files": (["a.gguf", "b.gguf"], ["a model of its own", "/a.gguf", "/b.gguf"]),
+    "one GGUF file": (["a.gguf"], ["in a GGUF file", "/a.gguf"]),
+    "parts of a GGUF file": (["a-00001-of-00002.gguf", "a-00002-of-00002.gguf"], ["llama-gguf-split --merge"]),
+    "Megatron": (["iter_10/mp_rank_00/model_optim_rng.pt"], ["/iter_10/mp_rank_00"]),
 }  # fmt: skip
 
 
@@ -70,7 +75,7 @@ def test_what_is_no_single_model_says_what_it_is_and_what_to_import(tmp_path, fi
     for name in files:
         path = tmp_path / "it" / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        if name.endswith(".pth"):
+        if name.endswith((".pth", ".pt")):
             torch.save(WEIGHTS, path)
         else:
             path.write_bytes(b"{}")
@@ -91,6 +96,7 @@ FACTORS = {
               ("lora_down.weight", "lora_up.weight")} | {"lora_unet_mid_attn_to_q.alpha": torch.tensor(1.0)},
     "diffusers": {f"unet.mid.attn.to_{n}.lora.{e}.weight": torch.ones(2, 2) for n in "qk" for e in ("up", "down")},
     "PEFT": {f"base_model.model.q.lora_{e}.weight": torch.ones(2, 2) for e in "AB"},
+    "a whole change": {"lora_unet_mid_attn.diff": torch.ones(2, 2), "lora_unet_mid_attn.diff_b": torch.ones(2)},
     "LyCORIS": {f"lora_te_text.hada_w{k}_{e}": torch.ones(2, 2) for k in "12" for e in "ab"},
 }  # fmt: skip
 
@@ -100,7 +106,14 @@ def test_factors_without_a_config_are_an_adapter_and_no_model(tmp_path, factors)
     records = list(one_file.open(str(write_safetensors(tmp_path / "style.safetensors", factors))))
     assert not any(isinstance(r, Checkpoint) for r in records)
     assert [r.relation for r in records if isinstance(r, Facts)] == ["adapter"]
-    assert any("factors of an adapter" in r.message for r in records if isinstance(r, Problem))
+    assert any("holds an adapter" in r.message for r in records if isinstance(r, Problem))
+
+
+def test_a_file_called_as_adapters_are_is_one_whatever_it_holds(tmp_path):
+    path = write_safetensors(tmp_path / "adapter_model.safetensors", {"prompt_embeddings": torch.ones(3, 2)})
+    assert not any(isinstance(record, Checkpoint) for record in one_file.open(str(path)))
+    opened_ = read(str(tmp_path))
+    assert opened_.checkpoint is None and "without its adapter_config.json" in str(opened_.problem)
 
 
 def test_factors_in_a_model_are_not_merged_and_said(tmp_path):

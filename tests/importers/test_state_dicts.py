@@ -30,6 +30,7 @@ NESTS = {
     "an optimiser larger than it": {"agent": {"policy": MODEL}, "optimizer": OPTIMISER},
     "an optimiser by the parameters' names": {"app": {"model": MODEL, "opt": BY_NAME}},
     "an average before it": {"state_dict_ema": AVERAGE, "state_dict": MODEL},
+    "an average with more in it": {"model_ema": AVERAGE | {"tied.weight": torch.zeros(9, 4)}, "model": MODEL},
     "one of a list": {"models": [{"weights": MODEL}, {"bias": torch.zeros(2)}], "losses": [1.0, 2.0]},
     "deep": {"checkpoint": {"callbacks": {"none": {}}, "trainer": {"module": MODEL}}},
 }
@@ -85,6 +86,14 @@ def test_a_flat_average_is_named_and_can_be_chosen(tmp_path):
     checkpoint, problems = read(path)
     assert len(checkpoint.tensors) == 4 and "'model_ema'" in problems[0].message
     assert same(values(read(f"{path}#model_ema")[0]), AVERAGE)
+
+
+def test_a_list_of_tensors_as_large_is_said_not_to_be_read(tmp_path):
+    averages = {"ema": {"decay": 0.9, "shadow_params": list(AVERAGE.values())}}
+    torch.save({"model": MODEL, **averages, "optimizer": {"a": [torch.zeros(99)]}}, tmp_path / "run.pt")
+    checkpoint, (problem,) = read(tmp_path / "run.pt")
+    assert same(values(checkpoint), MODEL)
+    assert "2 tensors without names ('ema.shadow_params')" in problem.message
 
 
 def test_optimisers_and_lists_alone_are_no_model(tmp_path):
