@@ -21,6 +21,7 @@ from kinbase.answers import Answers
 from kinbase.checkpoint.open import Tell, elsewhere, is_whole
 from kinbase.errors import UsageError
 from kinbase.ingest.missing import measure_missing
+from kinbase.ingest.parts import Part, are_parts, import_parts, measure_part
 from kinbase.ingest.pipeline import import_sources
 from kinbase.ingest.replacing import import_replacing
 from kinbase.ingest.steps import ImportOptions, Outcome
@@ -85,6 +86,7 @@ class Kinbase(Acts, Answers):
     ) -> pl.DataFrame:
         """Import checkpoints and records: one row a source with source, model, status, base and notes.
 
+        The files of all parts that `measure_part` wrote are a source together.
         `key` chooses one of several state dicts in a torch file; with `replace`, new weights take the name of a model
         that is here, which stays as NAME@DATE with its edges and scores.
         See `kinbase.ingest.steps.ImportOptions`; with `children` or `parents`, `kinbase.ingest.relatives.import_family`,
@@ -109,7 +111,11 @@ class Kinbase(Acts, Answers):
             has_kinship=kinship, sample=sample, stderr=stderr, is_streamed=stream, is_sketched=sketch,
             on_progress=report, log=tell,
         )  # fmt: skip
-        if children or parents or (metadata_only and not name and not base and all(map(elsewhere, labels))):
+        if are_parts(labels):
+            if children or parents or replace:
+                raise UsageError("parts of a pass are imported as they are: leave out the other options")
+            found = import_parts(self.store, labels, options)
+        elif children or parents or (metadata_only and not name and not base and all(map(elsewhere, labels))):
             from kinbase.ingest.relatives import import_family
 
             if name:
@@ -125,6 +131,28 @@ class Kinbase(Acts, Answers):
             found = failed + imported(self.store, labels, options)
         rows = [(s.source, s.name, s.status, s.base, list(s.notes)) for s in found]
         return pl.DataFrame(rows, schema=IMPORTED, orient="row")
+
+    def measure_part(
+        self,
+        sources: Sequence[str | Path],
+        out: str | Path,
+        *,
+        part: int = 1,
+        parts: int = 1,
+        base: str | Path | None = None,
+        device: str = "auto",
+        stream: bool = False,
+        report: Report = lambda done, total: None,
+        tell: Tell = lambda what, done, total: None,
+    ) -> Part:
+        """Measure part `part` of `parts` of the pass over `sources` and write its sums to the file `out`.
+
+        Needs no database; `import_` of the files of all parts stores the family. See `kinbase.ingest.parts`.
+        """
+        options = ImportOptions(
+            base=str(base) if base else None, device=device, is_streamed=stream, on_progress=report, log=tell
+        )
+        return measure_part([str(s) for s in sources], Path(out), options, part=part, parts=parts)
 
     def migrate(
         self, *, backup: bool = True, on_backup: Callable[[Path], None] = lambda path: None

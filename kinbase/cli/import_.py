@@ -1,5 +1,7 @@
 """The commands that bring something into the database."""
 
+import re
+import signal
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -51,7 +53,8 @@ def import_(
 
     A table (.csv, .tsv, .parquet, .json, .jsonl) has the columns of a view: parent, child, relation (lineage); model,
     benchmark, value and, if there, metric, n_shot, split, revision (scores); model_a, model_b, pcc (kinship); name and
-    facts (models); alias, model (aliases). Other tools' names for them are in docs/tables.md.
+    facts (models); alias, model (aliases). Other tools' names for them are in docs/tables.md. The files of all parts
+    that `kinbase measure` wrote are the family they were measured of.
     """
     from kinbase.cli.console import progress, say
 
@@ -97,6 +100,61 @@ def import_(
         )
     if tally.get("failed") or tally.get("refused"):
         raise SystemExit(1)
+
+
+class _Part(click.ParamType[tuple[int, int]]):
+    name = "part"
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[int, int]:
+        found = re.fullmatch(r"(\d{1,6})/(\d{1,6})", str(value))
+        part, parts = map(int, found.groups()) if found else (0, 0)
+        if not 1 <= part <= parts:
+            self.fail(f"{value} is no part: give I/N with I from 1 to N, as in 3/8", param, ctx)
+        return part, parts
+
+
+@click.command()
+@click.argument("sources", nargs=-1, required=True, metavar="SOURCE...")
+@click.option(
+    "--base", metavar="MODEL", help="What the family was tuned from: one of the SOURCEs, or another."
+)
+@click.option("--part", metavar="I/N", type=_Part(), default="1/1", help="Part I of N; default: all of it.")
+@click.option("-o", "--output", metavar="FILE", required=True, type=click.Path(dir_okay=False),
+              help="Where its sums go: a .parquet file a part.")  # fmt: skip
+@device_option
+@click.option("--stream", is_flag=True, help="Read weights elsewhere without keeping the files.")
+@click.pass_obj
+def measure(
+    db: "Callable[[], Kinbase]", sources: tuple[str, ...], base: str | None, part: tuple[int, int], output: str,
+    device: str, stream: bool,
+) -> None:  # fmt: skip
+    """Measure part I of N of a family's pass, without a database; `kinbase import` of all N files stores the family.
+
+    Each part reads other tensors of all SOURCEs, about as many bytes as any other part, wherever it runs: a job of a
+    Slurm array, a machine of a cluster, a process of `make -j`. All have to see the same files. Interrupted, the same
+    command goes on where it stopped; a part that is there is not measured again. See docs/cluster.md.
+    """
+    from kinbase.cli.console import progress, say
+
+    if not output.endswith(".parquet"):
+        raise click.BadParameter(
+            f"{output} does not end in .parquet, by which import knows it", param_hint="-o"
+        )
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's: what is finished is kept
+    with progress("measuring") as report:
+        done = db().measure_part(
+            sources, output, part=part[0], parts=part[1], base=base, device=device, stream=stream,
+            report=report, tell=lambda what, done, total: report(done, total, what),
+        )  # fmt: skip
+    what = f"part {done.part} of {done.parts} of {done.base} and {done.members} members"
+    if done.is_old:
+        say(f"{what} is in {output} already")
+    else:
+        say(
+            f"{what} is in {output}: {done.tensors} of {done.of_tensors} tensors, {done.nbytes / 1e6:.1f} MB read"
+        )
 
 
 @click.command()

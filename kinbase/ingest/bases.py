@@ -29,16 +29,16 @@ class Placement:
 
 
 @contextmanager
-def reading(store: Store) -> Iterator[Connection | None]:
-    """`Store.reading`, and None where there is no database yet."""
-    if not store.path.exists():
+def reading(store: Store | None) -> Iterator[Connection | None]:
+    """`Store.reading`, and None where there is no database, or none yet."""
+    if store is None or not store.path.exists():
         yield None
     else:
         with store.reading() as con:
             yield con
 
 
-def place_all(store: Store, opened: list[Opened], options: ImportOptions, known: Known) -> Placement:
+def place_all(store: Store | None, opened: list[Opened], options: ImportOptions, known: Known) -> Placement:
     """Place every source; a base that is neither stored nor among them is read first, and put before them.
 
     Raises KinbaseError when the base cannot be had.
@@ -111,12 +111,34 @@ def _place(
                 arriving[source.name] = source.opened
         placed.append(source)
     placed = [_with_todo(source, options) for source in placed]
+    if options.parts is not None:
+        placed = _all_of_the_parts(placed)
     first = next(iter(bases_of(placed)), None)
     return Placement(
         tuple(placed),
         first=stored_family(con, first) if first else None,
         known=stored.known if stored else frozenset(),
     )
+
+
+def _all_of_the_parts(placed: list[Placed]) -> list[Placed]:
+    """The sources of a family that parts were measured of: all of its members, where one of them is not stored.
+
+    Raises KinbaseError for one that cannot be opened here.
+    """
+    for source in placed:
+        if source.todo is Todo.FAIL:
+            raise KinbaseError(
+                f"{source.opened.source}, which the parts are of, cannot be had: {source.notes[-1]}"
+            )
+    if not any(source.is_to_read for source in placed):
+        return placed
+    return [
+        replace(source, todo=Todo.MEASURE)
+        if source.opened.checkpoint and source.base not in (None, source.name)
+        else source
+        for source in placed
+    ]
 
 
 def _with_todo(source: Placed, options: ImportOptions) -> Placed:

@@ -36,13 +36,20 @@ class Family:
 
 
 def families(
-    store: Store, standing: list[Placed], *, first: StoredFamily | None, depth: str, base_depth: str
+    store: Store,
+    standing: list[Placed],
+    *,
+    first: StoredFamily | None,
+    depth: str,
+    base_depth: str,
+    is_closed: bool = False,
 ) -> Iterator[Family]:
     """Each family that sources arrive in, its files open until the next is asked for.
 
     `standing` are the sources as they stand when a family's turn comes, which may be hours after the first: one that
     failed meanwhile is no base of others. `first` is what is stored of the first family, read already. `depth` and
-    `base_depth` are how stored members, and a base, are opened that are not on this machine.
+    `base_depth` are how stored members, and a base, are opened that are not on this machine. Of a family that
+    `is_closed` no stored members are opened but the base.
     """
     for base_name in bases_of(standing):
         sources = tuple(s for s in standing if s.todo is Todo.MEASURE and s.base == base_name)
@@ -51,7 +58,8 @@ def families(
         arriving = next((s.opened for s in standing if s.is_to_read and s.name == base_name), None)
         stored, first = first or _stored(store, base_name), None
         own = {source.name for source in sources}
-        opened, gone = open_stored([m for m in stored.members if m.name not in own], depth=depth)
+        beside = [m for m in stored.members if m.name not in own and (m.name == base_name or not is_closed)]
+        opened, gone = open_stored(beside, depth=depth)
         if base_name in gone and arriving is None and base_depth != depth:
             opened |= open_stored([m for m in stored.members if m.name == base_name], depth=base_depth)[0]
         try:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from kinbase.checkpoint import FLOAT_DTYPES, Checkpoint
 from kinbase.checkpoint.alignment import AMBIGUOUS, meet
-from kinbase.errors import CheckpointError
+from kinbase.errors import CheckpointError, KinbaseError
 from kinbase.ingest import partial, scales
 from kinbase.ingest.bases import Placement
 from kinbase.ingest.families import Family, attempt, families, settle
@@ -18,6 +18,7 @@ from kinbase.store import kinship as sums
 from kinbase.store import names as naming
 
 if TYPE_CHECKING:  # the pass costs half a second of imports, which records alone need not pay
+    from kinbase.ingest.part_files import PartFiles
     from kinbase.kinship.sums import FamilySums
 
 
@@ -33,7 +34,10 @@ def measure_sources(store: Store, placement: Placement, options: ImportOptions) 
     found: list[FamilySums] = []
     read: set[str | None] = set()
     away = "stream" if options.depth == "stream" else "kept"
-    for family in families(store, standing, first=placement.first, depth=away, base_depth=away):
+    is_closed = options.parts is not None
+    for family in families(
+        store, standing, first=placement.first, depth=away, base_depth=away, is_closed=is_closed
+    ):
         inside = {family.base_name, *(source.name for source in family.sources)}
         is_last = not any(source.is_to_read and source.name not in inside | read for source in standing)
         measured, sources = _measure(store, family, options, is_last=is_last)
@@ -64,15 +68,22 @@ def _measure(
         line = f"the files of its base {family.base_name} are gone or changed: {waits}"
         return None, tuple(source.noted(line) for source in family.sources)
     lines = gone_notes(family.gone, unsketched)
+    if options.parts is not None:
+        lines += _left_out(family, options.parts)
     family = replace(family, sources=tuple(source.noted(*lines) for source in family.sources))
 
     def work(members: list[Checkpoint], new: tuple[Placed, ...]) -> "FamilySums":
-        return measure(
-            store, base, members, new=len(new), hash_base=family.is_base_new or family.base_name in unsketched,
-            is_last=is_last,
-            begun=family.stored.begun, device=resolve_device(options.device),
-            on_progress=options.on_progress,
-        )  # fmt: skip
+        is_hashed = family.is_base_new or family.base_name in unsketched or options.parts is not None
+        try:
+            return measure(
+                store, base, members, new=len(new), hash_base=is_hashed, is_last=is_last,
+                begun=family.stored.begun, device=resolve_device(options.device), parts=options.parts,
+                on_progress=options.on_progress,
+            )  # fmt: skip
+        except (CheckpointError, OSError) as error:
+            if options.parts is None:
+                raise
+            raise KinbaseError(str(error)) from error  # sums of a family stand and fall together
 
     measured, sources = attempt(store, family, work)
     if measured is None:
@@ -98,6 +109,19 @@ def _measure(
             lines.append(f"{member.name}: the same weights as {other}, in {form} ({first})")
         by_name[member.name] = source.noted(*lines)
     return measured, tuple(by_name.values())
+
+
+def _left_out(family: Family, parts: "PartFiles") -> list[str]:
+    """Lines on what parts of a pass do not tell."""
+    lines = [parts.doubt] if parts.doubt else []
+    own = {family.base_name, *(source.name for source in family.sources)}
+    if others := [member.name for member in family.stored.members if member.name not in own]:
+        some = ", ".join(others[:3]) + (f" and {len(others) - 3} more" if len(others) > 3 else "")
+        lines.append(
+            f"kinship with {some} is estimated by sketches, for the parts are not of them: "
+            "`kinbase kin MODEL --exact` measures it"
+        )
+    return lines
 
 
 def _base_squares(

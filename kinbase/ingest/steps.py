@@ -15,6 +15,7 @@ from kinbase.checkpoint.open import Opened, Tell
 from kinbase.errors import UsageError
 
 if TYPE_CHECKING:  # the pass costs half a second of imports, which records alone need not pay
+    from kinbase.ingest.part_files import PartFiles
     from kinbase.kinship.sampling import Sample
     from kinbase.kinship.sums import FamilySums
 
@@ -28,7 +29,8 @@ class ImportOptions:
 
     `base` is a model or a source; `name` renames the only source. Kinship is estimated from the share `sample` of
     the bytes, until its error is below `stderr`, in place of being measured; weights elsewhere are read and not kept
-    if `is_streamed`. With `is_sketched` the sources are read and nothing else: they meet all others by sketches.
+    if `is_streamed`. With `is_sketched` the sources are read and nothing else: they meet all others by sketches. With
+    `parts` their family was measured before: no weights are read.
     `on_progress` is told bytes, `log` what else is going on.
     """
 
@@ -41,6 +43,7 @@ class ImportOptions:
     stderr: float | None = None
     is_streamed: bool = False
     is_sketched: bool = False
+    parts: "PartFiles | None" = None
     on_progress: OnProgress = lambda done, total: None
     log: Tell = lambda what, done, total: None
 

@@ -70,7 +70,7 @@ def open_stored(
     return opened, gone
 
 
-def whole(store: Store, members: Sequence[Checkpoint], base: str) -> list[Checkpoint]:
+def whole(store: Store | None, members: Sequence[Checkpoint], base: str) -> list[Checkpoint]:
     """`members` with each adapter of a fine-tune among them read together with that fine-tune's weights.
 
     An adapter of the base is its own delta; so is one of a model nobody here knows, on the word of
@@ -82,7 +82,7 @@ def whole(store: Store, members: Sequence[Checkpoint], base: str) -> list[Checkp
     result = []
     for member in members:
         onto = member.delta_of
-        if onto is not None and onto not in by_name and store.path.exists():
+        if onto is not None and onto not in by_name and store is not None and store.path.exists():
             with store.reading() as con:
                 known = naming.find(con, onto)
                 onto = naming.name_of(con, known) if known is not None else None

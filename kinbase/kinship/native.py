@@ -55,6 +55,12 @@ def are_kept() -> bool:
     return place is not None and _read(place) is not None
 
 
+def processor() -> str:
+    """What the kernels are compiled for, on which the last bits of their sums hang: a name and a digest of features."""
+    name, features = _processor()
+    return f"{name}/{blake2b(features.encode(), digest_size=3).hexdigest()}"
+
+
 def _processor() -> tuple[str, str]:
     import llvmlite.binding as llvm
 

@@ -110,6 +110,11 @@ class Plan:
         self.jobs += self._outside_jobs()
         self.nbytes = sum(job.nbytes for job in self.jobs)
 
+    @property
+    def positions(self) -> range:
+        """The positions of all tensors."""
+        return range(len(self.jobs))
+
     def _base_job(self, position: int) -> Job:
         base = self.base.tensors[position]
         tensors = [aligned[position] for aligned in self.aligned]

@@ -61,13 +61,18 @@ def run(
     report = on_bytes or (lambda _: None)
     jobs = [job for job in plan.jobs if job.position not in done]
     report(plan.nbytes - sum(job.nbytes for job in jobs))
-    count = threads or min(os.cpu_count() or 1, 16)
+    count = threads or min(_cores(), 16)
     if device == "cpu":
         yield from _run_on_cpu(plan, jobs, count, report)
     else:
         from kinbase.kinship.slabs import run_on_device
 
         yield from run_on_device(device, plan, jobs, count, report)
+
+
+def _cores() -> int:
+    """The cores that this process may use: of a shared machine a scheduler gives some."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _run_on_cpu(

@@ -71,7 +71,7 @@ def read_all(store: Store, folder: str) -> list[str]:
         )
     at = os.path.realpath(folder)
     # DuckDB asks whether it may read before it takes the pattern for a name: both have to be allowed.
-    with store.writing(reads=[at, _as_pattern(at)]) as con:
+    with store.writing(reads=[at, as_pattern(at)]) as con:
         if not _has_rows(con):
             rows = _put_tables(con, at, "raw.")
             _go_on_numbering(con, at)
@@ -90,7 +90,7 @@ def _has_rows(con: Connection) -> bool:
     return any(con.execute(f"select 1 from raw.{table} limit 1").fetchall() for table in _tables())
 
 
-def _as_pattern(folder: str) -> str:
+def as_pattern(folder: str) -> str:
     """The folder's own name as a pattern that means it and nothing else."""
     return re.sub(r"([*?\[])", r"[\1]", folder)
 
@@ -108,7 +108,7 @@ def _put_tables(con: Connection, folder: str, prefix: str) -> dict[str, int]:
         if prefix != "raw.":
             con.execute(f"create or replace temp table {prefix}{table} as from raw.{table} limit 0")
         os.close(open_regular(inside(folder, f"{table}.parquet")))  # no pipe, and no link out of the folder
-        file = _as_pattern(folder) + f"/{table}.parquet"  # nor is it a partition
+        file = as_pattern(folder) + f"/{table}.parquet"  # nor is it a partition
         con.execute(
             f"insert into {prefix}{table} by name from read_parquet($1, hive_partitioning = false)", [file]
         )

@@ -162,7 +162,7 @@ class Store:
             writer.execute(f"copy (from rows) to '{part.replace(chr(39), 2 * chr(39))}' (format parquet)")
             Path(part).replace(path)
         except (duckdb.IOException, OSError) as error:
-            raise DiskError(f"{path} cannot be written: {_no_room(error) or first_line(error)}") from None
+            raise DiskError(f"{path} cannot be written: {no_room(error) or first_line(error)}") from None
         finally:
             with suppress(duckdb.Error):
                 writer.close()
@@ -200,8 +200,8 @@ class Store:
         except DatabaseError as error:
             raise DatabaseError(f"{self.path} is as it was: {error}") from None
         except duckdb.Error as error:
-            kind = DiskError if _no_room(error) else DatabaseError
-            known = _no_room(error) or first_line(error)
+            kind = DiskError if no_room(error) else DatabaseError
+            known = no_room(error) or first_line(error)
             raise kind(f"{self.path} could not be migrated and is as it was: {known}") from error
         finally:
             with suppress(duckdb.Error):
@@ -348,7 +348,7 @@ def first_line(error: BaseException) -> str:
 
 def query_error(error: duckdb.Error, path: Path | None = None) -> KinbaseError:
     """A failed query as one line; damage to the file as a DatabaseError, a full disk as a DiskError."""
-    if full := _no_room(error):
+    if full := no_room(error):
         return DiskError(
             f"{path or 'the database'} cannot be written: {full}; nothing of this was stored, make room and run it again"
         )
@@ -370,7 +370,7 @@ _FULL = {
 }
 
 
-def _no_room(error: BaseException) -> str | None:
+def no_room(error: BaseException) -> str | None:
     """What is full, where that is why something could not be written."""
     text = str(error).lower()
     return next((said for words, said in _FULL.items() if words in text), None)

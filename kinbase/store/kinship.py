@@ -194,23 +194,24 @@ def grid_error(con: Connection, numel: int, cosine: float, share_a: float, share
     return float(row[0])
 
 
-# Finished tensors of a pass that is not over, packed by kinbase.ingest.family_pass.
+# What a pass that is not over has finished, packed by kinbase.ingest.finished.
 
 
-def keep(con: Connection, key: str, packed: Mapping[int, bytes]) -> None:
-    """Save finished tensors by position, and forget those of passes that nobody took up for a month."""
+def keep(con: Connection, key: str, packed: Iterable[tuple[int, bytes]]) -> None:
+    """Save rows by position, and forget those of passes that nobody took up for a month."""
     con.execute("delete from raw.pass where kept_at < now() at time zone 'UTC' - interval 30 days")
     con.executemany(
         "insert into raw.pass (pass_key, position, sums) values (?, ?, ?)",
-        [[key, position, blob] for position, blob in packed.items()],
+        [[key, position, data] for position, data in packed],
     )
 
 
-def kept(con: Connection, key: str) -> Iterator[bytes]:
-    """The finished tensors of the pass with this key, a few at a time."""
-    result = con.execute("select sums from raw.pass where pass_key = ?", [key])
-    while rows := result.fetchmany(16):
-        yield from (blob for (blob,) in rows)
+def kept(con: Connection, key: str) -> Iterator[tuple[int, bytes]]:
+    """The rows of the pass with this key, a few at a time: first those at negative positions."""
+    for which in ("position < 0", "position >= 0"):
+        result = con.execute(f"select position, sums from raw.pass where pass_key = ? and {which}", [key])
+        while rows := result.fetchmany(16):
+            yield from rows
 
 
 def kept_keys(con: Connection) -> set[str]:
