@@ -11,6 +11,9 @@ import numpy as np
 import torch
 from families import write_safetensors
 
+from kinbase.checkpoint import Tensor
+from kinbase.matching.architecture import architecture
+
 HIDDEN, UNITS, VOCAB, LAYERS, HEADS, HEAD = 48, 96, 160, 2, 6, 8
 
 
@@ -145,3 +148,16 @@ def pearson(a, b, base=None):
         for model in (a, b)
     ]  # fmt: skip
     return float(np.corrcoef(*flat)[0, 1])
+
+
+def roles(model, name="model", **settings):
+    """The architecture of a model in memory."""
+    tensors = []
+    for key, weight in model.items():
+        raw = memoryview(np.ascontiguousarray(weight).reshape(-1).view(np.uint8))
+
+        def read(start, out, raw=raw):
+            out[:] = raw[start : start + len(out)]
+
+        tensors.append(Tensor(key, "F32", weight.shape, read))
+    return architecture(tensors, config(**settings), name)

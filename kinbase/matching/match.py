@@ -68,6 +68,21 @@ def match(a: Architecture, b: Architecture, on_progress: OnProgress = lambda don
     return found
 
 
+def independence(
+    a: Architecture, b: Architecture, on_progress: OnProgress = lambda done, total: None
+) -> Test:
+    """The test of `match` by itself: whether two models were trained independently; raises as it does."""
+    refuse_misfit(a, b)
+    couple = Couple(a, b, Symmetry.identity(b))
+    _set_channels(couple, _token_cosines(couple))
+    tests = []
+    for layer in range(a.layers):
+        on_progress(layer, a.layers)
+        test, _ = _test_units(couple, layer)
+        tests += [test] if test else []
+    return combined(tests)
+
+
 def refuse_misfit(a: Architecture, b: Architecture) -> None:
     """Raise KinbaseError, naming the first size in which two models differ."""
     other = b.shape()
@@ -107,23 +122,40 @@ def _set_channels(couple: Couple, cosines: Matrix) -> bool:
     return bool((likeness.argmax(1) == index).all() and (likeness.argmax(0)[index] == at).all())
 
 
+@dataclass(frozen=True, slots=True)
+class _Units:
+    """The MLP units of a layer in both models by their two tested sides, and cosines [m, m]; None where all are in place."""
+
+    first: tuple[Matrix, Matrix]
+    second: tuple[Matrix, Matrix]
+    cosines: tuple[Matrix, Matrix] | None
+
+
+def _test_units(couple: Couple, layer: int) -> tuple[tuple[float, float] | None, _Units]:
+    """A layer's part of the test of independence, and what it was computed from."""
+    first = couple.inputs("gate", layer)
+    second = couple.inputs("up", layer) if couple.a.is_gated else couple.outputs("down", layer)
+    if all(along_diagonal(*pair).min() > IN_PLACE for pair in (first, second)):
+        return same_order(couple.a.units), _Units(first, second, None)
+    cosines = _cosines(*first), _cosines(*second)
+    return layer_test(*cosines), _Units(first, second, cosines)
+
+
 def _match_units(couple: Couple, layer: int) -> tuple[float, float] | None:
     """Order the MLP units of a layer; its part of the test of independence."""
-    is_gated = couple.a.is_gated
-    gate = couple.inputs("gate", layer)
+    test, units = _test_units(couple, layer)
+    index = np.arange(couple.a.units)
+    if not couple.a.is_gated:
+        if units.cosines is not None:
+            index = assign(units.cosines[0] + units.cosines[1])
+        couple.symmetry.layers[layer].units = Units(index, np.ones(len(index)))
+        return test
     down = couple.outputs("down", layer)
-    up = couple.inputs("up", layer) if is_gated else down
-    units = couple.a.units
-    if all(along_diagonal(*pair).min() > IN_PLACE for pair in (gate, up, down)):
-        index, test = np.arange(units), same_order(units)
-    else:
-        by_gate, by_up = _cosines(*gate), _cosines(*up)
-        test = layer_test(by_gate, by_up)
-        rest = by_up + _cosines(*down) if is_gated else by_up
-        index = assign(by_gate + (np.abs(rest) if is_gated else rest))
-    factor = np.ones(units)
-    if is_gated:
-        factor = balanced((up[0], up[1][index]), (down[0], down[1][index]))
+    if units.cosines is not None or along_diagonal(*down).min() <= IN_PLACE:
+        gate, up = units.cosines or (_cosines(*units.first), _cosines(*units.second))
+        index = assign(gate + np.abs(up + _cosines(*down)))
+    up_rows = units.second
+    factor = balanced((up_rows[0], up_rows[1][index]), (down[0], down[1][index]))
     couple.symmetry.layers[layer].units = Units(index, factor)
     return test
 
