@@ -5,6 +5,7 @@ whole, an upgrade is one transaction and begins when a copy of the old file is s
 """
 
 import contextlib
+import hashlib
 import os
 import shutil
 from collections.abc import Sequence
@@ -29,12 +30,17 @@ def make(path: Path, config: dict[str, str | bool | int | float | list[str]]) ->
     part = path.with_name(f"kinbase_new.{os.getpid()}.{path.name[:200]}")
     try:
         _remove(part)  # of a process of the same number that was killed
-        con = duckdb.connect(str(part), config=config)
-        try:
-            shut_in(con)
-            migrate(con)
-        finally:
-            con.close()
+        template = _template()
+        if template:
+            part.write_bytes(template)
+        else:
+            con = duckdb.connect(str(part), config=config)
+            try:
+                shut_in(con)
+                migrate(con)
+            finally:
+                con.close()
+            _keep_template(part.read_bytes())
         _flush(part)
         with contextlib.suppress(FileExistsError):
             os.link(part, path)
@@ -43,6 +49,20 @@ def make(path: Path, config: dict[str, str | bool | int | float | list[str]]) ->
     finally:
         with contextlib.suppress(OSError):
             _remove(part)
+
+
+def _template() -> bytes | None:
+    """An empty database that this machine made before, in a hundredth of the time; None where it has none, or half of one."""
+    with contextlib.suppress(OSError):
+        digest, _, data = surface.kept("empty", "duckdb").read_bytes().partition(b"\n")
+        if hashlib.sha256(data).hexdigest().encode() == digest:
+            return data
+    return None
+
+
+def _keep_template(data: bytes) -> None:
+    head = hashlib.sha256(data).hexdigest().encode()
+    surface.keep(surface.kept("empty", "duckdb"), head + b"\n" + data)
 
 
 def shut_in(con: Connection, reads: Sequence[str | Path] = ()) -> None:

@@ -109,32 +109,45 @@ def _builtin(con: duckdb.DuckDBPyConnection) -> set[str]:
 
 @cache
 def expected() -> Definitions:
-    """What the scripts define. A tenth of a second, so it is kept beside what this machine remembers.
-
-    The name of what is kept is a digest of the scripts and of DuckDB's version: it cannot be out of date.
-    """
-    texts = [text for kind in ("migrations", "views") for _, text, _ in scripts(kind)]
-    key = hashlib.sha256("\0".join([duckdb.__version__, DEFINED, *texts]).encode()).hexdigest()
-    place = _home() / f"definitions-{key[:32]}.json"
+    """What the scripts define. A tenth of a second, so it is kept beside what this machine remembers."""
+    place = kept("definitions", "json")
     with contextlib.suppress(OSError, ValueError):
-        kept = json.loads(place.read_text())
-        if isinstance(kept, dict) and all(isinstance(value, str) for value in kept.values()):
-            return kept
+        read = json.loads(place.read_text())
+        if isinstance(read, dict) and all(isinstance(value, str) for value in read.values()):
+            return read
     con = duckdb.connect()
     try:
         con.execute("create schema raw")
         con.execute(JOURNAL)
-        for text in texts:
+        for text in _texts():
             con.execute(text)
         made = _defined(con)
     finally:
         con.close()
-    with contextlib.suppress(OSError):
-        place.parent.mkdir(parents=True, exist_ok=True)
-        part = place.with_name(f"{place.name}.{os.getpid()}")
-        part.write_text(json.dumps(made))
-        part.replace(place)
+    keep(place, json.dumps(made).encode())
     return made
+
+
+def _texts() -> list[str]:
+    return [text for kind in ("migrations", "views") for _, text, _ in scripts(kind)]
+
+
+def kept(what: str, suffix: str) -> Path:
+    """Where this machine keeps something made from the scripts: named by a digest of them and of DuckDB's version."""
+    key = hashlib.sha256("\0".join([duckdb.__version__, DEFINED, *_texts()]).encode()).hexdigest()
+    return _home() / f"{what}-{key[:32]}.{suffix}"
+
+
+def keep(place: Path, data: bytes) -> None:
+    """Put bytes at a place, whole or not at all; where there is no room they are made again the next time."""
+    part = place.with_name(f"{place.name}.{os.getpid()}")
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        part.write_bytes(data)
+        part.replace(place)
+    except OSError:
+        with contextlib.suppress(OSError):
+            part.unlink()
 
 
 def _home() -> Path:

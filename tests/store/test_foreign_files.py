@@ -1,5 +1,6 @@
 """Database files that somebody else wrote, or nobody finished: their views are made anew, or they are refused in a line."""
 
+import hashlib
 import os
 import re
 import shutil
@@ -129,6 +130,7 @@ def test_a_new_file_is_whole_when_it_is_there(tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(migrations, "migrate", stopped)
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     store = Store(tmp_path / "kin.duckdb")
     with pytest.raises(KeyboardInterrupt), store.writing():
         pass
@@ -137,6 +139,22 @@ def test_a_new_file_is_whole_when_it_is_there(tmp_path, monkeypatch):
     with store.writing():
         pass
     assert names(tmp_path) == ["kin.duckdb"]
+
+
+def test_an_empty_file_is_copied_when_one_is_kept_whole(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    with Store(tmp_path / "first.duckdb").writing():
+        pass
+    (kept,) = (tmp_path / "state" / "kinbase").glob("empty-*")
+    whole = kept.read_bytes()
+    with Store(tmp_path / "copied.duckdb").writing() as con:
+        assert surface.differences(con) == ([], [])
+    # Half of one is none: the file is made from its scripts again, and kept again.
+    kept.write_bytes(whole[: len(whole) // 2])
+    with Store(tmp_path / "made.duckdb").writing() as con:
+        assert surface.differences(con) == ([], [])
+    digest, _, data = kept.read_bytes().partition(b"\n")
+    assert hashlib.sha256(data).hexdigest().encode() == digest
 
 
 def test_what_is_no_regular_file_is_refused(tmp_path):
