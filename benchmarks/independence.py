@@ -12,14 +12,17 @@ import time
 from itertools import combinations
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from scipy import stats
 
 from kinbase.checkpoint.open import read
 from kinbase.demo.model import TASKS, Config, Transformer, load, save, train
+from kinbase.kinship.sketch import compare
 from kinbase.matching.architecture import Architecture, architecture, config_of
 from kinbase.matching.match import independence
+from kinbase.provenance.identity.look import look, vectors, without
 
 CONFIG = Config(hidden_size=48, intermediate_size=128, layers=3, heads=4)
 LEVELS = (0.1, 0.05, 0.01, 0.001)
@@ -51,6 +54,19 @@ def permuted(folder: Path, out: Path, seed: int) -> Path:
     return out
 
 
+def _sketched(place: Path, models: int) -> None:
+    """The cosines of the weights of independent models as sketches tell them, with and without the means of vectors."""
+    looks, common = [], None
+    for seed in range(models):
+        checkpoint = read(str(place / f"model-{seed}")).checkpoint
+        assert checkpoint is not None
+        looks.append(look(checkpoint, lambda done, total: None).sums)
+        common = vectors(checkpoint.tensors) if common is None else common
+    for words, sums in (("whole", looks), ("less the means of vectors", [without(s, common) for s in looks])):
+        cosines = np.concatenate([compare(sums[i], np.stack(sums[i + 1 :]))[0] for i in range(models - 1)])
+        print(f"  cosine of the weights by sketches, {words}: {cosines.min():.3f} to {cosines.max():.3f}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -63,8 +79,7 @@ def main() -> None:
     mix = dict.fromkeys(TASKS, 1.0)
     for seed in range(options.models):
         if not (place / f"model-{seed}").exists():
-            torch.manual_seed(seed)
-            model = Transformer(CONFIG)
+            model = Transformer(CONFIG, seed)
             train(model, mix, options.steps, 3e-3, seed)
             save(model, place / f"model-{seed}")
     models = [opened(place / f"model-{seed}") for seed in range(options.models)]
@@ -77,6 +92,7 @@ def main() -> None:
     print(
         f"  smallest p {min(values):.5f}; Kolmogorov-Smirnov against uniform: p = {stats.kstest(values, 'uniform').pvalue:.3f}"
     )
+    _sketched(place, options.models)
     worst = {"fine-tune": 0.0, "permuted fine-tune": 0.0}
     for seed in range(min(options.models, 8)):
         tuned = place / f"tuned-{seed}"

@@ -4,6 +4,7 @@ What is asked of the database stands once, in `kinbase.query`, for the command l
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import astuple
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
@@ -12,7 +13,7 @@ import polars as pl
 from kinbase.errors import UsageError
 from kinbase.ingest.steps import OnProgress
 from kinbase.query import details, kinship, models, scores
-from kinbase.query.frames import ALIGNED, ALIGNED_PARTS, frame, framed
+from kinbase.query.frames import ALIGNED, ALIGNED_PARTS, SCANNED, frame, framed
 from kinbase.query.kinship import KinshipMatrix
 from kinbase.store import Connection, Store
 from kinbase.store import names as naming
@@ -112,6 +113,36 @@ class Answers:
             rows = [row for pair in found for row in pair.rows(by)]
             return pl.DataFrame(rows, schema=ALIGNED_PARTS, orient="row")
         return pl.DataFrame([pair.row() for pair in found], schema=ALIGNED, orient="row")
+
+    def scan(
+        self,
+        model: str,
+        *,
+        against: str | Path | None = None,
+        k: int = 5,
+        report: OnProgress = lambda done, total: None,
+    ) -> tuple[pl.DataFrame, list[str]]:
+        """Which known base a stored model, a folder or a source is, and lines on what was not compared; nothing is stored.
+
+        One row each of the `k` likeliest: name, verdict, kinship of the weights with its stderr, p-value, direction,
+        coverage. Known are the bases here, or those of the file of sketches `against`. See
+        `kinbase.provenance.identity.scan`.
+        """
+        from kinbase.provenance.identity.scan import scan
+
+        hits, notes = scan(
+            self.store, str(model), against=str(against) if against else None, k=k, on_progress=report
+        )
+        return pl.DataFrame([astuple(hit) for hit in hits], schema=SCANNED, orient="row"), notes
+
+    def export_sketches(self, path: str | Path, models: Sequence[str] = ()) -> int:
+        """Write the sketches of `models`, or of all bases and models without one, for `scan`; how many they are.
+
+        See `kinbase.provenance.identity.sketch_file`.
+        """
+        from kinbase.provenance.identity import sketch_file
+
+        return sketch_file.write(self.store, path, models)
 
     def matrix(
         self, models: Sequence[str] = (), *, block: str = "all", layer: int | None = None

@@ -31,7 +31,8 @@ def test_help_loads_nothing_but_click():
 
 
 @pytest.mark.parametrize(
-    "arguments", [("ls",), ("sql", "from kinship"), ("show", "ft_a"), ("tree", "base"), ("kin",)]
+    "arguments",
+    [("ls",), ("sql", "from kinship"), ("show", "ft_a"), ("tree", "base"), ("kin",), ("scan", "ft_a")],
 )
 def test_reading_commands_load_no_tensor_library(db, arguments):
     modules = loaded(COMMAND, "--db", db.store.path, *arguments)

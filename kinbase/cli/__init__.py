@@ -30,7 +30,7 @@ def cli(ctx: click.Context, db: str, wait: float) -> None:
 
 for command in (
     import_.import_, import_.measure, import_.link, import_.unlink, show.ls, show.show, show.tree, show.kin, show.sql,
-    infer.recipe, infer.check, infer.infer, infer.suggest, merge.merge, merge.evolve, plot.plot,
+    infer.recipe, infer.check, infer.infer, infer.scan, infer.suggest, merge.merge, merge.evolve, plot.plot,
     correct.rm, correct.rename, correct.alias, correct.set_, correct.tag, correct.score, correct.log,
     correct.undo, compare.diff, compare.status, show.export, show.tui, config.config, import_.migrate,
     import_.repair, import_.demo,

@@ -127,6 +127,35 @@ def infer(
 
 @click.command()
 @click.argument("model", type=Models())
+@click.option(
+    "--sketches", "--against", "against", metavar="FILE", type=click.Path(dir_okay=False),
+    help="Known are the models of FILE, which `kinbase export --sketches` wrote; default: the database's bases.",
+)  # fmt: skip
+@click.option("-k", "k", metavar="N", default=5, show_default=True, help="How many of the likeliest.")
+@rows_out
+@click.pass_obj
+def scan(
+    db: "Callable[[], Kinbase]", model: str, against: str | None, k: int, form: str | None, output: str | None
+) -> None:
+    """Which known base is MODEL, a stored model or a folder? By its weights alone; nothing is imported.
+
+    Sketches give the kinship of the weights with its standard error; where files are here, a p-value tells whether the two were
+    trained independently (docs/alignment.md). Which of two was made from the other is undecided, but where one is
+    the other rounded.
+    """
+    from kinbase.cli.console import progress, say
+
+    if k < 1:
+        raise UsageError("-k must be 1 or more")
+    with progress("reading") as report:
+        rows, notes = db().scan(model, against=against, k=k, report=report)
+    for note in notes:
+        say(note)
+    write_frame(rows, form, output)
+
+
+@click.command()
+@click.argument("model", type=Models())
 @click.option("--among", metavar="M,...", default="", help="Only these candidates; default: its family.")
 @click.option("--config", metavar="FILE", type=click.Path(dir_okay=False),
               help="Write the mergekit configuration that would make it again.")  # fmt: skip

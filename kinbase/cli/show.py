@@ -251,10 +251,16 @@ def _metrics(text: str) -> list[str]:
 
 @click.command()
 @click.argument("models", nargs=-1, type=Models(), metavar="[MODEL...]")
-@click.option("-o", "--output", metavar="FILE", required=True, help="Its ending says what is written.")
+@click.option("-o", "--output", metavar="FILE", help="Its ending says what is written.")
+@click.option(
+    "--sketches", metavar="FILE", is_flag=False, flag_value="", default=None,
+    help="Write the sketches of the MODELs, or of all bases, for `kinbase scan`.",
+)  # fmt: skip
 @click.pass_obj
-def export(db: "Callable[[], Kinbase]", models: tuple[str, ...], output: str) -> None:
-    """Write the lineage of the MODELs, or of all, for another program; or the whole database.
+def export(
+    db: "Callable[[], Kinbase]", models: tuple[str, ...], output: str | None, sketches: str | None
+) -> None:
+    """Write the lineage of the MODELs, or of all, for another program; or the whole database; or sketches.
 
     .graphml (NetworkX, Gephi), .dot (Graphviz), .mmd or .md (Mermaid, GitHub), .json (node-link) hold the graph.
     A folder FILE.kinbase holds the whole database, a Parquet file a table; `kinbase import` reads it
@@ -262,8 +268,14 @@ def export(db: "Callable[[], Kinbase]", models: tuple[str, ...], output: str) ->
     """
     from kinbase.cli.console import say
 
-    db().export(output, models)
-    say(f"wrote {output}")
+    target = sketches or output
+    if not target or (sketches and output):
+        raise UsageError("name one file with -o, or with --sketches")
+    if sketches is not None:
+        say(f"wrote {target}: the sketches of {db().export_sketches(target, models)} models")
+        return
+    db().export(target, models)
+    say(f"wrote {target}")
 
 
 @click.command()

@@ -113,12 +113,12 @@ def _times(values: Bytes, factor: Factors, dtype: str) -> Bytes:
     scaled = size != 1
     if scaled.any():
         exact = decoded(values.reshape(-1), dtype).reshape(factor.shape)
-        values[scaled] = _stored((exact * size)[scaled], dtype)
+        values[scaled] = stored((exact * size)[scaled], dtype)
     return values
 
 
-def _stored(values: Factors, dtype: str) -> Bytes:
-    """float64 [n] as bytes [n, width] of a dtype, rounded to the nearest, ties to even."""
+def stored(values: Factors, dtype: str) -> Bytes:
+    """float64 [n] as bytes [n, width] of a dtype of 16 bits or more, rounded to the nearest, ties to even."""
     if dtype != "BF16":
         kind = {"F64": np.float64, "F32": np.float32, "F16": np.float16}[dtype]
         return values.astype(kind).view(np.uint8).reshape(len(values), -1)

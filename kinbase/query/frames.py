@@ -28,6 +28,10 @@ ALIGNED_PARTS: Columns = {
     "model_a": pl.String, "model_b": pl.String, "part": pl.String, "pcc_before": pl.Float64, "pcc": pl.Float64,
     "delta_before": pl.Float64, "delta": pl.Float64, "numel": pl.Int64,
 }  # fmt: skip
+SCANNED: Columns = {
+    "name": pl.String, "verdict": pl.String, "kinship": pl.Float64, "stderr": pl.Float64, "p": pl.Float64,
+    "direction": pl.String, "coverage": pl.Float64,
+}  # fmt: skip
 DIFFERENCE: Columns = {
     "part": pl.String, "item": pl.String, "difference": pl.String, "a": pl.String, "b": pl.String, "numel": pl.Int64,
     "relative": pl.Float64, "max_abs": pl.Float64, "changed": pl.Float64,

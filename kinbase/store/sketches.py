@@ -3,7 +3,7 @@
 All functions take a connection of the store and are part of its unit of work.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -289,6 +289,34 @@ def comparable(con: Connection, model_id: int, scheme: str, numel: int, most: in
         [model_id, scheme, numel, most],
     ).fetchall()
     return [other for (other,) in rows]
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """A model whose weights are sketched: its row (None: it is of a file), elements, digest, and the sketch [BUCKETS]."""
+
+    name: str
+    digest: str | None
+    numel: int
+    sums: "NDArray[np.float32]"
+    model_id: int | None = None
+
+
+def known(con: Connection, names: Sequence[str] = ()) -> Iterator[Known]:
+    """The models of which there is a sketch of the weights: `names`, or all bases and models without one, by name."""
+    rows = con.execute(
+        """
+        select model_id, name, digest from raw.model m
+        where case when len($1::varchar[]) > 0 then list_contains($1, name)
+            else m.base_id is null or model_id in (select base_id from raw.model) end
+        order by name
+        """,
+        [list(names)],
+    ).fetchall()
+    for model_id, name, digest in rows:
+        own = vector(con, model_id)
+        if own is not None:
+            yield Known(name, digest, own.numel, own.sums, model_id)
 
 
 def unmet(con: Connection, base_id: int, model_ids: Iterable[int]) -> list[int]:

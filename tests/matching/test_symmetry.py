@@ -10,7 +10,7 @@ from kinbase.errors import UsageError
 from kinbase.matching.architecture import architecture, config_of
 from kinbase.matching.fingerprint import fingerprint
 from kinbase.matching.match import match
-from kinbase.matching.relabelled import _stored
+from kinbase.matching.relabelled import stored
 from kinbase.matching.symmetry import FORMAT, load, save
 
 
@@ -93,6 +93,6 @@ def test_bfloat16_is_rounded_to_the_nearest_even():
     )
     values[:3] = np.inf, -np.inf, 1 + 2.0**-8  # half way between two numbers
     expected = torch.from_numpy(values).to(torch.float32).to(torch.bfloat16).view(torch.int16).numpy()
-    assert (_stored(values, "BF16").view(np.int16)[:, 0] == expected).all()
-    nan = torch.from_numpy(_stored(np.array([np.nan]), "BF16").view(np.int16)).view(torch.bfloat16)
+    assert (stored(values, "BF16").view(np.int16)[:, 0] == expected).all()
+    nan = torch.from_numpy(stored(np.array([np.nan]), "BF16").view(np.int16)).view(torch.bfloat16)
     assert bool(nan.isnan().all())
