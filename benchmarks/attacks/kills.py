@@ -107,7 +107,7 @@ def full_disk(folder: Path, size: int, chance: random.Random, table: Table) -> N
             ):
                 failure = f"{name}: exit {code} without a reason: {said[-200:]}"
             code, said = _again(words, place)
-            if failure is None and ((code and "exists" not in said) or _state(place) != wanted):
+            if failure is None and ((code and " already" not in said) or _state(place) != wanted):
                 failure = f"{name} afterwards: exit {code}: {said[-200:]}"
             table.tried(failure)
 
