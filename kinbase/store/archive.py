@@ -16,6 +16,10 @@ from kinbase.store.connection import Connection, Store
 FOLDER = ".kinbase"
 """The ending of such a folder."""
 
+MOST = 100_000_000
+"""Values that one table's file may tell however small it is, and an eighth of the bytes of its texts; beyond it, sixteen a
+byte of the file. Three million models, whose rows compress best of all, have half of it."""
+
 
 def write_all(store: Store, folder: str) -> dict[str, int]:
     """Write every table to a new `folder`; rows by table. Raises KinbaseError when it exists already."""
@@ -109,11 +113,32 @@ def _put_tables(con: Connection, folder: str, prefix: str) -> dict[str, int]:
             con.execute(f"create or replace temp table {prefix}{table} as from raw.{table} limit 0")
         os.close(open_regular(inside(folder, f"{table}.parquet")))  # no pipe, and no link out of the folder
         file = as_pattern(folder) + f"/{table}.parquet"  # nor is it a partition
+        _check_size(con, file, os.path.getsize(Path(folder, f"{table}.parquet")))
         con.execute(
             f"insert into {prefix}{table} by name from read_parquet($1, hive_partitioning = false)", [file]
         )
         ((rows[table],),) = con.execute(f"select count(*) from {prefix}{table}").fetchall()
     return rows
+
+
+def _check_size(con: Connection, file: str, nbytes: int) -> None:
+    """Raise KinbaseError for a table that is far larger than its file: Parquet can tell one text, or a list, for all rows.
+
+    Both are counted without being built: values by the file's own index, texts by their dictionary.
+    """
+    columns = con.execute("describe from read_parquet($1, hive_partitioning = false)", [file]).fetchall()
+    measures = {"VARCHAR": "strlen", "BLOB": "octet_length"}
+    lengths = " + ".join(
+        f'coalesce(sum({measures[kind]}("{name.replace(chr(34), 2 * chr(34))}")), 0)'
+        for name, kind, *_ in columns
+        if kind in measures
+    )
+    ((values,),) = con.execute("select sum(num_values) from parquet_metadata($1)", [file]).fetchall()
+    ((length,),) = con.execute(
+        f"select {lengths or 'count(*) * 0'} from read_parquet($1, hive_partitioning = false)", [file]
+    ).fetchall()
+    if (values or 0) > MOST + 16 * nbytes or length > 8 * MOST + 16 * nbytes:
+        raise KinbaseError(f"{Path(file).name} is far larger than its {nbytes:,} bytes: the export is refused")
 
 
 def _go_on_numbering(con: Connection, folder: str) -> None:

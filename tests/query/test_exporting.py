@@ -9,6 +9,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import networkx as nx
+import polars as pl
 import pytest
 
 import kinbase
@@ -259,6 +260,20 @@ def test_a_damaged_export_leaves_nothing_behind(published, empty, tmp_path, file
         empty.import_([tmp_path / "all.kinbase"])
     assert empty.models().height == 0
     assert empty.sql("select count(*) from raw.score").item() == 0
+
+
+@pytest.mark.parametrize("column", ["notes", "by_hand"])
+def test_an_export_that_is_far_larger_than_its_file_is_refused(published, empty, tmp_path, column):
+    """A text of a megabyte, or a list of 100,000 names, that every row repeats: some kilobytes of Parquet."""
+    published.export(tmp_path / "all.kinbase")
+    path = tmp_path / "all.kinbase" / "model.parquet"
+    value = pl.lit("x" * 1_000_000) if column == "notes" else pl.lit(["license"] * 100_000)
+    row = pl.read_parquet(path).head(1).with_columns(value.alias(column))
+    pl.concat([row] * 1100).write_parquet(path)
+    assert path.stat().st_size < 1_000_000
+    with pytest.raises(KinbaseError, match=r"model.parquet is far larger than its [\d,]+ bytes"):
+        empty.import_([tmp_path / "all.kinbase"])
+    assert empty.models().height == 0
 
 
 @pytest.mark.parametrize("name", ["a [1] * 'b'", "x=1", "☃"])
