@@ -11,6 +11,19 @@ class KinbaseError(Exception):
     exit_code = 1
 
 
+class QueryError(KinbaseError):
+    """A query that cannot be understood: what is wrong, and where."""
+
+    def __init__(self, message: str, line: int, text: str, at: int) -> None:
+        super().__init__(message)
+        self.line = line
+        """The line of the query, from 1."""
+        self.text = text
+        """That line, or the part of a long one that is meant."""
+        self.at = at
+        """The place in `text`, from 0."""
+
+
 class CheckpointError(KinbaseError):
     """A file that was to be imported is truncated, lying, unsafe or of an unknown kind."""
 

@@ -8,13 +8,12 @@ import json
 import math
 import re
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import date, datetime
 from io import StringIO
 from itertools import chain, islice
 from pathlib import Path
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TextIO
 from unicodedata import category, east_asian_width
 
@@ -100,60 +99,76 @@ def _write_table(columns: Sequence[str], rows: Iterable[Row], out: TextIO, fit: 
         ]
 
     cells = [texts(row) for row in first]
-    widths = [max(_width(text) for text in column) for column in zip(map(safe, columns), *cells, strict=True)]
+    widths = [
+        max(text_width(text) for text in column) for column in zip(map(safe, columns), *cells, strict=True)
+    ]
     if fit is not None:
         fixed = [
             number or all(isinstance(value, datetime | bool) for value in column)
             for number, column in zip(right, values or [[]] * len(columns), strict=True)
         ]
         widths = fitted(widths, fixed, fit)
+    blocks = blocks_of(widths, fit)
+    if len(blocks) > 1:
+        cells += [texts(row) for row in stream]
 
-    def line(texts: Sequence[str]) -> str:
-        if fit is not None:
-            texts = [
-                text if number else middle(text, w)
-                for text, w, number in zip(texts, widths, right, strict=True)
-            ]
+    def line(texts: Sequence[str], block: Sequence[int]) -> str:
+        shown = [texts[i] if right[i] or fit is None else middle(texts[i], widths[i]) for i in block]
         padded = (
-            " " * (w - _width(t)) + t if r else t + " " * (w - _width(t))
-            for t, w, r in zip(texts, widths, right, strict=True)
+            " " * (widths[i] - text_width(t)) + t if right[i] else t + " " * (widths[i] - text_width(t))
+            for i, t in zip(block, shown, strict=True)
         )
         return "  ".join(padded).rstrip()
 
-    out.write(line([safe(column) for column in columns]) + "\n")
-    out.write("  ".join("-" * width for width in widths) + "\n")
-    for row in chain(cells, (texts(row) for row in stream)):
-        out.write(line(row) + "\n")
+    for number, block in enumerate(blocks):
+        out.write("\n" * bool(number) + line([safe(column) for column in columns], block) + "\n")
+        out.write("  ".join("-" * widths[i] for i in block) + "\n")
+        for row in chain(cells, (texts(row) for row in stream)):
+            out.write(line(row, block) + "\n")
+
+
+def blocks_of(widths: Sequence[int], fit: int | None) -> list[list[int]]:
+    """Columns, by their numbers, in blocks no wider than `fit`, where one column allows it; each begins with the first."""
+    blocks: list[list[int]] = [[]]
+    used = 0
+    for i, width in enumerate(widths):
+        if fit is not None and len(blocks[-1]) > 1 and used + 2 + width > fit:
+            blocks.append([0])
+            used = widths[0]
+        used += width + 2 * bool(blocks[-1])
+        blocks[-1].append(i)
+    return blocks
 
 
 def fitted(widths: Sequence[int], fixed: Sequence[bool], fit: int) -> list[int]:
     """Widths of columns that take `fit` with two blanks between them: the widest that are not `fixed` give way first.
 
-    None is made narrower than NARROWEST, so that a table of many columns may still be wider.
+    The first holds names, most often, and counts as half as wide.
+
+    None is made narrower than NARROWEST. A table of too many columns for that is wider, and goes in blocks: then none
+    that is not fixed takes more than a half.
     """
     found = list(widths)
-    over = sum(found) + 2 * (len(found) - 1) - fit
-    while over > 0:
-        at = max(
-            (i for i, is_fixed in enumerate(fixed) if not is_fixed), key=lambda i: found[i], default=None
-        )
-        if at is None or found[at] <= NARROWEST:
-            break
-        others = [found[i] for i, is_fixed in enumerate(fixed) if not is_fixed and i != at]
-        next_widest = max([w for w in others if w < found[at]], default=NARROWEST)
-        step = max(1, min(over, found[at] - max(next_widest, NARROWEST)))
-        found[at] -= step
-        over -= step
+    least = sum(w if is_fixed else min(w, NARROWEST) for w, is_fixed in zip(widths, fixed, strict=True))
+    if least + 2 * (len(found) - 1) > fit:
+        half = max(NARROWEST, fit // 2 - 2)
+        return [w if is_fixed else min(w, half) for w, is_fixed in zip(widths, fixed, strict=True)]
+    movable = [i for i, is_fixed in enumerate(fixed) if not is_fixed and found[i] > NARROWEST]
+    for _ in range(max(0, sum(found) + 2 * (len(found) - 1) - fit)):
+        at = max(movable, key=lambda i: found[i] if i else found[i] / 2)
+        found[at] -= 1
+        if found[at] == NARROWEST:
+            movable.remove(at)
     return found
 
 
 def middle(text: str, width: int) -> str:
     """`text` cut in its middle to `width` columns: the ends of names tell more than their middles."""
-    if _width(text) <= width:
+    if text_width(text) <= width:
         return text
     left, right = text[: (width - 1) // 2 + (width - 1) % 2], text[len(text) - (width - 1) // 2 :]
-    while _width(left) + _width(right) > width - 1:
-        left, right = (left[:-1], right) if _width(left) >= _width(right) else (left, right[1:])
+    while text_width(left) + text_width(right) > width - 1:
+        left, right = (left[:-1], right) if text_width(left) >= text_width(right) else (left, right[1:])
     return f"{left}…{right}"
 
 
@@ -180,18 +195,24 @@ def cell(value: Any, decimals: int = 4) -> str:
 
 
 def count(number: int | None) -> str:
-    """A number of parameters or bytes with its SI prefix: 494.9M."""
-    if number is None:
-        return ""
-    value = float(number)
-    prefixes = ["", "K", "M", "G", "T"]
-    while abs(value) >= 999.95 and len(prefixes) > 1:
-        value /= 1000
-        prefixes.pop(0)
-    return f"{value:.1f}{prefixes[0]}" if prefixes[0] else str(number)
+    """A number of parameters: 494.9M, 7.0B."""
+    return "" if number is None else _prefixed(number, ("", "K", "M", "B", "T"))
 
 
-def _width(text: str) -> int:
+def size(nbytes: int | float | None) -> str:
+    """A number of bytes: 49.5 KB, 14.0 GB; powers of 1000, as disks and the Hub count."""
+    return "" if nbytes is None else _prefixed(nbytes, (" B", " KB", " MB", " GB", " TB"))
+
+
+def _prefixed(number: int | float, units: Sequence[str]) -> str:
+    value, at = float(number), 0
+    while abs(value) >= 999.95 and at < len(units) - 1:
+        value, at = value / 1000, at + 1
+    return f"{value:.1f}{units[at]}" if at else f"{value:g}{units[0]}"
+
+
+def text_width(text: str) -> int:
+    """The columns that a text takes on a terminal."""
     return (
         len(text)
         if text.isascii()
@@ -237,34 +258,6 @@ def _json(columns: Sequence[str], row: Row, shown: bool = False) -> str:
         # JSON has escapes of its own: what is read from a terminal is the same document.
         text = "".join(c if safe(c) == c else json.dumps(c)[1:-1] for c in text)
     return text
-
-
-def matrix(
-    names: Sequence[str],
-    values: dict[tuple[str, str], float | None],
-    title: str,
-    marks: Mapping[tuple[str, str], str] = MappingProxyType({}),
-) -> Iterator[str]:
-    """Lines of a matrix of `values` by pair of names: rows carry the names, columns their numbers.
-
-    `marks` are put behind the values of pairs that need a word.
-    """
-    label = max((_width(safe(name)) for name in names), default=0)
-    digits = len(str(len(names)))
-    yield f"{title:<{label + digits + 1}}" + "".join(f"{i:>8}" for i in range(1, len(names) + 1))
-    for i, row in enumerate(names, 1):
-        texts = (
-            "." if row == column else _short(values.get((row, column))) + marks.get((row, column), "")
-            for column in names
-        )
-        name = safe(row)
-        yield f"{i:>{digits}} {name}{' ' * (label - _width(name))}" + "".join(f"{text:>8}" for text in texts)
-
-
-def _short(value: float | None) -> str:
-    if value is None:
-        return "-"
-    return f"{value:.3f}" if abs(value) < 1000 else f"{value:.3g}"
 
 
 def family_tree(graph: "nx.DiGraph", *, upwards: bool = False) -> Iterator[str]:

@@ -62,7 +62,9 @@ def published(tmp_path_factory):
     """A database of the published family in examples/model-kinship, which has no weights; only for reading."""
     db = kinbase.open(tmp_path_factory.mktemp("published") / "kin.duckdb")
     (row,) = db.import_([Path(__file__).parent.parent / "examples" / "model-kinship"]).to_dicts()
-    assert (row["status"], row["notes"]) == ("records", [])
+    assert row["status"] == "records" and row["notes"] == [
+        "167 claims of parents, 376 scores, 75 kinships, 116 models' facts, 77 other names"
+    ]
     return db
 
 

@@ -20,11 +20,14 @@ from kinbase.errors import KinbaseError
 OPEN = b"o"
 """What the child says when the file is open: the time counts from there, not while a lock is waited for."""
 
+ANSWERED = b"a"
+"""What it says when it has its answer and a person reads it: for as long as they like, and Ctrl-C is their pager's."""
 
-def apart(
-    run: Callable[[Callable[[], None]], None], *, seconds: float, leftovers: Sequence[str] = ()
-) -> None:
-    """Call `run` in a process of its own, which exits as the command line does; `run` calls what it is given when it begins.
+Tell = Callable[[bytes], None]
+
+
+def apart(run: Callable[[Tell], None], *, seconds: float, leftovers: Sequence[str] = ()) -> None:
+    """Call `run` in a process of its own, which exits as the command line does; `run` tells OPEN, and maybe ANSWERED.
 
     The process is killed a moment after `seconds` (0: never), and when this one is interrupted; then the files
     `leftovers` are taken away. Raises KinbaseError for a query that had to be killed or took too much memory.
@@ -36,8 +39,8 @@ def apart(
         or sys.stdout is None
     ):
         run(
-            lambda: None
-        )  # threads do not survive a fork, and neither does what takes the output in their stead
+            lambda word: None
+        )  # threads do not survive a fork, and neither does what takes the output instead
         return
     from kinbase.store.worker import GRACE, stopped, too_much
 
@@ -50,12 +53,14 @@ def apart(
         _in_child(run, theirs)
     os.close(theirs)
     before = signal.signal(signal.SIGTERM, _raise)
+    interrupt = signal.getsignal(signal.SIGINT)
     try:
         code = _waited(child, ours, seconds + GRACE if seconds else None)
     except TimeoutError:
         raise stopped(seconds) from None
     finally:
         signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGINT, interrupt)
         os.close(ours)
         if _is_there(child):
             os.kill(child, signal.SIGKILL)
@@ -71,7 +76,7 @@ def apart(
         raise SystemExit(code)
 
 
-def _in_child(run: Callable[[Callable[[], None]], None], pipe: int) -> NoReturn:
+def _in_child(run: Callable[[Tell], None], pipe: int) -> NoReturn:
     from kinbase.cli.edge import finish
     from kinbase.store.worker import confine
 
@@ -79,14 +84,16 @@ def _in_child(run: Callable[[Callable[[], None]], None], pipe: int) -> NoReturn:
     try:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # at once, whatever DuckDB is doing
         confine()
-        code = finish(lambda: run(lambda: _say(pipe)))
+        code = finish(lambda: run(lambda word: _say(pipe, word)))
     finally:
         os._exit(code)
 
 
-def _say(pipe: int) -> None:
+def _say(pipe: int, word: bytes) -> None:
+    if word == ANSWERED:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
     with contextlib.suppress(OSError):
-        os.write(pipe, OPEN)
+        os.write(pipe, word)
 
 
 def _waited(child: int, pipe: int, seconds: float | None) -> int:
@@ -97,9 +104,12 @@ def _waited(child: int, pipe: int, seconds: float | None) -> int:
         ready, _, _ = select.select([pipe], [], [], left)
         if not ready:
             raise TimeoutError
-        if os.read(pipe, 1) != OPEN:  # its end of the pipe is closed: it has ended
+        word = os.read(pipe, 1)
+        if not word:  # its end of the pipe is closed: it has ended
             return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-        until = None if seconds is None else time.monotonic() + seconds
+        if word == ANSWERED:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+        until = time.monotonic() + seconds if seconds is not None and word == OPEN else None
 
 
 def _is_there(child: int) -> bool:

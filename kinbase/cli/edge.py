@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import click
 
-from kinbase.errors import KinbaseError
+from kinbase.errors import KinbaseError, QueryError
 
 
 def finish(call: Callable[[], object]) -> int:
@@ -20,7 +20,7 @@ def finish(call: Callable[[], object]) -> int:
             from kinbase.text import safe
 
             sys.stdout.flush()
-            sys.stderr.write(f"kinbase: {safe(error)}\n")
+            sys.stderr.write(f"kinbase: {safe(error)}\n" + _place(error))
             return error.exit_code
     except click.ClickException as error:
         error.show()
@@ -44,6 +44,17 @@ def finish(call: Callable[[], object]) -> int:
         _abandon_output()
         return 1
     return 0
+
+
+def _place(error: KinbaseError) -> str:
+    """The line of a query that an error speaks of, and a caret under the place."""
+    if not isinstance(error, QueryError):
+        return ""
+    from kinbase.text import safe, text_width
+
+    head = f"line {error.line}: "
+    before = text_width(safe(error.text[: error.at]))
+    return f"  {head}{safe(error.text)}\n  {' ' * (len(head) + before)}^\n"
 
 
 def _abandon_output() -> None:

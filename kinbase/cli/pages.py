@@ -1,9 +1,10 @@
 """The pages that `show`, `recipe` and `demo` print to a person."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from kinbase.text import cell, count, family_tree, matrix, safe, table_lines
+from kinbase.text import NARROWEST, cell, count, family_tree, middle, safe, size, table_lines, text_width
 
 if TYPE_CHECKING:
     import polars as pl
@@ -42,7 +43,7 @@ def model_page(about: dict[str, Any]) -> Iterator[str]:
                 "taken by an earlier version, which did not cover all its files hold: import it again",
             )
         )
-    lines.insert(5, ("size", f"{count(about['bytes'])}B" if about["bytes"] else ""))
+    lines.insert(5, ("size", size(about["bytes"])))
     if about["coverage"] is not None:
         lines.append(("coverage", f"{about['coverage']:.4f} of the base's parameters"))
     if not about["has_weights"]:
@@ -144,3 +145,43 @@ def evolution_page(db: "Kinbase", run: str, folder: str) -> Iterator[str]:
 
 def _table(frame: "pl.DataFrame") -> Iterator[str]:
     return table_lines(frame.columns, frame.iter_rows())
+
+
+def matrix(
+    names: Sequence[str],
+    values: dict[tuple[str, str], float | None],
+    title: str,
+    marks: Mapping[tuple[str, str], str] = MappingProxyType({}),
+    *,
+    fit: int | None = None,
+) -> Iterator[str]:
+    """Lines of a matrix of `values` by pair of names: rows carry the names, columns their numbers.
+
+    `marks` are put behind the values of pairs that need a word. Wider than `fit` characters, it goes in blocks of
+    columns, and names are cut in their middles.
+    """
+    label = max((text_width(safe(name)) for name in names), default=0)
+    digits = len(str(len(names)))
+    if fit is not None:
+        label = min(label, max(NARROWEST, fit // 3))
+    per = len(names) if fit is None else max(1, (fit - label - digits - 1) // 8)
+    for start in range(0, len(names), max(per, 1)):
+        columns = names[start : start + per]
+        if start:
+            yield ""
+        numbers = "".join(f"{i:>8}" for i in range(start + 1, start + len(columns) + 1))
+        yield f"{title:<{label + digits + 1}}{numbers}"
+        for i, row in enumerate(names, 1):
+            texts = (
+                "." if row == column else _short(values.get((row, column))) + marks.get((row, column), "")
+                for column in columns
+            )
+            name = middle(safe(row), label)
+            figures = "".join(f"{text:>8}" for text in texts)
+            yield f"{i:>{digits}} {name}{' ' * (label - text_width(name))}{figures}"
+
+
+def _short(value: float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.3f}" if abs(value) < 1000 else f"{value:.3g}"

@@ -1,11 +1,8 @@
 """A command's rows, in the form that was asked for: to stdout or to a file."""
 
-import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
-
-import click
 
 from kinbase.errors import UsageError
 
@@ -33,7 +30,15 @@ def write_frame(frame: "pl.DataFrame", form: str | None, output: str | None) -> 
     write(frame.columns, frame.iter_rows(), form, output)
 
 
-def write(columns: Sequence[str], rows: Any, form: str | None, output: str | None) -> None:
+def write(
+    columns: Sequence[str],
+    rows: Any,
+    form: str | None,
+    output: str | None,
+    *,
+    on_answer: Callable[[], None] = lambda: None,
+) -> None:
+    """Write rows; `on_answer` hears when the last was taken that is shown on a terminal, before a person reads them."""
     from kinbase.text import write_rows, written
 
     form = format_of(form, output)
@@ -44,13 +49,11 @@ def write(columns: Sequence[str], rows: Any, form: str | None, output: str | Non
     elif output:
         with written(output) as out:
             write_rows(columns, rows, form, out)
+    elif form == "table" and sys.stdout.isatty():
+        from kinbase.cli import terminal
+
+        text = terminal.table(columns, rows)
+        on_answer()
+        terminal.show(text)
     else:
-        write_rows(columns, rows, form, fit=_terminal())
-
-
-def _terminal() -> int | None:
-    """The columns of the terminal that rows are shown on; None where they go elsewhere, or are asked for whole."""
-    context = click.get_current_context(silent=True)
-    if not sys.stdout.isatty() or (context and context.meta.get("wide")):
-        return None
-    return shutil.get_terminal_size().columns
+        write_rows(columns, rows, form)

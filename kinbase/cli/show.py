@@ -28,22 +28,35 @@ PARTIAL = 5
 @click.pass_obj
 def ls(db: "Callable[[], Kinbase]", pattern: str, form: str | None, output: str | None) -> None:
     """List the models whose name contains PATTERN, family by family."""
+    import polars as pl
+
+    from kinbase.cli import terminal
     from kinbase.text import count
 
     models = db().models(pattern)
+    if pattern and not models.height:
+        from kinbase.cli.console import say
+
+        say(
+            f"no model's name holds {pattern!r}: `kinbase ls` lists all, `kinbase show` takes other names too"
+        )
     if format_of(form, output) == "table":
-        models = models.select(
-            "name", "base", "relation", "parameters", "dtype", "license", "has_weights", "imported_at"
+        models = models.with_columns(
+            parameters=pl.Series([count(n) or None for n in models["parameters"]], dtype=pl.String),
+            imported_at=models["imported_at"].dt.date(),
         )
-        rows = [(*row[:3], count(row[3]), *row[4:]) for row in models.iter_rows()]
-        write(
-            ["name", "base", "relation", "params", "dtype", "license", "weights", "imported"],
-            rows,
-            form,
-            output,
-        )
+        fit = terminal.width()
+        shown = [name for name, least in LISTED.items() if fit is None or fit >= least]
+        headings = {"parameters": "params", "has_weights": "weights", "imported_at": "imported"}
+        write_frame(models.select(shown).rename(headings, strict=False), form, output)
     else:
         write_frame(models, form, output)
+
+
+LISTED = {
+    "name": 0, "base": 0, "relation": 0, "parameters": 0, "dtype": 90, "license": 0, "has_weights": 0, "imported_at": 110,
+}  # fmt: skip
+"""The columns that `ls` shows, and how wide a terminal has to be for that."""
 
 
 @click.command()
@@ -196,8 +209,10 @@ def _aligned(
 def _matrices(
     base: "Kinbase", pairs: "pl.DataFrame", names: Sequence[str], metrics: Sequence[str], chosen: bool
 ) -> None:
+    from kinbase.cli import terminal
+    from kinbase.cli.pages import matrix
     from kinbase.query.kinship import ENOUGH, WHOLE_FROM
-    from kinbase.text import cell, matrix
+    from kinbase.text import cell
 
     if not pairs.height:
         raise KinbaseError(
@@ -212,21 +227,19 @@ def _matrices(
     }
     weak = [pair for pair, share in partial.items() if share < ENOUGH]
     marks = {(a, b): "?" for pair in weak for a in pair for b in pair}
+    lines = []
     for metric in metrics:
         values = {(a, b): value for a, b, value in pairs.select("model_a", "model_b", metric).iter_rows()}
-        for line in matrix(
-            names, values | {(b, a): value for (a, b), value in values.items()}, metric, marks
-        ):
-            click.echo(line)
-        click.echo()
+        both = values | {(b, a): value for (a, b), value in values.items()}
+        lines += [*matrix(names, both, metric, marks, fit=terminal.width()), ""]
     group = base.group_kinship(names).row(0, named=True)
     possible = len(names) * (len(names) - 1) // 2
     figures = ", ".join(f"{m} {cell(group[m])}" for m in METRICS)
-    click.echo(
+    lines.append(
         f"group kinship of {len(names)} models: {figures} (mean of {group['pairs']} of {possible} pairs)"
     )
-    for line in _coverage(partial, len(weak)):
-        click.echo(line)
+    lines += _coverage(partial, len(weak))
+    terminal.show("".join(f"{line}\n" for line in lines))
 
 
 def _coverage(partial: dict[frozenset[str], float], weak: int) -> Iterator[str]:
@@ -299,20 +312,20 @@ def sql(
     form = format_of(form, output)
     target = parquet_path(output) if form == "parquet" else output
     root = click.get_current_context().find_root().params
-    from kinbase.cli.apart import apart
+    from kinbase.cli.apart import ANSWERED, OPEN, apart
     from kinbase.store import Store  # and not the frames, which a query does without
 
     store = Store(root["db"], wait=root["wait"])
 
-    def answer(begin: Callable[[], None]) -> None:
+    def answer(tell: Callable[[bytes], None]) -> None:
         with store.bounded(timeout) as con:
-            begin()
+            tell(OPEN)
             if form == "parquet":
                 store.write_parquet(con, query, str(target))
                 return
             result = con.execute(query)
             columns = [column[0] for column in result.description or []]
-            write(columns, store.stream(result), form, target)
+            write(columns, store.stream(result), form, target, on_answer=lambda: tell(ANSWERED))
 
     apart(answer, seconds=timeout, leftovers=[f"{target}.part"] if target else [])
 

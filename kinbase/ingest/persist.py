@@ -4,12 +4,18 @@ The models' rows come first, and with them their ids by the names that the sourc
 then what the sources say besides weights.
 """
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from kinbase.checkpoint import (
+    Alias,
     Edge,
     Facts,
+    ReportedKinship,
+    Score,
+    Task,
+    Training,
 )
 from kinbase.errors import DatabaseError, DiskError, KinbaseError
 from kinbase.ingest.said import store_claims, store_facts, store_names, store_sizes, told_ids
@@ -203,8 +209,19 @@ def _status(source: Placed, done: Measured | Sampled) -> str:
     return "metadata" if source.name is not None and is_model else "records"
 
 
+COUNTED = {
+    Edge: "claims of parents", Score: "scores", ReportedKinship: "kinships", Facts: "models' facts", Alias: "other names",
+    Task: "tasks", Training: "trainings",
+}  # fmt: skip
+
+
 def _outcome(source: Placed, status: str) -> Outcome:
-    return Outcome(source.opened.source, source.name, status, source.base, source.notes)
+    notes = source.notes
+    if status == "records":
+        found = Counter(type(record) for _, record in source.opened.records)
+        counts = [f"{found[kind]:,} {words}" for kind, words in COUNTED.items() if found[kind]]
+        notes = (*notes, ", ".join(counts)) if counts else notes
+    return Outcome(source.opened.source, source.name, status, source.base, notes)
 
 
 def _own(source: Placed) -> list[Edge | Facts]:

@@ -11,6 +11,7 @@ from kinbase.ingest.bases import Placement
 from kinbase.ingest.families import Family, attempt, families, settle
 from kinbase.ingest.steps import FamilySample, ImportOptions, Placed, Sampled, Todo
 from kinbase.store import Store
+from kinbase.text import size
 
 if TYPE_CHECKING:  # the pass costs half a second of imports, which records alone need not pay
     from kinbase.kinship.sampling import Sample
@@ -112,7 +113,7 @@ def _told(
             lines.append(f"no estimate with {', '.join(hidden[:3])}, whose change hides from a sample")
         told[i] = told[i].noted(*lines)
     told[0] = told[0].noted(
-        f"{sample.runs} runs of at most {sample.run_bytes} bytes were read, {sample.nbytes / 1e6:.1f} MB of "
+        f"{sample.runs} runs of at most {sample.run_bytes} bytes were read, {size(sample.nbytes)} of "
         f"{len(names) + 1} models (at most {share:.2%} of each)"
         + ("" if len(names) > 1 else ": kinship needs a second model of the family beside it")
     )

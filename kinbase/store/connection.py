@@ -17,7 +17,7 @@ from typing import Any
 
 import duckdb
 
-from kinbase.errors import DatabaseError, DiskError, KinbaseError
+from kinbase.errors import DatabaseError, DiskError, KinbaseError, QueryError
 from kinbase.schema import scripts
 from kinbase.store import migrations, surface
 
@@ -360,6 +360,10 @@ def query_error(error: duckdb.Error, path: Path | None = None) -> KinbaseError:
         )
     if isinstance(error, duckdb.PermissionException):
         return KinbaseError(f"{first_line(error)}: queries see the database and nothing else")
+    place = re.search(r"^LINE (\d+): (.*)\n( *)\^", str(error), re.MULTILINE)
+    if place:
+        at = max(0, len(place[3]) - len(f"LINE {place[1]}: "))
+        return QueryError(first_line(error), int(place[1]), place[2], at)
     return KinbaseError(first_line(error))
 
 

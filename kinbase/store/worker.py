@@ -25,7 +25,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, ClassVar
 
-from kinbase.errors import DatabaseError, DiskError, KinbaseError
+from kinbase.errors import DatabaseError, DiskError, KinbaseError, QueryError
 
 MEMORY = 4 << 30
 """Bytes that a worker may take beside what it has when it starts: DuckDB's own bound is as high."""
@@ -171,7 +171,8 @@ class _Answers:
         said = _Plain(io.BytesIO(self._take(length))).load()
         if isinstance(said, dict):
             kind = {"database": DatabaseError, "disk": DiskError}.get(said["error"], KinbaseError)
-            raise _SaidError(kind(said["message"]))
+            place = said.get("place")
+            raise _SaidError(QueryError(said["message"], *place) if place else kind(said["message"]))
         return said
 
     def _take(self, length: int) -> bytes:
@@ -236,7 +237,8 @@ def main() -> None:
                 if isinstance(error, DiskError)
                 else ""
             )
-            _send(out, {"error": word, "message": str(error)})
+            place = (error.line, error.text, error.at) if isinstance(error, QueryError) else None
+            _send(out, {"error": word, "message": str(error), "place": place})
 
 
 def _answer(out: Any, con: Any, query: str, parameters: list[Any], part: Part) -> None:

@@ -55,8 +55,8 @@ def test_exit_codes(kin, tmp_path, code, arguments):
     result = kin(*arguments)
     assert result.returncode == code
     if code in (1, 3):
-        # one line that says what happened
-        assert len(result.stderr.splitlines()) == 1
+        # one line that says what happened, and of a query the place
+        assert len(result.stderr.splitlines()) == (3 if "nonsense" in str(arguments) else 1)
         assert "Traceback" not in result.stderr
     assert not (tmp_path / "missing.duckdb").exists()
 
@@ -283,3 +283,18 @@ def test_completion_offers_models(kin, tmp_path):
         env={**os.environ, **env, "KINBASE_DB": str(tmp_path / "kin.duckdb")},
     )
     assert result.stdout.splitlines() == ["plain,ft_a", "plain,ft_b", "plain,ft_c"]
+
+
+def test_a_wrong_query_is_shown_with_its_place(db, cli):
+    run = cli("--db", db.store.path, "sql", "select name,\n  'ü' as x, nam from models")
+    assert run.returncode == 1
+    message, line, caret = run.stderr.splitlines()
+    assert "nam" in message and line == "  line 2:   'ü' as x, nam from models"
+    assert line[caret.index("^") :].startswith("nam from")
+
+
+def test_records_are_counted_and_a_name_that_is_not_there_is_said(empty, cli, tmp_path):
+    (tmp_path / "s.csv").write_text("model,benchmark,metric,value\na,b,acc,0.5\na,c,acc,0.5\n")
+    assert "2 scores" in cli("--db", empty.store.path, "import", "s.csv").stderr
+    run = cli("--db", empty.store.path, "ls", "nosuch")
+    assert run.returncode == 0 and "no model's name holds 'nosuch'" in run.stderr

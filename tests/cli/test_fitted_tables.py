@@ -5,7 +5,8 @@ import io
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kinbase.text import NARROWEST, fitted, middle, write_rows
+from kinbase.cli.pages import matrix
+from kinbase.text import NARROWEST, blocks_of, count, fitted, middle, size, text_width, write_rows
 
 NAMES = [
     "org/a-very-long-name-of-a-model-7b-instruct-v0.1",
@@ -45,20 +46,59 @@ def test_null_is_not_an_empty_text():
 def test_a_table_fits_where_it_can(columns, fit):
     widths, fixed = [w for w, _ in columns], [f for _, f in columns]
     found = fitted(widths, fixed, fit)
-    total = sum(found) + 2 * (len(found) - 1)
-    assert all(new == old if f or old <= NARROWEST else NARROWEST <= new <= old
+    gaps = 2 * (len(found) - 1)
+    assert all(new == old if f else min(NARROWEST, old) <= new <= old
                for new, old, f in zip(found, widths, fixed, strict=True))  # fmt: skip
-    movable = [new for new, f in zip(found, fixed, strict=True) if not f]
-    assert total <= fit or all(new <= NARROWEST for new in movable)
-    if sum(widths) + 2 * (len(widths) - 1) <= fit:
+    if sum(widths) + gaps <= fit:
         assert found == widths
+    if sum(w if f else min(w, NARROWEST) for w, f in zip(widths, fixed, strict=True)) + gaps <= fit:
+        assert sum(found) + gaps <= fit
+
+
+@settings(max_examples=200, deadline=None, database=None)
+@given(st.lists(st.integers(1, 60), min_size=1, max_size=12), st.integers(10, 100))
+def test_blocks_hold_every_column_once_and_fit_where_a_column_does(widths, fit):
+    blocks = blocks_of(widths, fit)
+    assert [i for block in blocks for i in block[block is not blocks[0] :]] == list(range(len(widths)))
+    for block in blocks:
+        total = sum(widths[i] for i in block) + 2 * (len(block) - 1)
+        assert total <= fit or len(block) <= 2
+    assert blocks_of(widths, None) == [list(range(len(widths)))]
+
+
+def test_a_table_of_many_columns_goes_in_blocks_that_begin_with_the_name():
+    out = io.StringIO()
+    columns = ["name", *(f"column_{i}" for i in range(12))]
+    write_rows(columns, [("a", *range(12)), ("b", *range(12))], "table", out, fit=40)
+    lines = out.getvalue().splitlines()
+    assert all(len(line) <= 40 for line in lines)
+    assert sum(line.startswith("name  ") for line in lines) == lines.count("") + 1 > 1
+    assert [word for line in lines if line.startswith("name") for word in line.split()[1:]] == columns[1:]
+
+
+def test_a_matrix_goes_in_blocks_of_columns():
+    names = [f"org/model-with-a-long-name-{i}" for i in range(15)]
+    values = {(a, b): i / 100 for i, a in enumerate(names) for b in names}
+    lines = list(matrix(names, values, "pcc", fit=80))
+    assert all(len(line) <= 80 for line in lines)
+    assert [n for line in lines if line.startswith("pcc") for n in line.split()[1:]] == [
+        str(i + 1) for i in range(15)
+    ]
+    assert len(list(matrix(names, values, "pcc"))) == 16
+
+
+def test_sizes_have_one_spelling():
+    assert [count(n) for n in (None, 0, 999, 24_736, 7_000_000_000, 1_100_000_000_000)] == [
+        "", "0", "999", "24.7K", "7.0B", "1.1T",
+    ]  # fmt: skip
+    assert [size(n) for n in (None, 512, 49_472, 14_000_000_000, 999_960)] == [
+        "", "512 B", "49.5 KB", "14.0 GB", "1.0 MB",
+    ]  # fmt: skip
 
 
 @settings(max_examples=100, deadline=None, database=None)
 @given(st.text(alphabet="aé漢字z-", max_size=40), st.integers(NARROWEST, 30))
 def test_a_cut_text_is_no_wider(text, width):
-    from kinbase.text import _width
-
     cut = middle(text, width)
-    assert _width(cut) <= width
+    assert text_width(cut) <= width
     assert cut == text or "…" in cut

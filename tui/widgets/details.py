@@ -12,7 +12,7 @@ from kinbase.errors import KinbaseError
 from kinbase.query.details import ComparedScore, Details, ParentClaim, details
 from kinbase.query.kinship import Kinship
 from kinbase.query.models import Model
-from kinbase.text import count
+from kinbase.text import count, size
 from kinbase.tui.context import Context, context
 from kinbase.tui.showing import content, figure, gain, plain, plural
 from kinbase.tui.widgets.divergence import strips
@@ -112,7 +112,7 @@ def _facts(found: Details, width: int) -> Content:
         ("base", found.base.name if found.base else None),
         ("relation", found.relation),
         ("parameters", f"{count(found.parameters)}  {found.dtype or ''}" if found.parameters else None),
-        ("size", f"{count(found.bytes)}B" if found.bytes else None),
+        ("size", size(found.bytes) if found.bytes else None),
         ("architecture", found.architecture),
         ("license", found.license),
         ("made from it", plural(found.children, "model") if found.children else None),
