@@ -18,7 +18,6 @@ from kinbase.merging.adapted import adapted
 from kinbase.merging.config import MergeConfig
 from kinbase.merging.plan import Parent, in_words_of, opened, targets
 from kinbase.merging.shards import SHARD_BYTES, Shards
-from kinbase.text import size
 
 Report = Callable[[int, int], None]
 
@@ -191,7 +190,7 @@ def _make(part: Path, nbytes: int) -> None:
     free = shutil.disk_usage(home).free
     if free < nbytes:
         raise DiskError(
-            f"the merge takes {size(nbytes)} and {shown(home)} has {size(free)} free: "
+            f"the merge takes {nbytes / 1e9:.1f} GB and {shown(home)} has {free / 1e9:.1f} GB free: "
             "make room, or name another folder"
         )
     part.mkdir(parents=True)
