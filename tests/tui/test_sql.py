@@ -7,8 +7,10 @@ import pytest
 from driven import outcome
 from terminal import HANGS, press, run, screen_text, settled, tap, type_in, until
 from textual.widgets import Input
+from textual.widgets.text_area import Selection
 
 from kinbase.tui.app import KinbaseApp
+from kinbase.tui.screens.plan import PlanWindow
 from kinbase.tui.screens.save import SaveWindow
 from kinbase.tui.widgets.completion import Words, at_cursor, completions
 from kinbase.tui.widgets.editor import Completions, Editor
@@ -175,5 +177,58 @@ def test_completion_is_taken_with_tab(path):
         assert popup.display and popup.names[0] == "kinship"
         await press(app, pilot, "tab")
         assert editor.text == "from kinship" and not popup.display and editor.has_focus
+
+    run(path, steps)
+
+
+def test_the_cursor_goes_to_what_is_wrong(path):
+    async def steps(app, pilot):
+        await press(app, pilot, "4")
+        editor = app.screen.query_one(Editor)
+        await type_in(app, pilot, editor, "\n  select name,\n    'ü' as x, nam\n  from models")
+        await press(app, pilot, "ctrl+j")
+        assert editor.cursor_location == (2, 14) and "line 3" in outcome(app)
+        await press(app, pilot, "ctrl+l")
+        assert editor.cursor_location == (2, 14) and "line 3" in outcome(app)
+        long = "select name from models where " + " and ".join(f"name <> '{i}'" for i in range(200))
+        await type_in(app, pilot, editor, long + " and nam = 1")
+        await press(app, pilot, "ctrl+j")
+        assert editor.text[editor.cursor_location[1] :] == "nam = 1"
+        # What is selected is run, and told by its place in the whole.
+        await type_in(app, pilot, editor, "select 1; select nam from models")
+        editor.selection = Selection((0, 10), (0, 32))
+        await press(app, pilot, "ctrl+j")
+        assert editor.cursor_location == (0, 17)
+
+    run(path, steps)
+
+
+def test_several_queries_stand_beside_each_other(path):
+    async def steps(app, pilot):
+        await press(app, pilot, "4")
+        editor = app.screen.query_one(Editor)
+        for query in ("select 1", "select 2"):
+            await type_in(app, pilot, editor, query)
+            await press(app, pilot, "ctrl+o")
+            assert editor.text == ""
+        assert editor.border_title == "SQL 3 of 3"
+        await press(app, pilot, "ctrl+o")  # an empty one goes
+        assert (editor.text, editor.border_title) == ("select 1", "SQL 1 of 2")
+        await press(app, pilot, "ctrl+o")
+        assert (editor.text, editor.border_title) == ("select 2", "SQL 2 of 2")
+        await press(app, pilot, "ctrl+j")
+        assert "1 row" in outcome(app)
+
+    run(path, steps)
+
+
+def test_a_query_is_explained(path):
+    async def steps(app, pilot):
+        await press(app, pilot, "4")
+        await type_in(app, pilot, app.screen.query_one(Editor), "select count(*) from models")
+        await press(app, pilot, "ctrl+l")
+        assert isinstance(app.screen, PlanWindow) and "Aggregate" in app.screen.plan
+        await press(app, pilot, "y", "escape")
+        assert app.clipboard.count("\n") > 3 and app.current_mode == "sql"
 
     run(path, steps)

@@ -18,7 +18,7 @@ from textual.screen import Screen
 from textual.widgets import Footer, Static
 from textual.worker import Worker
 
-from kinbase.errors import KinbaseError
+from kinbase.errors import KinbaseError, QueryError
 from kinbase.query.catalogue import Catalogue, catalogue
 from kinbase.query.models import named
 from kinbase.store import Connection
@@ -26,6 +26,7 @@ from kinbase.store.worker import Worker as Apart
 from kinbase.tui.context import Context, context
 from kinbase.tui.screens.catalogue import CatalogueWindow
 from kinbase.tui.screens.copy import offer_copies
+from kinbase.tui.screens.plan import PlanWindow
 from kinbase.tui.screens.save import SaveWindow
 from kinbase.tui.showing import content, plural
 from kinbase.tui.widgets.completion import words
@@ -105,6 +106,15 @@ class SqlScreen(Screen[None]):
             tooltip="Copy the row, the query or the page of the result",
             id="sql.copy",
         ),
+        Binding(
+            "ctrl+l",
+            "explain",
+            "Explain",
+            show=False,
+            priority=True,
+            tooltip="How the query is computed",
+            id="sql.explain",
+        ),
         Binding("ctrl+r", "reload", "Run again", show=False, id="sql.reload"),
     ]
 
@@ -168,17 +178,17 @@ class SqlScreen(Screen[None]):
 
     @on(Editor.Run)
     def _run(self, event: Editor.Run) -> None:
-        self._query = self._answer(event.query)
+        self._query = self._answer(event.query, event.origin)
 
     @work(exclusive=True, group="query")
-    async def _answer(self, query: str) -> None:
+    async def _answer(self, query: str, origin: tuple[int, int] = (0, 0)) -> None:
         table = self.query_one(PagedTable)
         self._say("running… Escape stops it")
         began = time.monotonic()
         try:
             result = await self._ask(Asked.first_rows, query)
         except KinbaseError as error:
-            self._say(str(error), "$error")
+            self._tell_wrong(error, origin)
             return
         took = f"{time.monotonic() - began:.2f} s"
         self.query_shown = query
@@ -196,6 +206,36 @@ class SqlScreen(Screen[None]):
                 return
             table.grow(number)
             self._say(f"{plural(number, 'row')}, the first in {took}")
+
+    def _tell_wrong(self, error: KinbaseError, origin: tuple[int, int]) -> None:
+        """What is wrong with a query, and the cursor where it is."""
+        where = ""
+        if isinstance(error, QueryError):
+            where = f"line {origin[0] + error.line}: "
+            self.query_one(Editor).show_error(error, origin)
+        self._say(f"{where}{error}", "$error")
+
+    def action_explain(self) -> None:
+        """How the query in the editor, or what is selected of it, is computed."""
+        editor = self.query_one(Editor)
+        query = editor.selected_text.strip() or editor.text.strip()
+        if query:
+            self._query = self._explain(query, editor.place_of(query))
+
+    @work(exclusive=True, group="query")
+    async def _explain(self, query: str, origin: tuple[int, int]) -> None:
+        self._say("asking how it is computed… Escape stops it")
+        head = "explain "
+        try:
+            result = await self._ask(Asked.first_rows, head + query)
+        except KinbaseError as error:
+            if isinstance(error, QueryError) and error.line == 1 and error.text.startswith(head):
+                error = QueryError(str(error), 1, error.text[len(head) :], max(0, error.at - len(head)))
+            self._tell_wrong(error, origin)
+            return
+        self._say("")
+        plan = "\n".join(str(row[-1]) for row in result.rows)
+        self.app.push_screen(PlanWindow(plan))
 
     @on(PagedTable.Wanted)
     def _wanted(self, event: PagedTable.Wanted) -> None:

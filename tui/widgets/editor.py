@@ -13,9 +13,9 @@ from textual.geometry import Offset
 from textual.message import Message
 from textual.widgets import OptionList, TextArea
 from textual.widgets.option_list import Option
-from textual.widgets.text_area import TextAreaTheme
+from textual.widgets.text_area import Selection, TextAreaTheme
 
-from kinbase.errors import KinbaseError
+from kinbase.errors import KinbaseError, QueryError
 from kinbase.tui import settings
 from kinbase.tui.widgets.completion import Words, at_cursor, completions
 
@@ -62,12 +62,23 @@ SQL over the views `models`, `lineage`, `kinship`, `scores`, ... It only reads, 
 - **Ctrl+J** or **F9** runs it, **Escape** stops it
 - **Tab** takes a completion, **Ctrl+Space** lists all
 - **Ctrl+Up** and **Ctrl+Down** go through the queries run before, in earlier sessions too
+- **Ctrl+O** goes to the next of several queries, and behind the last to a new one; an empty one goes by itself
+- **Ctrl+L** explains how the query is computed
 - **Ctrl+S** saves the result
 """
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("ctrl+j,ctrl+enter,f9", "run", "Run", key_display="^j", priority=True),
         Binding("ctrl+up", "history(-1)", "Earlier query", show=False, priority=True),
         Binding("ctrl+down", "history(1)", "Later query", show=False, priority=True),
+        Binding(
+            "ctrl+o",
+            "next_query",
+            "Other query",
+            show=False,
+            priority=True,
+            tooltip="The next of several queries; behind the last, a new one",
+            id="sql.other",
+        ),
         Binding("ctrl+@,ctrl+space", "complete", "Complete", show=False, priority=True),
     ]
 
@@ -76,6 +87,8 @@ SQL over the views `models`, `lineage`, `kinship`, `scores`, ... It only reads, 
         """The query is to be run."""
 
         query: str
+        origin: tuple[int, int] = (0, 0)
+        """Where it begins in the editor: line and column, from 0."""
 
     def __init__(self) -> None:
         super().__init__(
@@ -85,6 +98,9 @@ SQL over the views `models`, `lineage`, `kinship`, `scores`, ... It only reads, 
         self.past: list[str] = settings.past_queries()
         self._at = len(self.past)
         self._taken = ""
+        self._others: list[tuple[str, tuple[int, int]]] = [("", (0, 0))]
+        """The queries that stand beside each other, with their cursors; what is typed now is kept at `_shown`."""
+        self._shown = 0
         self.border_title = "SQL"
 
     def on_mount(self) -> None:
@@ -175,7 +191,8 @@ SQL over the views `models`, `lineage`, `kinship`, `scores`, ... It only reads, 
 
     def action_run(self) -> None:
         self.popup.display = False
-        query = self.selected_text.strip() or self.text.strip()
+        chosen = self.selected_text.strip()
+        query = chosen or self.text.strip()
         if not query:
             return
         if not self.past or self.past[-1] != self.text:
@@ -183,7 +200,47 @@ SQL over the views `models`, `lineage`, `kinship`, `scores`, ... It only reads, 
             with contextlib.suppress(KinbaseError):  # a full disk costs the history, not the query
                 settings.keep_queries(self.past)
         self._at = len(self.past)
-        self.post_message(self.Run(query))
+        self.post_message(self.Run(query, self.place_of(query, self.selection if chosen else None)))
+
+    def place_of(self, query: str, selection: Selection | None = None) -> tuple[int, int]:
+        """Where a query begins in the text, or in what is selected of it."""
+        start = min(selection) if selection else (0, 0)
+        begin = sum(len(line) + 1 for line in self.text.split("\n")[: start[0]]) + start[1]
+        at = max(self.text.find(query, begin), 0)
+        before = self.text[:at].split("\n")
+        return len(before) - 1, len(before[-1])
+
+    def show_error(self, error: QueryError, origin: tuple[int, int]) -> None:
+        """Put the cursor where a query that began at `origin` is wrong."""
+        line = origin[0] + error.line - 1
+        column = origin[1] if error.line == 1 else 0
+        if line >= self.document.line_count:
+            return
+        # Of a long line only a part is told, between dots.
+        cut = 3 * error.text.startswith("...")
+        part = error.text[cut:].removesuffix("...").rstrip("\n")
+        found = self.document.get_line(line).find(part, 0)
+        at = error.at - cut + (found if found >= 0 and part else column)
+        self.move_cursor((line, min(at, len(self.document.get_line(line)))))
+
+    def action_next_query(self) -> None:
+        """The next of the queries that stand beside each other: behind the last a new one, behind that the first."""
+        self._others[self._shown] = self.text, self.cursor_location
+        if not self.text.strip() and len(self._others) > 1:
+            del self._others[self._shown]
+            self._shown -= 1
+            at = self._shown + 1 if self._shown + 1 < len(self._others) else 0
+        else:
+            at = self._shown + 1
+            if at == len(self._others):
+                self._others.append(("", (0, 0)))
+        self._shown = at
+        text, cursor = self._others[at]
+        self._taken = text
+        self.load_text(text)
+        self.move_cursor(cursor)
+        number = len(self._others)
+        self.border_title = "SQL" if number == 1 else f"SQL {at + 1} of {number}"
 
     def action_history(self, by: int) -> None:
         at = self._at + by
