@@ -20,9 +20,25 @@ LOG = "select act, acted_at, verb, said, changed, can_be_undone from acts order 
 
 
 class Acts:
-    """What can be said of the models of the database at `store`, and taken back."""
+    """What can be said of the models of the database at `store`, and taken back; and what keeps its file in order."""
 
     store: Store
+
+    def migrate(
+        self, *, backup: bool = True, on_backup: Callable[[Path], None] = lambda path: None
+    ) -> list[str]:
+        """Bring the file to this version's schema; the names of the scripts that ran.
+
+        With `backup` the file is copied beside itself before tables change, and `on_backup` told the copy.
+        """
+        return self.store.migrate(backup=backup, on_backup=on_backup)
+
+    def repair(self, *, on_backup: Callable[[Path], None] = lambda path: None) -> list[str]:
+        """Mend what is certain in the file; a line for each thing that was. `on_backup` is told the copy made before."""
+        from kinbase.store import integrity
+
+        with self.store.mending(on_backup) as con:
+            return integrity.mend(con)
 
     def link(
         self,

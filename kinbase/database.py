@@ -20,6 +20,7 @@ from kinbase.acts import Acts
 from kinbase.answers import Answers
 from kinbase.checkpoint.open import Tell, elsewhere, is_whole
 from kinbase.errors import UsageError
+from kinbase.ingest.engines import choose_engine
 from kinbase.ingest.missing import measure_missing
 from kinbase.ingest.parts import Part, are_parts, import_parts, measure_part
 from kinbase.ingest.pipeline import import_sources
@@ -81,12 +82,15 @@ class Kinbase(Acts, Answers):
         relations: Sequence[str] = (),
         key: str | None = None,
         replace: bool = False,
+        engine: str | None = None,
+        address: str | None = None,
         report: Report = lambda done, total: None,
         tell: Tell = lambda what, done, total: None,
     ) -> pl.DataFrame:
         """Import checkpoints and records: one row a source with source, model, status, base and notes.
 
-        The files of all parts that `measure_part` wrote are a source together.
+        The files of all parts that `measure_part` wrote are a source together. `engine` "ray", or "ray:ADDRESS", measures
+        families on that cluster; `address` is where it is (default: $RAY_ADDRESS, or this machine).
         `key` chooses one of several state dicts in a torch file; with `replace`, new weights take the name of a model
         that is here, which stays as NAME@DATE with its edges and scores.
         See `kinbase.ingest.steps.ImportOptions`; with `children` or `parents`, `kinbase.ingest.relatives.import_family`,
@@ -109,7 +113,7 @@ class Kinbase(Acts, Answers):
         options = ImportOptions(
             base=str(base) if base else None, name=name, device=device, is_metadata_only=metadata_only,
             has_kinship=kinship, sample=sample, stderr=stderr, is_streamed=stream, is_sketched=sketch,
-            on_progress=report, log=tell,
+            engine=choose_engine(engine, address), on_progress=report, log=tell,
         )  # fmt: skip
         if are_parts(labels):
             if children or parents or replace:
@@ -153,22 +157,6 @@ class Kinbase(Acts, Answers):
             base=str(base) if base else None, device=device, is_streamed=stream, on_progress=report, log=tell
         )
         return measure_part([str(s) for s in sources], Path(out), options, part=part, parts=parts)
-
-    def migrate(
-        self, *, backup: bool = True, on_backup: Callable[[Path], None] = lambda path: None
-    ) -> list[str]:
-        """Bring the file to this version's schema; the names of the scripts that ran.
-
-        With `backup` the file is copied beside itself before tables change, and `on_backup` told the copy.
-        """
-        return self.store.migrate(backup=backup, on_backup=on_backup)
-
-    def repair(self, *, on_backup: Callable[[Path], None] = lambda path: None) -> list[str]:
-        """Mend what is certain in the file; a line for each thing that was. `on_backup` is told the copy made before."""
-        from kinbase.store import integrity
-
-        with self.store.mending(on_backup) as con:
-            return integrity.mend(con)
 
     def merge(
         self,

@@ -35,11 +35,18 @@ MANY = 50
 @click.option(
     "--replace", is_flag=True, help="New weights take the name of a model here, which stays as NAME@DATE."
 )
+@click.option(
+    "--engine", metavar="ray[:ADDRESS]", help="Measure families on a Ray cluster (docs/cluster.md)."
+)
+@click.option(
+    "--address", metavar="ADDRESS", help="Of --engine ray: where it is; default: $RAY_ADDRESS, or here."
+)
 @elsewhere_options
 @click.pass_obj
 def import_(
     db: "Callable[[], Kinbase]", sources: tuple[str, ...], base: str | None, name: str | None, device: str,
-    metadata_only: bool, no_kinship: bool, sketch: bool, key: str | None, replace: bool, sample: float | None,
+    metadata_only: bool, no_kinship: bool, sketch: bool, key: str | None, replace: bool, engine: str | None,
+    address: str | None, sample: float | None,
     stderr: float | None, stream: bool, children: bool, parents: bool, depth: int, limit: int, relations: tuple[str, ...],
 ) -> None:  # fmt: skip
     """Bring in checkpoints and what is written beside them.
@@ -63,7 +70,7 @@ def import_(
         found = db().import_(sources, base=base, name=name, device=device, metadata_only=metadata_only,
                              kinship=not no_kinship, sketch=sketch, sample=sample, stderr=stderr, stream=stream,
                              children=children, parents=parents, depth=depth, limit=limit, relations=relations, key=key,
-                             replace=replace,
+                             replace=replace, engine=engine, address=address,
                              report=report, tell=lambda what, done, total: report(done, total, what))  # fmt: skip
     tally: dict[str, int] = {}
     for source, model, status, base_name, notes in found.iter_rows():

@@ -13,6 +13,7 @@ from hashlib import blake2b
 from kinbase.checkpoint import FLOAT_DTYPES, Checkpoint, FileStamp
 from kinbase.errors import CheckpointError, KinbaseError
 from kinbase.ingest import finished as finishing
+from kinbase.ingest.engine import Engine
 from kinbase.ingest.finished import ALGORITHM, Finished, InStore
 from kinbase.ingest.part_files import PartFiles
 from kinbase.ingest.steps import OnProgress
@@ -34,12 +35,14 @@ def measure(
     is_last: bool = False,
     device: str = "cpu",
     parts: PartFiles | None = None,
+    engine: Engine | None = None,
     on_progress: OnProgress = lambda done, total: None,
 ) -> FamilySums:
     """Run the pass over `base` and `members` (the first `new` of them new), going on from what was kept.
 
     `begun` are the keys of the passes of which something was kept, where the caller has just read them; `is_last`
-    says that nothing else is read before all is stored. With `parts` nothing is read but what those hold. Raises
+    says that nothing else is read before all is stored. With `parts` nothing is read but what those hold; an `engine`
+    reads in place of this process. Raises
     CheckpointError when a file changes, shrinks or cannot be read, DiskError when there is no room for the sums,
     KinbaseError when the device cannot be used or the parts are not this family's. `on_progress` is told bytes.
     """
@@ -51,7 +54,7 @@ def measure(
     if parts is not None and finished.tensors.keys() != set(plan.positions):
         raise KinbaseError("the parts lack sums of tensors that they say they have: measure them anew")
     started = time.monotonic()
-    read(plan, finished, plan.positions, device=device, on_progress=on_progress)
+    read(plan, finished, plan.positions, device=device, engine=engine, on_progress=on_progress)
     if not is_last and time.monotonic() - started > finishing.KEEP_EVERY:
         finished.save()  # another family of the same import may be interrupted before all are stored
     for checkpoint in (base, *members):
@@ -81,6 +84,8 @@ def read(
     positions: Collection[int],
     *,
     device: str = "cpu",
+    threads: int | None = None,
+    engine: Engine | None = None,
     on_progress: OnProgress = lambda done, total: None,
 ) -> None:
     """Read the tensors at `positions` that are not finished; `on_progress` is told of the bytes of those positions."""
@@ -92,14 +97,26 @@ def read(
         nbytes += more
         on_progress(max(nbytes, 0), wanted)
 
-    done = finished.tensors.keys() | (set(plan.positions) - set(positions))
+    left = set(positions) - finished.tensors.keys()
+    done = set(plan.positions) - left
     try:
-        for tensor in run(plan, device=device, done=done, on_bytes=tell):
+        if engine is not None:
+            tell(plan.nbytes - sum(plan.jobs[position].nbytes for position in left))
+            for rows in engine.run(plan, left, device, tell):
+                finished.add_rows(rows)
+                if finished.is_save_due:
+                    finished.save()
+            return
+        for tensor in run(plan, device=device, threads=threads, done=done, on_bytes=tell):
             finished.add(tensor)
             if finished.is_save_due:
                 finished.save()
     except KeyboardInterrupt:
         finished.save()
+        raise
+    except KinbaseError:
+        if engine is not None:  # a machine that could not do its part takes nothing from what others did
+            finished.save()
         raise
 
 

@@ -108,7 +108,7 @@ class Finished:
         self._unsaved: list[int] = []
         self._unsaved_sketches = np.zeros_like(self._sketches)
         self._saved_at, self._saving_took = time.monotonic(), 0.0
-        self._take(kept.rows())
+        self._take(kept.rows(), self._sketches)
 
     def add(self, tensor: TensorSums) -> None:
         """Take in the sums of one more tensor."""
@@ -123,26 +123,32 @@ class Finished:
             self._dots.put(tensor.position, tensor.dot)
         self.tensors[tensor.position] = replace(tensor, sketches=(), dot=NONE)
 
-    def _take(self, rows: Iterable[Row]) -> None:
+    def add_rows(self, rows: Sequence[Row]) -> None:
+        """Take in what another process finished, its sketches first; raises KinbaseError for rows of something else."""
+        self._unsaved += self._take(rows, self._unsaved_sketches)
+
+    def _take(self, rows: Iterable[Row], sketches: FloatArray) -> set[int]:
+        """Put rows in their places and add their sketches to `sketches`; the positions they are of."""
         covered: set[int] = set()
         try:
             for position, data in rows:
                 if position == SKETCHES:
-                    positions, sketches = _unpacked_sketches(data, self._sketches.shape)
+                    positions, more = _unpacked_sketches(data, sketches.shape)
                     if covered.issuperset(positions):
                         continue  # a saving that was interrupted, and done once more
                     if not covered.isdisjoint(positions):
                         raise ValueError("sketches of one tensor twice")
                     covered.update(positions)
-                    self._sketches += sketches
+                    sketches += more
                 elif position in covered:
                     self._put(_unpacked(data, position, self._plan, self._floats))
-            if covered != self.tensors.keys():
+            if not covered <= self.tensors.keys():
                 raise ValueError("sketches without their sums")
         except (ValueError, KeyError, TypeError, IndexError, zipfile.BadZipFile, RecursionError):
             raise KinbaseError(
                 f"{self._kept.where} holds sums that do not fit the tensors they are of: it is damaged"
             ) from None
+        return covered
 
     @property
     def is_save_due(self) -> bool:

@@ -77,7 +77,8 @@ def _measure(
         try:
             return measure(
                 store, base, members, new=len(new), hash_base=is_hashed, is_last=is_last,
-                begun=family.stored.begun, device=resolve_device(options.device), parts=options.parts,
+                begun=family.stored.begun, parts=options.parts, engine=options.engine,
+                device=options.device if options.engine else resolve_device(options.device),
                 on_progress=options.on_progress,
             )  # fmt: skip
         except (CheckpointError, OSError) as error:

@@ -7,7 +7,7 @@ storage agree; one that was changed or written anew between two parts is told by
 
 import heapq
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from hashlib import blake2b
 from itertools import pairwise
@@ -121,11 +121,13 @@ class Head:
         return head
 
 
-def split(plan: Plan, parts: int) -> list[list[int]]:
-    """The positions of each part: of all tensors, the largest first, each goes to the part with the fewest bytes."""
+def split(plan: Plan, parts: int, positions: Collection[int] | None = None) -> list[list[int]]:
+    """The positions of each part: of all tensors, or those at `positions`, the largest first, each goes to the part with
+    the fewest bytes."""
     loads = [(0, part) for part in range(parts)]
     chosen: list[list[int]] = [[] for _ in range(parts)]
-    for job in sorted(plan.jobs, key=lambda job: (-job.nbytes, job.position)):
+    wanted = plan.positions if positions is None else positions
+    for job in sorted((plan.jobs[i] for i in wanted), key=lambda job: (-job.nbytes, job.position)):
         nbytes, part = loads[0]
         chosen[part].append(job.position)
         heapq.heapreplace(loads, (nbytes + job.nbytes, part))

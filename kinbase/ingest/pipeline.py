@@ -53,6 +53,8 @@ def import_sources(
     finally:
         for source in opened:
             source.close()
+        if options.engine is not None:
+            options.engine.close()
 
 
 def _measure(store: Store, placement: Placement, options: ImportOptions) -> Measured | Sampled:

@@ -15,6 +15,7 @@ from kinbase.checkpoint.open import Opened, Tell
 from kinbase.errors import UsageError
 
 if TYPE_CHECKING:  # the pass costs half a second of imports, which records alone need not pay
+    from kinbase.ingest.engine import Engine
     from kinbase.ingest.part_files import PartFiles
     from kinbase.kinship.sampling import Sample
     from kinbase.kinship.sums import FamilySums
@@ -30,7 +31,7 @@ class ImportOptions:
     `base` is a model or a source; `name` renames the only source. Kinship is estimated from the share `sample` of
     the bytes, until its error is below `stderr`, in place of being measured; weights elsewhere are read and not kept
     if `is_streamed`. With `is_sketched` the sources are read and nothing else: they meet all others by sketches. With
-    `parts` their family was measured before: no weights are read.
+    `parts` their family was measured before: no weights are read. An `engine` reads families in place of this process.
     `on_progress` is told bytes, `log` what else is going on.
     """
 
@@ -44,6 +45,7 @@ class ImportOptions:
     is_streamed: bool = False
     is_sketched: bool = False
     parts: "PartFiles | None" = None
+    engine: "Engine | None" = None
     on_progress: OnProgress = lambda done, total: None
     log: Tell = lambda what, done, total: None
 
@@ -52,6 +54,9 @@ class ImportOptions:
             raise UsageError("--sketch reads the weights once, for kinship: it goes with no other depth")
         if self.is_metadata_only + self.is_streamed + (self.sample is not None) > 1:
             raise UsageError("--metadata-only, --sample and --stream are different depths: choose one")
+        is_measured = self.is_compared and self.depth in ("whole", "stream")
+        if self.engine is not None and not is_measured:
+            raise UsageError("--engine measures all weights of a family: it goes with no other depth")
         if self.sample is not None and not 0 < self.sample < 1:
             raise UsageError(f"--sample takes a share of the bytes between 0 and 1, not {self.sample:g}")
         if self.stderr is not None and (self.sample is None or self.stderr <= 0):
