@@ -83,18 +83,73 @@ def load(text: str, where: str) -> list[object]:
 
 
 def _documents(text: str) -> list[object]:
-    documents: list[object] = []
-    anchors: dict[str, tuple[object, int, int]] = {}
-    stack: list[_Node] = []
-    nodes = 0
+    building = _Building()
+    for event in yaml.parse(_SURROGATES.sub("\ufffd", text), Loader=_EVENTS):
+        building.take(event)
+        if building.nodes > MAX_NODES:
+            raise _RefusedError(f"more than {MAX_NODES:,} nodes once its aliases are expanded")
+    return building.documents
 
-    def put(value: object, size: int, height: int) -> None:
-        if len(stack) + height > MAX_DEPTH:
+
+class _Building:
+    """The documents as far as their events have come."""
+
+    def __init__(self) -> None:
+        self.documents: list[object] = []
+        self.nodes = 0
+        self._anchors: dict[str, tuple[object, int, int]] = {}
+        self._stack: list[_Node] = []
+
+    def take(self, event: events.Event) -> None:
+        """The next event. Raises _RefusedError for what no document of ours needs."""
+        if isinstance(event, events.DocumentStartEvent):
+            self._anchors.clear()
+        elif isinstance(event, events.AliasEvent):
+            if event.anchor not in self._anchors:
+                raise _RefusedError(f"the alias *{event.anchor[:40]} names nothing that is complete")
+            self._put(*self._anchors[event.anchor])
+            self.nodes += self._anchors[event.anchor][1]
+        elif isinstance(event, events.CollectionStartEvent):
+            self._begin({} if isinstance(event, events.MappingStartEvent) else [], event)
+        elif isinstance(event, events.CollectionEndEvent):
+            self._end()
+        elif isinstance(event, events.ScalarEvent):
+            self._scalar(event)
+
+    def _begin(self, value: "dict[str, object] | list[object]", event: events.CollectionStartEvent) -> None:
+        _check_tag(event.tag)
+        self._stack.append(_Node(value, event.anchor))
+        self.nodes += 1
+        if len(self._stack) > MAX_DEPTH:
             raise _RefusedError(f"deeper than {MAX_DEPTH} levels")
-        if not stack:
-            documents.append(value)
+
+    def _end(self) -> None:
+        node = self._stack.pop()
+        if isinstance(node.value, dict) and node.merged:
+            node.value = _merged(node.merged, node.value)
+        if node.anchor:
+            self._anchors[node.anchor] = (node.value, node.size, node.height)
+        self._put(node.value, node.size, node.height)
+
+    def _scalar(self, event: events.ScalarEvent) -> None:
+        _check_tag(event.tag)
+        top = self._stack[-1] if self._stack else None
+        is_key = top is not None and isinstance(top.value, dict) and top.key is None
+        plain = event.style in (None, "") and not event.tag
+        value = _resolved(event.value) if plain and not is_key else event.value
+        self.nodes += 1
+        if event.anchor:
+            self._anchors[event.anchor] = (value, 1, 0)
+        self._put(value, 1, 0)
+
+    def _put(self, value: object, size: int, height: int) -> None:
+        """A whole value, into what is open: of so many nodes and levels."""
+        if len(self._stack) + height > MAX_DEPTH:
+            raise _RefusedError(f"deeper than {MAX_DEPTH} levels")
+        if not self._stack:
+            self.documents.append(value)
             return
-        node = stack[-1]
+        node = self._stack[-1]
         node.size += size
         node.height = max(node.height, height + 1)
         if isinstance(node.value, list):
@@ -109,41 +164,6 @@ def _documents(text: str) -> list[object]:
             else:
                 node.value[node.key] = value
             node.key = None
-
-    for event in yaml.parse(_SURROGATES.sub("\ufffd", text), Loader=_EVENTS):
-        if isinstance(event, events.DocumentStartEvent):
-            anchors.clear()
-        elif isinstance(event, events.AliasEvent):
-            if event.anchor not in anchors:
-                raise _RefusedError(f"the alias *{event.anchor[:40]} names nothing that is complete")
-            value, size, height = anchors[event.anchor]
-            nodes += size
-            put(value, size, height)
-        elif isinstance(event, events.CollectionStartEvent):
-            _check_tag(event.tag)
-            stack.append(_Node({} if isinstance(event, events.MappingStartEvent) else [], event.anchor))
-            nodes += 1
-            if len(stack) > MAX_DEPTH:
-                raise _RefusedError(f"deeper than {MAX_DEPTH} levels")
-        elif isinstance(event, events.CollectionEndEvent):
-            node = stack.pop()
-            if isinstance(node.value, dict) and node.merged:
-                node.value = _merged(node.merged, node.value)
-            if node.anchor:
-                anchors[node.anchor] = (node.value, node.size, node.height)
-            put(node.value, node.size, node.height)
-        elif isinstance(event, events.ScalarEvent):
-            _check_tag(event.tag)
-            is_key = bool(stack) and isinstance(stack[-1].value, dict) and stack[-1].key is None
-            plain = event.style in (None, "") and not event.tag
-            value = _resolved(event.value) if plain and not is_key else event.value
-            nodes += 1
-            if event.anchor:
-                anchors[event.anchor] = (value, 1, 0)
-            put(value, 1, 0)
-        if nodes > MAX_NODES:
-            raise _RefusedError(f"more than {MAX_NODES:,} nodes once its aliases are expanded")
-    return documents
 
 
 def _merged(others: list[dict[str, object]], own: dict[str, object]) -> dict[str, object]:

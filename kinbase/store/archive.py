@@ -113,7 +113,7 @@ def _put_tables(con: Connection, folder: str, prefix: str) -> dict[str, int]:
             con.execute(f"create or replace temp table {prefix}{table} as from raw.{table} limit 0")
         os.close(open_regular(inside(folder, f"{table}.parquet")))  # no pipe, and no link out of the folder
         file = as_pattern(folder) + f"/{table}.parquet"  # nor is it a partition
-        _check_size(con, file, os.path.getsize(Path(folder, f"{table}.parquet")))
+        _check_size(con, file, Path(folder, f"{table}.parquet").stat().st_size)
         con.execute(
             f"insert into {prefix}{table} by name from read_parquet($1, hive_partitioning = false)", [file]
         )
@@ -138,7 +138,9 @@ def _check_size(con: Connection, file: str, nbytes: int) -> None:
         f"select {lengths or 'count(*) * 0'} from read_parquet($1, hive_partitioning = false)", [file]
     ).fetchall()
     if (values or 0) > MOST + 16 * nbytes or length > 8 * MOST + 16 * nbytes:
-        raise KinbaseError(f"{Path(file).name} is far larger than its {nbytes:,} bytes: the export is refused")
+        raise KinbaseError(
+            f"{Path(file).name} is far larger than its {nbytes:,} bytes: the export is refused"
+        )
 
 
 def _go_on_numbering(con: Connection, folder: str) -> None:

@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 from kinbase.schema import scripts
 from kinbase.store import Connection, surface
 
-MODELS = ("model_id", "base_id", "a_id", "b_id", "child_id", "parent_id", "onto_id")
+MODELS = ("model_id", "base_id", "a_id", "b_id", "child_id", "parent_id", "onto_id", "same_id")
 """Columns that hold the id of a model."""
 MANY = ("parent_ids", "top_ids")
 """Columns that hold several."""
-OPTIONAL = {("model", "base_id"), ("offspring", "child_id"), ("estimate", "base_id")}
+OPTIONAL = {("model", "base_id"), ("model", "same_id"), ("offspring", "child_id"), ("estimate", "base_id")}
 """Columns of rows that say something without the id."""
 SEQUENCES = ("model", "run")
 

@@ -147,8 +147,7 @@ def _sums(
     chosen = random.Random(name).sample(list(sums), min(TENSORS, len(sums)))
     rows: list[Finding] = []
     checked = products = 0
-    for told in chosen:
-        tensor, position, total, square, numel, nonfinite = told
+    for tensor, position, total, square, numel, nonfinite in chosen:
         if nonfinite or total is None or square is None:
             continue
         at = place.get(id(floats[int(str(position)) - 1])) if int(str(position)) <= len(floats) else None
@@ -166,36 +165,19 @@ def _sums(
         )
         checked += 1
         length = float(np.sqrt(found[1] * max(found[3], 0.0))) if twin is not None else 0.0
-        if abs(found[0] - float(str(total))) > TOLERANCE * np.sqrt(mine.numel * found[1]) + 1e-30:
-            rows.append(
-                (
-                    name,
-                    f"sum of {tensor}",
-                    "contradicted",
-                    f"the files give {found[0]:.9g}, stored is {total:.9g}",
-                )
-            )
-        if abs(found[1] - float(str(square))) > TOLERANCE * found[1] + 1e-30:
-            rows.append(
-                (
-                    name,
-                    f"squares of {tensor}",
-                    "contradicted",
-                    f"the files give {found[1]:.9g}, stored is {square:.9g}",
-                )
-            )
+        compared = [
+            (f"sum of {tensor}", found[0], float(str(total)), np.sqrt(mine.numel * found[1])),
+            (f"squares of {tensor}", found[1], float(str(square)), found[1]),
+        ]
         stored = dots[int(str(position)) - 1] if dots and int(str(position)) <= len(dots) else None
         if twin is not None and stored is not None:
             products += 1
-            if abs(found[2] - stored) > TOLERANCE * length + 1e-30:
-                rows.append(
-                    (
-                        name,
-                        f"product with {other_name} in {tensor}",
-                        "contradicted",
-                        f"the files give {found[2]:.9g}, stored is {stored:.9g}",
-                    )
-                )
+            compared.append((f"product with {other_name} in {tensor}", found[2], stored, length))
+        rows += [
+            (name, what, "contradicted", f"the files give {ours:.9g}, stored is {told:.9g}")
+            for what, ours, told, scale in compared
+            if abs(ours - told) > TOLERANCE * scale + 1e-30
+        ]
     if not rows:
         verdict = "supported" if checked else "undecidable"
         with_other = f", {products} products with {other_name}" if products else ""
