@@ -16,6 +16,7 @@ models is then missing. All are rounded to bfloat16, float16 or float32. The jud
 import argparse
 import time
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -24,6 +25,8 @@ from kinbase.provenance.phylogeny.distances import Points
 from kinbase.provenance.phylogeny.merges import find_copies, judged
 from kinbase.provenance.recipes import verdict as verdicts
 from kinbase.provenance.recipes.by_depth import slerp_coefficients
+from kinbase.provenance.recipes.elements import Elements
+from kinbase.provenance.recipes.least_squares import BITS
 from kinbase.provenance.recipes.rounding import spacing, to_dtype
 
 LAYERS = 4
@@ -60,6 +63,7 @@ class Family:
     dtype: str
     size: float
     models: dict[str, Model] = field(default_factory=dict)
+    has_files: bool = True
 
     def rounded(self, weights: list[np.ndarray]) -> list[np.ndarray]:
         """Weights as stored."""
@@ -177,9 +181,16 @@ def points_of(family: Family, names: list[str]) -> Points:
     noise = np.array([[(spacing(w[t], family.dtype) ** 2).sum() / 12 for w in weights] for t in range(count)])
     zeros = np.array([[(w[t] == weights[0][t]).mean() for w in weights] for t in range(count)])
     numel = np.array([w.size for w in weights[0]], float)
+    group = np.repeat(np.arange(count), numel.astype(int))
+    whole = {n: np.concatenate(w) for n, w in zip(names, weights, strict=True)}
+
+    def sampled(child: str, base: str, candidates: Sequence[str]) -> Elements:
+        bits = np.full(len(whole[child]), BITS[family.dtype])
+        return Elements(whole[child], whole[base], {n: whole[n] for n in candidates}, bits, group)
+
     return Points(
         names, squared, sums, noise, numel, [family.dtype] * len(names), [None] * len(names), zeros=zeros, reference=0,
-        tensors=list(SHAPES),
+        tensors=list(SHAPES), sampler=sampled if family.has_files else None,
     )  # fmt: skip
 
 
@@ -207,13 +218,15 @@ def examined(seed: int, counts: Counter, *, talk: bool = False) -> None:
     names = [n for n in family.models if n not in missing]
     points = points_of(family, names)
     copies = find_copies(points, 0)
+    same = {names[copy]: names[original] for copy, original in copies.items()}
     judgement = judged(points, 0)
     for i, name in enumerate(names[1:], 1):
         model, finding = family.models[name], judgement.of(i)
         if finding is None or i in copies:
             continue
-        told = {p.parent: p for p in finding.parents}
+        told = {same.get(p.parent, p.parent): p for p in finding.parents}
         truth = told_by_those_here(family, name, missing) or model.parents or {}
+        truth = {same.get(parent, parent): share for parent, share in truth.items()}
         here = set(truth) <= set(names)
         decided = finding.verdict in MERGES
         if model.kind == "fine-tune":

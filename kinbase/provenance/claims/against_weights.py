@@ -177,7 +177,7 @@ def _held_unmade(
     if whole and (found.rho or 0) <= LIMIT and abs(found.nearest[0].coefficient - 1) < NO_PART:
         return "contradicted", f"nothing was merged: it is {parents[0]} but for rounding"
     if method not in CLOSED:
-        chosen = judge(stored.grams, stored.zeros)
+        chosen = judge(stored.grams, stored.zeros, model.sampler)
         if chosen.verdict == SELECTED:
             return "supported", f"{chosen.reason}; {numbers}"
         return "undecidable", f"{method} leaves no equation to hold it against; {numbers}"

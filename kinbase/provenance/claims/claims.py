@@ -6,12 +6,13 @@ out when it is asked for.
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 
 import numpy as np
 
 from kinbase.errors import KinbaseError
 from kinbase.provenance.recipes import stored_grams as grams
+from kinbase.provenance.recipes.elements import Sampler
 from kinbase.provenance.recipes.recipe import Recipe
 from kinbase.provenance.recipes.search import Family, Recipes, Screened
 from kinbase.query import sums as stored
@@ -70,6 +71,7 @@ class Model:
     claims: list[Claim]
     recipe: Callable[[], Recipe | None] = lambda: None
     screened: Callable[[], Screened] | None = None
+    sampler: Sampler | None = None
 
     def pairs(self) -> Iterable[list[int]]:
         """Whose inner products decide: among the model and its claimed parents, and among the candidates of its recipe.
@@ -101,8 +103,9 @@ def with_recipe(
 ) -> Model:
     """A model with its recipe yet to be worked out, if it is worth a `look`."""
     family = recipes.family
+    sampler = partial(recipes.reader.of, name, family.base)
     if not look:
-        return Model(name, model_id, base_id, family, claims)
+        return Model(name, model_id, base_id, family, claims, sampler=sampler)
 
     @cache
     def screened() -> Screened:
@@ -115,7 +118,7 @@ def with_recipe(
         except KinbaseError:
             return None
 
-    return Model(name, model_id, base_id, family, claims, recipe, screened)
+    return Model(name, model_id, base_id, family, claims, recipe, screened, sampler)
 
 
 def worth_a_recipe(totals: grams.Totals) -> set[str]:

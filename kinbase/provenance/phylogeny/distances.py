@@ -1,11 +1,12 @@
 """Models as points: the distances between their weights, and which of them are the same weights again."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
+from kinbase.provenance.recipes.elements import Elements
 from kinbase.provenance.recipes.least_squares import BITS, FloatArray
 
 ROUNDED = (0.5, 1.6)
@@ -24,7 +25,8 @@ class Points:
     `dtypes` are safetensors codes, `dates` in seconds where known. With `exact` false the distances are
     estimates, and neither copies nor merges are looked for. `bits` [T, N] are significant bits by tensor, where a
     model keeps several dtypes; `zeros` [T, N] the share of elements equal to those of the model at `reference`;
-    `tensors` are their names, by which blocks and layers are known.
+    `tensors` are their names, by which blocks and layers are known. `sampler` reads elements of a child, of the model that
+    changes are from, and of candidates, all by name.
     """
 
     names: list[str]
@@ -39,6 +41,7 @@ class Points:
     zeros: FloatArray | None = None
     reference: int | None = None
     tensors: list[str] | None = None
+    sampler: "Callable[[str, str, Sequence[str]], Elements | None] | None" = None
 
     def of(self, rows: Sequence[int]) -> "Points":
         """Some of the models."""

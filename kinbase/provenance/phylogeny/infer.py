@@ -23,6 +23,7 @@ from kinbase.ingest.steps import OnProgress as Report
 from kinbase.provenance.phylogeny.distances import Points
 from kinbase.provenance.phylogeny.merges import Family, infer_family
 from kinbase.provenance.recipes.least_squares import BITS, FloatArray
+from kinbase.provenance.recipes.sampled_elements import ElementReader
 from kinbase.query import sums as stored_sums
 from kinbase.query.kinship import ENOUGH
 from kinbase.store import Connection, Store
@@ -89,8 +90,9 @@ def infer(
     found: list[Family] = []
     for group, base in _groups(stored):
         for measured in _measure(store, group, base, quick, device, report, notes):
+            reader = ElementReader({m.name: m for m in group}, measured.points.names[0])
             for cluster in clusters(measured):
-                part = measured.points.of(cluster)
+                part = replace(measured.points.of(cluster), sampler=reader.of)
                 if blind:
                     part = replace(part, dates=[None] * len(cluster))
                 known = cluster.index(measured.base) if measured.base in cluster and not blind else None

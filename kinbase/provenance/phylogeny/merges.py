@@ -13,6 +13,7 @@ import numpy as np
 from kinbase.provenance.phylogeny.distances import SAME, Points, find_copies
 from kinbase.provenance.phylogeny.tree_search import MODEL, Model, Tree, hung
 from kinbase.provenance.recipes import verdict as verdicts
+from kinbase.provenance.recipes.elements import Sampler
 from kinbase.provenance.recipes.judgement import Judgement, plausibility
 from kinbase.provenance.recipes.least_squares import BITS, LIMIT, Grams
 
@@ -31,7 +32,14 @@ LEAST_SHARE = 0.02
 SMALL = 500
 """A tensor of fewer elements has no say in how cosines vary from tensor to tensor."""
 
-CONFIDENCE = {"merge": 0.96, "undecided": 0.8, "selected": 0.85, "quantized": 0.97, "duplicate": 0.5}
+CONFIDENCE = {
+    "merge": 0.96,
+    "undecided": 0.8,
+    "selected": 0.85,
+    "elements": 0.98,
+    "quantized": 0.97,
+    "duplicate": 0.5,
+}
 """Of edges that rounding floors decide, by their share of right ones in generated families; the direction of
 equal weights of one dtype is not decidable."""
 
@@ -198,13 +206,19 @@ def judged(points: Points, root: int) -> Judgement:
         zeros = None
         if points.zeros is not None and points.reference == root:
             zeros = points.zeros[:, [*others, child]]
-        return verdicts.judge(grams_of(points, root, child, others), zeros)
+        return verdicts.judge(grams_of(points, root, child, others), zeros, sampler_of(points, root, child))
 
     def fit(child: int, others: list[int]) -> verdicts.Finding:
         return verdicts.fitted(grams_of(points, root, child, others), range(len(others)))
 
     ids = {name: i for i, name in enumerate(points.names) if i != root}
     return Judgement(read, fit, lambda child: [i for i in ids.values() if i != child], ids)
+
+
+def sampler_of(points: Points, root: int, child: int) -> Sampler | None:
+    """What reads elements of a child and its candidates; None where nothing can be read."""
+    read = points.sampler
+    return None if read is None else lambda names: read(points.names[child], points.names[root], names)
 
 
 def _descends(merges: dict[int, Merge], child: int, origin: int) -> bool:
@@ -219,6 +233,8 @@ def _told(points: Points, root: int, child: int, finding: verdicts.Finding) -> M
     sure = finding.verdict in verdicts.MERGES
     if finding.verdict == verdicts.SELECTED:
         kind, words = "selected", "elements of its parents' changes, others left out"
+        if finding.explained is not None:
+            kind, words = "elements", f"{words}: they make {finding.explained:.1%} of those sampled"
     elif sure:
         kind, words = (
             "merge",
@@ -234,7 +250,8 @@ def _told(points: Points, root: int, child: int, finding: verdicts.Finding) -> M
     parents = {at[p.parent]: p.coefficient for p in listed if abs(p.coefficient) >= LEAST_SHARE}
     if len(parents) == 1 and LEAST_SHARE < next(iter(parents.values())) < 1 - LEAST_SHARE and sure:
         parents[root] = 1 - next(iter(parents.values()))
-    return Merge(parents, CONFIDENCE[kind], words) if len(parents) > 1 else None
+    alone = finding.explained is not None  # elements of one parent, others left out
+    return Merge(parents, CONFIDENCE[kind], words) if len(parents) > 1 or (parents and alone) else None
 
 
 def _is_plain(points: Points, root: int, child: int, finding: verdicts.Finding) -> bool:

@@ -83,7 +83,8 @@ class Finding:
     residual / expected. `condition` is the condition number of the parents' Gram matrix, columns scaled to one
     length. `base` is the base's weight in the sum of raw weights. `nearest` is the best combination found where
     it is not a recipe. `gradient` has the coefficients by depth. `opposed` is the lowest cosine between two parents'
-    changes: fine-tunes of one base are hardly ever opposed.
+    changes: fine-tunes of one base are hardly ever opposed. `explained` is the share of sampled elements that the parents'
+    changes make, each in or out, where that was looked at.
     """
 
     verdict: str
@@ -102,6 +103,7 @@ class Finding:
     gradient: Gradient | None = None
     errors: FloatArray | None = None
     opposed: float | None = None
+    explained: float | None = None
     notes: list[str] = field(default_factory=list)
 
 

@@ -69,6 +69,8 @@ def plausibility(finding: Finding | None) -> Reading:
         and not any(p.coefficient < 0 for p in finding.nearest)
     ):
         return LIKELY, off(finding)
+    if finding.verdict == SELECTED and finding.explained is not None:
+        return AVERAGE, 1 - finding.explained  # element by element nothing but its parents makes it
     if finding.verdict == SELECTED:
         return SELECTION, finding.residual or 0.0
     if finding.verdict in (TRAINED, ONWARD):
@@ -189,7 +191,7 @@ class Judgement:
 
     def _in_circle(self, model: int, finding: Finding, below: frozenset[int]) -> set[int]:
         """Parents of an average that are themselves read as averages of it, and do worse without it than it without them."""
-        if plausibility(finding)[0] != AVERAGE:
+        if plausibility(finding)[0] != AVERAGE or finding.explained is not None:
             return set()
         found = set()
         for parent in self._involved(finding):

@@ -10,6 +10,7 @@ No checkpoint is read whose sums are stored.
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
+from functools import partial
 
 import numpy as np
 
@@ -21,6 +22,7 @@ from kinbase.provenance.recipes import stored_grams as grams
 from kinbase.provenance.recipes.judgement import Judgement
 from kinbase.provenance.recipes.least_squares import EXACT, LIMIT, find_parents, step_gains
 from kinbase.provenance.recipes.recipe import Recipe
+from kinbase.provenance.recipes.sampled_elements import ElementReader
 from kinbase.provenance.recipes.verdict import (
     ADAPTER,
     COPY,
@@ -241,19 +243,25 @@ def load(con: Connection, base_id: int, base: str) -> Family:
                   sums.covered(con, base_id), lacking)  # fmt: skip
 
 
-def from_stored(con: Connection, family: Family, screened: Screened) -> Recipe:
-    """The recipe by what is stored, descendants and all; raises KinbaseError when no tensor is common to all candidates."""
+def from_stored(
+    con: Connection, family: Family, screened: Screened, reader: ElementReader | None = None
+) -> Recipe:
+    """The recipe by what is stored, descendants and all, and by elements that the `reader` reads where sums do not tell.
+
+    Raises KinbaseError when no tensor is common to all candidates.
+    """
     name, child_id, short = family.sums.names[screened.child_id], screened.child_id, screened.short
     stored = grams.read(con, family.sums, child_id, short)
     if stored is None:
         raise KinbaseError(f"{name} shares no whole tensor with all its candidates: name fewer with --among")
-    finding = judge(stored.grams, stored.zeros)
+    sampler = None if reader is None else partial(reader.of, name, family.base)
+    finding = judge(stored.grams, stored.zeros, sampler)
     if stored.coverage < 0.999:
         # A candidate of another shape takes tensors away from everybody: only those that matter stay.
         kept = {p.parent for p in (*finding.parents, *finding.nearest)}
         again = grams.read(con, family.sums, child_id, [i for i in short if family.sums.names[i] in kept])
         if again is not None and again.coverage > stored.coverage:
-            stored, finding = again, judge(again.grams, again.zeros)
+            stored, finding = again, judge(again.grams, again.zeros, sampler)
     notes = list(screened.notes)
     if family.base in stored.lacking:
         notes.append(
@@ -286,6 +294,7 @@ class Recipes:
         self._screened: dict[int, list[int]] = {}
         ids = {family.sums.names[i]: i for i in family.born}
         self.judgement = Judgement(self._finding, self._fit, self._candidates, ids)
+        self.reader = ElementReader({m.name: m for m in naming.members(con)}, family.base)
 
     def of(self, model_id: int) -> Recipe:
         """A model's recipe; KinbaseError when no tensor is common to it and its candidates."""
@@ -304,7 +313,9 @@ class Recipes:
 
     def read_among(self, model_id: int, ids: Sequence[int]) -> Recipe:
         """A model's recipe from just these candidates, whatever the others say."""
-        return from_stored(self._con, self.family, self.family.screened(model_id, ids)).with_base()
+        return from_stored(
+            self._con, self.family, self.family.screened(model_id, ids), self.reader
+        ).with_base()
 
     def _candidates(self, model_id: int) -> list[int]:
         if model_id not in self._screened:
@@ -319,7 +330,9 @@ class Recipes:
         key = model_id, without
         if key not in self._read_so_far:
             ids = [i for i in self._candidates(model_id) if i not in without]
-            self._read_so_far[key] = from_stored(self._con, self.family, self.family.screened(model_id, ids))
+            self._read_so_far[key] = from_stored(
+                self._con, self.family, self.family.screened(model_id, ids), self.reader
+            )
         return self._read_so_far[key]
 
     def _finding(self, model_id: int, without: frozenset[int]) -> Finding | None:

@@ -23,6 +23,7 @@ from itertools import combinations, islice
 import numpy as np
 from numpy.typing import NDArray
 
+from kinbase.provenance.recipes.elements import Sampler
 from kinbase.provenance.recipes.intervals import (
     ADAPTER,
     COPY,
@@ -57,7 +58,7 @@ from kinbase.provenance.recipes.least_squares import (
 from kinbase.provenance.recipes.partial_merges import trained_from, trained_from_merge
 from kinbase.provenance.recipes.quantised_copy import quantised_from
 from kinbase.provenance.recipes.rounding import Population, bends
-from kinbase.provenance.recipes.selection import selection
+from kinbase.provenance.recipes.selection import by_elements, selection
 
 __all__ = [
     "ADAPTER", "COPY", "MERGE", "MERGES", "NONE", "ONWARD", "SELECTED", "TRAINED", "UNDECIDABLE", "UNRELATED",
@@ -95,11 +96,18 @@ HALF = 0.5
 """Residual of positive parents below which they are more than siblings: something of them is in it."""
 
 
-def judge(grams: Grams, zeros: FloatArray | None = None) -> Finding:
-    """The verdict on a child from its sums and its candidates'.
+def judge(grams: Grams, zeros: FloatArray | None = None, sampler: Sampler | None = None) -> Finding:
+    """The verdict on a child from its sums and its candidates', and from sampled elements where sums do not make it a merge.
 
     `zeros` [T, M + 1] is the share of elements equal to the base's, of each candidate and, last, of the child.
     """
+    finding = _judge_by_sums(grams, zeros)
+    if sampler is None or finding.verdict in (COPY, ADAPTER, UNRELATED):
+        return finding
+    return by_elements(grams, zeros, finding, sampler) or finding
+
+
+def _judge_by_sums(grams: Grams, zeros: FloatArray | None) -> Finding:
     sumsq = float(grams.sumsq.sum())
     if sumsq == 0:
         return Finding(COPY, "not a weight differs from the base's", 0.0, None)
