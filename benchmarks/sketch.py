@@ -124,6 +124,7 @@ KINDS = {
 
 def sketch_of(change: Vector, seed: int) -> np.ndarray:
     """The sketch of a change, with the hash of another seed."""
+    from kinbase.checkpoint import FLOAT_DTYPES
     from kinbase.checkpoint.digest import SPAN
     from kinbase.kinship import sketch as sketching
 
@@ -133,7 +134,12 @@ def sketch_of(change: Vector, seed: int) -> np.ndarray:
         tensor = sketching.TensorSketch(f"seed {seed} {name}", len(flat))
         for start in range(0, len(flat), SPAN):
             tensor.weigh(
-                memoryview(flat[start : start + SPAN]).cast("B"), start, "F32", buffers, 0, np.zeros(3)
+                memoryview(flat[start : start + SPAN]).cast("B"),
+                start,
+                FLOAT_DTYPES.index("F32"),
+                buffers,
+                0,
+                np.zeros(3),
             )
             tensor.flush(buffers, 0)
         tensor.pour(total)

@@ -31,7 +31,7 @@ Row = tuple[int, bytes]
 SKETCHES = -1
 """The position of sums of sketches; rows of it come before the others."""
 
-ALGORITHM = "4"
+ALGORITHM = "5"
 """Changes when the pass would give other sums, or keep them otherwise: kept ones of an older version are not used."""
 
 KEEP_EVERY = 30.0

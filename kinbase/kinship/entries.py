@@ -18,7 +18,7 @@ from numba.extending import intrinsic
 from kinbase.checkpoint.digest import LEAF
 from kinbase.kinship import sketch_kernels
 from kinbase.kinship.kernels import add_tile, compiled
-from kinbase.kinship.layout import BUCKETS, CELL, INTERVAL, LANE, LEAVES, PADDING, STATE
+from kinbase.kinship.layout import BUCKETS, CELL, CODES, INTERVAL, LANE, LEAVES, PADDING, STATE
 
 _i8, _i4, _u8 = types.int64, types.int32, types.uint64
 
@@ -95,9 +95,9 @@ def _weigh(where, nbytes, start, n, code, key, signs, spare, window, placed, sma
 
 
 def weigh(frame):
-    """where, nbytes, start, n, code, key, signs, len, spare, window, len, placed, smallest and fraction [2, 6], sums [3]."""
+    """where, nbytes, start, n, code, key, signs, len, spare, window, len, placed, smallest and fraction [2, CODES], sums [3]."""
     f = carray(frame, (14,))
-    steps = _f64s(f[12], 2, 6)
+    steps = _f64s(f[12], 2, CODES)
     _weigh(
         f[0], f[1], f[2], f[3], f[4], f[5], _u32(f[6], f[7]), _f32(f[8], CELL + 1), _f32(f[9], f[10]), f[11],
         steps[0, f[4]], steps[1, f[4]], _f64(f[13], 3),
@@ -146,14 +146,14 @@ def span(frame):
 
     Returns 0, or the number (from 1) of the lane that ended early. The frame: the buffers [8]; first, start, stop, step;
     lanes [L, LANE], L; intervals [C, INTERVAL], C, their members [C, N]; codes, direct; stats, sums [C, N],
-    sumsq [C, N], dot; states; signs, len; spare; smallest and fraction [2, 6]; moments [L, 4, 3]; digests [L, 4, 2].
+    sumsq [C, N], dot; states; signs, len; spare; smallest and fraction [2, CODES]; moments [L, 4, 3]; digests [L, 4, 2].
     """
     f = carray(frame, (30,))
     first, start, stop, step = f[8], f[9], f[10], f[11]
     lanes = carray(_pointer(f[12]), (f[13], LANE), np.int64)
     intervals = carray(_pointer(f[14]), (f[15], INTERVAL), np.int64)
     n, stride = f[1] - 1, f[2]
-    signs, spare, steps = _u32(f[24], f[25]), _f32(f[26], CELL + 1), _f64s(f[27], 2, 6)
+    signs, spare, steps = _u32(f[24], f[25]), _f32(f[26], CELL + 1), _f64s(f[27], 2, CODES)
     moments = carray(_pointer(f[28]), (f[13], LEAVES, 3), np.float64)
     digests = carray(_pointer(f[29]), (f[13], LEAVES, 2), np.uint64)
     at = start
@@ -177,16 +177,16 @@ def span(frame):
                     if got <= 0:
                         return k + 1
                     done += got
+            leaf = (at - first) // LEAF
+            if lane[7]:
+                window = _f32(lane[10], BUCKETS + CELL)
+                _weigh(
+                    to, size, at, count, lane[4], lane[8], signs, spare, window, lane[9],
+                    steps[0, lane[4]], steps[1, lane[4]], moments[k, leaf],
+                )  # fmt: skip
             if lane[6]:
                 state = f[23] + lane[5] * STATE
-                leaf = (at - first) // LEAF
                 _update(state, to, _u8(size))
-                if lane[7]:
-                    window = _f32(lane[10], BUCKETS + CELL)
-                    _weigh(
-                        to, size, at, count, lane[4], lane[8], signs, spare, window, lane[9],
-                        steps[0, lane[4]], steps[1, lane[4]], moments[k, leaf],
-                    )  # fmt: skip
                 if (at + count) % LEAF == 0 or at + count == lane[2]:
                     low, high = _digest(state)
                     digests[k, leaf, 0], digests[k, leaf, 1] = low, high

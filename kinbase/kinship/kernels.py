@@ -4,8 +4,8 @@ One call takes the same elements of every checkpoint of a family as raw little-e
 decodes them block by block into deltas that stay in the first- and second-level caches, and adds their
 sums and products, all in float64, to the caller's arrays. It holds no GIL.
 
-Deltas of 16- and 8-bit floats are kept as float32: their differences are exact there unless the two
-weights are 2**13 apart in size, and right to 2**-24 always. All others are kept as float64.
+Deltas of 16- and 8-bit floats, and of what is dequantised, are kept as float32: a difference is right to 2**-24 there, and
+of the first exact unless the two weights are 2**13 apart in size. All others are kept as float64.
 
 Only the order of additions is loose (`reassoc`, `contract`): without that no sum is vectorised. `nnan`
 and `ninf` stay off, because a non-finite delta must come out as one. Numba cannot read annotations:
@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from kinbase.kinship.layout import BF16, PADDING
+from kinbase.kinship.layout import BF16, PADDING, ROUNDED
 
 compiled: Any = njit(
     nogil=True, error_model="numpy", boundscheck=False, fastmath={"reassoc", "contract", "nsz"}
@@ -78,7 +78,7 @@ def _decode64(raw8, raw16, raw32, raw64, start, n, code, spare, out):
         wide = raw64[start : start + n]
         for k in range(n):
             out[k] = wide[k]
-    elif code == 1:
+    elif code == 1 or code == ROUNDED:
         single = raw32[start : start + n]
         for k in range(n):
             out[k] = np.float64(single[k])
@@ -277,7 +277,7 @@ def _gram(deltas, n, members, fresh, sums, sumsq, dot):
 
 
 @compiled
-def _add_narrow(raw8, raw16, at, stop, codes, members, fresh, block, found, stats, sums, sumsq, dot):
+def _add_narrow(raw8, raw16, raw32, at, stop, codes, members, fresh, block, found, stats, sums, sumsq, dot):
     """Add float32 deltas; returns where it stopped: at `stop`, or at a block with one that is not finite.
 
     Rows of `block`: the base, one spare, the deltas. `found` holds their largest magnitudes and zeros.
@@ -286,12 +286,19 @@ def _add_narrow(raw8, raw16, at, stop, codes, members, fresh, block, found, stat
     base, spare, deltas = block[0], block[1], block[2:]
     while at < stop:
         n = min(length - at % length, stop - at)
-        decode32(raw8[0], raw16[0], at, n, codes[0], base)
+        if codes[0] == ROUNDED:
+            single = raw32[0, at : at + n]
+            for k in range(n):
+                base[k] = single[k]
+        else:
+            decode32(raw8[0], raw16[0], at, n, codes[0], base)
         finite = True
         for a in range(len(members)):
             row = members[a] + 1
             if codes[row] == BF16:
                 found[0, a], found[1, a] = _subtract_bf16(raw16[row], base, at, n, deltas[a])
+            elif codes[row] == ROUNDED:
+                found[0, a], found[1, a] = _subtract32(raw32[row, at : at + n], base, n, deltas[a])
             else:
                 decode32(raw8[row], raw16[row], at, n, codes[row], spare)
                 found[0, a], found[1, a] = _subtract32(spare, base, n, deltas[a])
@@ -338,13 +345,26 @@ def add_tile(
     raw8, raw16, raw32, raw64, start, stop, codes, direct, members, fresh, narrow, block32, found, block64,
     stats, sums, sumsq, dot,
 ):  # fmt: skip
-    """Add elements start..stop of the rows; see `cpu.CpuTiles.add`. `narrow`: all are of 16 or 8 bits, none a delta."""
+    """Add elements start..stop of the rows; see `cpu.CpuTiles.add`. `narrow`: all are of few bits or ROUNDED, none a delta."""
     length = block32.shape[1] - PADDING
     end = stop
     while start < stop:
         if narrow:
             start = _add_narrow(
-                raw8, raw16, start, stop, codes, members, fresh, block32, found, stats, sums, sumsq, dot
+                raw8,
+                raw16,
+                raw32,
+                start,
+                stop,
+                codes,
+                members,
+                fresh,
+                block32,
+                found,
+                stats,
+                sums,
+                sumsq,
+                dot,
             )
             end = min(start + length - start % length, stop)
         if start < end:

@@ -24,15 +24,16 @@ class LaneReader:
         if not lane.hashed:
             return
         end = start + len(raw) // lane.width
-        self._hasher.update(raw)
+        if lane.is_digested:
+            self._hasher.update(raw)
         if lane.label:
             leaves = part.weights[lane.slot]
             if start % LEAF == 0:
                 leaves.append(np.zeros(3))
             sketch = part.piece.sketches[lane.slot]
-            sketch.weigh(raw, start, lane.tensor.dtype, self._buffers, lane.slot, leaves[-1])
+            sketch.weigh(raw, start, lane.code, self._buffers, lane.slot, leaves[-1])
             if end % SPAN == 0 or end == lane.numel:
                 sketch.flush(self._buffers, lane.slot)
-        if end % LEAF == 0 or end == lane.numel:
+        if lane.is_digested and (end % LEAF == 0 or end == lane.numel):
             part.leaves[lane.slot].append(self._hasher.digest())
             self._hasher.reset()

@@ -2,12 +2,21 @@
 
 import numpy as np
 
-from kinbase.checkpoint import FLOAT_DTYPES
+from kinbase.checkpoint import DTYPE_BYTES, FLOAT_DTYPES, Tensor
 
 BF16 = FLOAT_DTYPES.index("BF16")
 
 NARROW = FLOAT_DTYPES.index("F16")
 """The dtype codes from here on are those of 16 and 8 bits."""
+
+ROUNDED = len(FLOAT_DTYPES)
+"""The code of float32 that was dequantised: its grid is coarser than float32 by far, which is room enough for its deltas
+and for the sums of a cell, as it is for 16 and 8 bits."""
+
+CODES = ROUNDED + 1
+
+WIDTHS = (*(DTYPE_BYTES[dtype] for dtype in FLOAT_DTYPES), 4)
+"""Bytes of an element by its code."""
 
 PADDING = 16
 """Elements between rows: rows a multiple of 4 KiB apart would share one set of the first-level cache."""
@@ -47,3 +56,10 @@ ROW = np.uint64(16 * STARTS + PAIRS)
 
 GRAIN = 1.5 * 2.0**12
 """Adding it in float64 rounds to multiples of 2**-40, whose sums below 2**12 are exact, so in any order equal."""
+
+
+def code_of(tensor: Tensor) -> int:
+    """What the kernels know a tensor's elements by: its dtype's position in FLOAT_DTYPES, 0 where it is not there; or ROUNDED."""
+    if tensor.grid is not None and tensor.dtype == "F32":
+        return ROUNDED
+    return FLOAT_DTYPES.index(tensor.dtype) if tensor.dtype in FLOAT_DTYPES else 0

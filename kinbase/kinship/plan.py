@@ -11,6 +11,7 @@ from kinbase.checkpoint import DTYPE_BYTES, FLOAT_DTYPES, Checkpoint, Tensor
 from kinbase.checkpoint.alignment import labels, meet
 from kinbase.checkpoint.digest import LEAF, model_digest
 from kinbase.checkpoint.names import bare
+from kinbase.kinship.layout import code_of
 
 if TYPE_CHECKING:
     from kinbase.kinship.sums import TensorSums
@@ -30,6 +31,16 @@ class Lane:
     width: int
     label: str = ""
 
+    @property
+    def is_digested(self) -> bool:
+        """Whether its bytes are hashed as they are read: what is dequantised is hashed as it is stored, among the blobs."""
+        return self.hashed and self.tensor.grid is None
+
+    @property
+    def code(self) -> int:
+        """`layout.code_of` its tensor."""
+        return code_of(self.tensor)
+
 
 @dataclass(frozen=True, slots=True)
 class Interval:
@@ -45,8 +56,7 @@ class Job:
     """One tensor of all checkpoints.
 
     `cuts` [N] is the number of aligned elements, 0 where a member lacks the tensor; `unlisted` [N] says
-    which members are adapters that leave it alone; `codes` [N + 1] are the dtypes of the rows, as
-    positions in FLOAT_DTYPES.
+    which members are adapters that leave it alone; `codes` [N + 1] are those of the rows' lanes.
     """
 
     position: int
@@ -130,8 +140,7 @@ class Plan:
         intervals = []
         if cuts.any():
             for lane in lanes:
-                if lane.tensor.dtype in FLOAT_DTYPES:
-                    codes[lane.slot] = FLOAT_DTYPES.index(lane.tensor.dtype)
+                codes[lane.slot] = lane.code
         for stop in np.unique(cuts[cuts > 0]):
             active = np.flatnonzero(cuts >= stop)
             intervals.append(Interval(int(stop), active, int(np.searchsorted(active, self.new))))

@@ -22,9 +22,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kinbase.checkpoint import DTYPE_BYTES, FLOAT_DTYPES
 from kinbase.kinship import native
-from kinbase.kinship.layout import BUCKETS, CELL, ROW
+from kinbase.kinship.layout import BUCKETS, CELL, ROW, WIDTHS
 
 SEED = 0
 SCHEME = f"block-countsketch-3 k={BUCKETS} cell={CELL} seed={SEED}"
@@ -41,9 +40,12 @@ GROUPS = 16
 """Parts of a sketch left out in turn to see how far its estimates spread."""
 
 STEPS = np.array(
-    [[2.0**-power for power in (1022, 126, 14, 126, 6, 14)], [4.0**-bits for bits in (52, 23, 10, 7, 3, 2)]]
+    [
+        [2.0**-power for power in (1022, 126, 14, 126, 6, 14, 126)],
+        [4.0**-bits for bits in (52, 23, 10, 7, 3, 2, 23)],
+    ]
 )
-"""By dtype: the smallest normal number, and the squared distance from 1 to the next number."""
+"""By code: the smallest normal number, and the squared distance from 1 to the next number."""
 
 FloatArray = NDArray[np.float64]
 
@@ -93,19 +95,19 @@ class TensorSketch:
         self._lock = threading.Lock()
 
     def weigh(
-        self, raw: memoryview, start: int, dtype: str, buffers: "Buffers", slot: int, sums: FloatArray
+        self, raw: memoryview, start: int, code: int, buffers: "Buffers", slot: int, sums: FloatArray
     ) -> None:
         """Take elements from `start` on, `raw` holding their bytes, of which `slot` says whose they are.
 
-        Added to `sums` [3]: MOMENTS. What a span holds stays in the buffers until `flush`. 16- and 8-bit
-        elements are added in float32 within a cell, others in float64; a cell's sums always in float64.
+        `code` is what the kernels know them by (`layout.code_of`). Added to `sums` [3]: MOMENTS. What a span holds stays
+        in the buffers until `flush`. 16- and 8-bit elements, and what is dequantised, are added in float32 within a cell,
+        others in float64; a cell's sums always in float64.
         """
-        code = FLOAT_DTYPES.index(dtype)
         window = self.window(buffers, slot)
         data = np.frombuffer(raw, np.uint8)
         signs = signs_table()
         native.call(
-            "weigh", native.address(data), len(data), start, len(data) // DTYPE_BYTES[dtype], code, self.key,
+            "weigh", native.address(data), len(data), start, len(data) // WIDTHS[code], code, self.key,
             native.address(signs), len(signs), native.address(buffers.spare), native.address(window), len(window), self.is_small,
             native.address(STEPS), native.address(sums),
         )  # fmt: skip

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from kinbase.checkpoint import DTYPE_BYTES, FLOAT_DTYPES, Checkpoint, Tensor
 from kinbase.checkpoint.alignment import labels, meet
 from kinbase.checkpoint.digest import SPAN
+from kinbase.kinship.layout import code_of
 from kinbase.kinship.sketch import Buffers, TensorSketch, empty
 
 
@@ -66,7 +67,7 @@ def _stretch(tensor: Tensor, label: str, start: int, end: int) -> tuple[NDArray[
         stop = min(end, (start // SPAN + 1) * SPAN)
         raw = memoryview(bytearray((stop - start) * width))
         tensor.read(start * width, raw)
-        sketch.weigh(raw, start, tensor.dtype, buffers, 0, moments)
+        sketch.weigh(raw, start, code_of(tensor), buffers, 0, moments)
         sketch.flush(buffers, 0)
         start = stop
     total = empty()

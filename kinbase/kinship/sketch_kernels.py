@@ -13,7 +13,7 @@ from numba import njit
 
 from kinbase.checkpoint.digest import LEAF
 from kinbase.kinship.kernels import compiled, decode32
-from kinbase.kinship.layout import BF16, BUCKETS, CELL, GRAIN, NARROW, PAIRS, ROOM, ROW, STARTS
+from kinbase.kinship.layout import BF16, BUCKETS, CELL, GRAIN, NARROW, PAIRS, ROOM, ROUNDED, ROW, STARTS
 
 
 @compiled
@@ -141,11 +141,12 @@ def weigh(
             )
         else:
             spare[0] = spare[lead + m] = np.float32(0)  # beside a pair that is cut
-            if code >= NARROW:
-                decode32(raw8, raw16, at, m, code, spare[lead:])
-            elif code == 1:
+            if code == 1 or code == ROUNDED:
+                into, values = spare[lead : lead + m], single[at : at + m]
                 for k in range(m):
-                    spare[lead + k] = single[at + k]
+                    into[k] = values[k]
+            elif code >= NARROW:
+                decode32(raw8, raw16, at, m, code, spare[lead:])
             else:
                 for k in range(m):
                     spare[lead + k] = np.float32(double[at + k])

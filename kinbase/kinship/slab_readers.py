@@ -191,7 +191,7 @@ class RowReaders:
             raise ended_early(lane, slab.start)
         if stop == lane.numel or stop == first + SPAN:
             leaves = -(-(stop - first) // LEAF)
-            if lane.hashed:
+            if lane.is_digested:
                 part.leaves[lane.slot] += canonical(digests[0, :leaves])
             if lane.label:
                 part.weights[lane.slot] += list(moments[0, :leaves])

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from kinbase.checkpoint import DTYPE_BYTES, FLOAT_DTYPES
 from kinbase.errors import KinbaseError
+from kinbase.kinship.layout import ROUNDED
 from kinbase.kinship.parts import Part, result
 from kinbase.kinship.plan import Job, Plan
 from kinbase.kinship.slab_readers import Readers, Slab, slab_bytes, slabs
@@ -141,7 +142,7 @@ class DeviceSums:
     def _weights(self, rows: "torch.Tensor", code: int, start: int, stop: int) -> "torch.Tensor":
         import torch
 
-        dtype = FLOAT_DTYPES[code]
+        dtype = "F32" if code == ROUNDED else FLOAT_DTYPES[code]
         width = DTYPE_BYTES[dtype]
         kind = {
             "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kinbase.checkpoint import FLOAT_DTYPES
 from kinbase.checkpoint.digest import LEAF, SPAN
 from kinbase.checkpoint.files import shown
 from kinbase.errors import CheckpointError
@@ -33,6 +32,7 @@ class Spans:
     def __init__(self, tiles: CpuTiles, buffers: Buffers) -> None:
         self._tiles, self._buffers = tiles, buffers
         self._states = hashing_states(len(tiles.rows))
+        self._memory = np.empty(0, np.uint8)
         self._tables = (native.address(self._states), *sketch_tables(buffers))
 
     @staticmethod
@@ -69,12 +69,29 @@ class Spans:
                 if is_stopped():
                     return
                 end = min(at + size, stop)
-                held = {k: _held(lanes[k], at, end) for k in in_memory}
-                for k, data in held.items():
-                    table[k, :2] = -1, native.address(data)
+                self._hold(lanes, in_memory, at, end, table)
                 if failed := native.call("span", *before, at, end, *after):
                     raise ended_early(lanes[failed - 1], start)
         self._keep(part, lanes, start, stop, moments, digests)
+
+    def _hold(
+        self, lanes: list[Lane], which: list[int], start: int, stop: int, table: NDArray[np.int64]
+    ) -> None:
+        """Read elements start..stop of some lanes into this worker's memory, and tell the table where.
+
+        It is the same memory each time: pages that are new to a process cost as much as what is written to them.
+        """
+        counts = [max(0, min(stop, lanes[k].numel) - start) * lanes[k].width for k in which]
+        room = sum(-(-count // 64) * 64 for count in counts)
+        if room > len(self._memory):
+            self._memory = np.empty(room, np.uint8)
+        place = 0
+        for k, count in zip(which, counts, strict=True):
+            data = self._memory[place : place + count]
+            if count:
+                lanes[k].tensor.read(start * lanes[k].width, memoryview(data))  # type: ignore[arg-type]
+            table[k, :2] = -1, native.address(data)
+            place += -(-count // 64) * 64
 
     def _keep(
         self,
@@ -90,7 +107,7 @@ class Spans:
             elements = min(stop, lane.numel) - start
             part.nbytes += elements * lane.width
             leaves = -(-elements // LEAF)
-            if lane.hashed:
+            if lane.is_digested:
                 part.leaves[lane.slot] += canonical(digests[k, :leaves])
             if lane.label:
                 part.weights[lane.slot] += list(moments[k, :leaves])
@@ -116,9 +133,7 @@ def lane_table(lanes: list[Lane], sketches: dict[int, TensorSketch], buffers: Bu
     """The lanes [L, LANE] as the span's kernel takes them, but for where their bytes are."""
     table = np.zeros((len(lanes), LANE), np.int64)
     for k, lane in enumerate(lanes):
-        is_float = lane.tensor.dtype in FLOAT_DTYPES
-        code = FLOAT_DTYPES.index(lane.tensor.dtype) if is_float else 0
-        table[k, 2:8] = lane.numel, lane.width, code, lane.slot, lane.hashed, bool(lane.label)
+        table[k, 2:8] = lane.numel, lane.width, lane.code, lane.slot, lane.is_digested, bool(lane.label)
         if lane.label:
             sketch = sketches[lane.slot]
             window = sketch.window(buffers, lane.slot)

@@ -43,7 +43,7 @@ def sketch_of(values, label="w", start=0, seed=0):
     tensor, buffers, total = TensorSketch(f"{label} {seed}", start + len(flat)), Buffers(), empty()
     for at in range(0, len(flat), SPAN):
         raw = memoryview(flat[at : at + SPAN]).cast("B")
-        tensor.weigh(raw, start + at, "F64", buffers, 0, np.zeros(3))
+        tensor.weigh(raw, start + at, FLOAT_DTYPES.index("F64"), buffers, 0, np.zeros(3))
         tensor.flush(buffers, 0)
     tensor.pour(total)
     return total
@@ -149,7 +149,9 @@ def test_a_vector_is_the_sum_of_its_stretches(n, data):
     x = np.random.default_rng(n).standard_normal(n)
     tensor, buffers, parts = TensorSketch("w 0", n), Buffers(), empty()
     for first, last in ((0, cut), (cut, n)):
-        tensor.weigh(memoryview(x[first:last]).cast("B"), first, "F64", buffers, 0, np.zeros(3))
+        tensor.weigh(
+            memoryview(x[first:last]).cast("B"), first, FLOAT_DTYPES.index("F64"), buffers, 0, np.zeros(3)
+        )
         tensor.flush(buffers, 0)
     tensor.pour(parts)
     assert sketch_of(x) == pytest.approx(parts, abs=1e-5)

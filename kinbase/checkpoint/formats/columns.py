@@ -30,7 +30,10 @@ _INDICES_LIMIT = 1 << 24
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """One weight [rows, columns] in words of `count` codes: down the input, or `across` the output."""
+    """One weight [rows, columns] in words of `count` codes: down the input, or `across` the output.
+
+    `groups` [columns] are those of the columns; `is_even` where they are one after the other, each as long, and whole bytes.
+    """
 
     words: Tensor
     zeros: Tensor | None
@@ -41,16 +44,11 @@ class Layout:
     across: bool
     lift: int
     groups: NDArray[np.int64]
+    is_even: bool
 
     @property
     def count(self) -> int:
         return 32 // self.bits
-
-    @property
-    def is_even(self) -> bool:
-        """Whether the groups are one after the other, each as long, and whole bytes."""
-        size = len(self.groups) // self.scales.shape[0]
-        return size % 8 == 0 and bool((self.groups == np.arange(len(self.groups)) // max(size, 1)).all())
 
     @property
     def shifts(self) -> NDArray[np.uint32]:
@@ -103,7 +101,9 @@ def _layout(name: str, beside: Mapping[str, Tensor], bits: int | None, second: b
         raise CheckpointError(f"{what} has qzeros of {zeros.dtype}")
     found = _groups(what, None if across else indices, groups, columns)
     lift = 0 if across or second else 1
-    return Layout(words, zeros, scales, rows, columns, bits, across, lift, found)
+    size = columns // groups
+    is_even = size % 8 == 0 and bool((found == np.arange(columns) // max(size, 1)).all())
+    return Layout(words, zeros, scales, rows, columns, bits, across, lift, found, is_even)
 
 
 def _bits(
@@ -163,16 +163,17 @@ def _values(layout: Layout, kept: Kept, width: int, first: int, out: Floats) -> 
 
 def _panel(layout: Layout, start: int, stop: int) -> tuple[NDArray[np.uint8], Floats, Floats]:
     """Codes of the rows `start` to `stop` as they would lie row by row, and scales and offsets [R, G]: W = s code + o."""
-    from kinbase.checkpoint.formats.kernels import nibbles_across
+    from kinbase.checkpoint.formats.kernels import nibbles_across, turned
 
     packing = layout.count if layout.across else 1
     words = _strip(layout.words, start // packing, stop // packing).view(np.uint32)
     count, groups = stop - start, layout.scales.shape[0]
+    aside = np.empty(words.shape[::-1], np.uint32)
+    turned(words, aside)
+    codes = aside.view(np.uint8)
     if layout.across:
         codes = np.empty((count, layout.columns // 2), np.uint8)
-        nibbles_across(words, layout.shifts, codes)
-    else:
-        codes = np.ascontiguousarray(words.T).view(np.uint8)
+        nibbles_across(aside, layout.shifts, codes)
     if layout.scales.dtype == "F16":
         scales = _strip(layout.scales, start, stop).view(np.float16).astype(np.float32)
     else:

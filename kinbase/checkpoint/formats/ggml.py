@@ -6,10 +6,8 @@ Q4_K, Q5_K    256 codes, eight scales and minima of 6 bits times d and dmin: d s
 """
 
 from functools import partial
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from kinbase.checkpoint.contract import Tensor
 from kinbase.checkpoint.formats.values import Bytes, Floats, dequantised, raw, sampled
@@ -60,19 +58,15 @@ def decode(found: Bytes, form: str, out: Floats) -> None:
     from kinbase.checkpoint.formats import kernels
 
     if form == "Q8_0":
-        kernels.q8_0(found, _half(found, 0), out)
-    elif form in ("Q4_0", "Q5_0"):
-        d = _half(found, 0)
-        (kernels.q4 if form == "Q4_0" else kernels.q5)(
-            found, d, d * np.float32(-8 if form == "Q4_0" else -16), 2, out
-        )
-    elif form in ("Q4_1", "Q5_1"):
-        (kernels.q4 if form == "Q4_1" else kernels.q5)(found, _half(found, 0), _half(found, 2), 4, out)
+        kernels.q8_0(found, out)
+    elif form in ("Q4_0", "Q4_1"):
+        kernels.q4(found, 8 if form == "Q4_0" else 0, out)
+    elif form in ("Q5_0", "Q5_1"):
+        kernels.q5(found, 16 if form == "Q5_0" else 0, out)
     elif form == "Q6_K":
-        kernels.q6_k(found, _scales(found, form), out)
+        kernels.q6_k(found, out)
     else:
-        _, mins = _six_bits(found)
-        kernels.q45_k(found, _scales(found, form), mins * _half(found, 2)[:, None], form == "Q5_K", out)
+        kernels.q45_k(found, form == "Q5_K", out)
 
 
 def _squares(stored: Tensor, form: str, first: int, count: int) -> float:
@@ -87,7 +81,7 @@ def _scales(found: Bytes, form: str) -> Floats:
     if form == "Q6_K":
         return found[:, 192:208].view(np.int8).astype(np.float32) * _half(found, 208)[:, None]
     if form in ("Q4_K", "Q5_K"):
-        return _six_bits(found)[0] * _half(found, 0)[:, None]
+        return _six_bits(found) * _half(found, 0)[:, None]
     return _half(found, 0)[:, None]
 
 
@@ -95,11 +89,7 @@ def _half(found: Bytes, at: int) -> Floats:
     return np.ascontiguousarray(found[:, at : at + 2]).view(np.float16)[:, 0].astype(np.float32)
 
 
-def _six_bits(found: Bytes) -> tuple[Floats, Floats]:
-    """The eight scales and minima of a Q4_K or Q5_K block, from bytes 4 to 16: four whole, four in parts."""
-    low, middle, high = found[:, 4:8], found[:, 8:12], found[:, 12:16]
-
-    def joined(first: Bytes, nibble: NDArray[np.integer[Any]]) -> Floats:
-        return np.concatenate([first & 63, nibble | ((first >> 2) & 48)], axis=1).astype(np.float32)
-
-    return joined(low, high & 15), joined(middle, high >> 4)
+def _six_bits(found: Bytes) -> Floats:
+    """The eight scales of a Q4_K or Q5_K block, from bytes 4 to 16: four whole, four in parts."""
+    low, high = found[:, 4:8], found[:, 12:16]
+    return np.concatenate([low & 63, (high & 15) | ((low >> 2) & 48)], axis=1).astype(np.float32)

@@ -5,7 +5,7 @@ own libraries, so a value differs from the exact one by at most a few units of 2
 """
 
 # mypy: allow-untyped-defs, allow-untyped-calls
-# ruff: noqa: ANN001, ANN201
+# ruff: noqa: ANN001, ANN201, ANN202
 
 from typing import Any
 
@@ -20,6 +20,10 @@ INTEGERS, E4M3, TABLE = 1, 2, 0
 # A plain 15 is 64 bits wide, and so would be all that is computed with it.
 _LOW = np.int32(15)
 _FOUR = np.int32(4)
+
+
+# Indices of the inner loops are unsigned: a negative one would have to be thought of, and then nothing is vectorised. Nor
+# are slices taken there, which are counted one by one.
 
 
 @compiled
@@ -43,26 +47,31 @@ def from_table(
         while at < end:
             block = column // column_block
             stop = min(at + (block + 1) * column_block - column, end)
-            scale = scales[base + block]
-            if kind == INTEGERS:
-                for k in range(at, stop):
-                    out[k] = np.float32(np.int8(codes[k])) * scale
-            elif kind == E4M3:
-                # The bits of a float32 over 2**120, which is right for subnormals too; all ones are NaN.
-                for k in range(at, stop):
-                    code = np.uint32(codes[k])
-                    size = np.uint32(code & np.uint32(0x7F))
-                    value = np.uint32(size << np.uint32(20)).view(np.float32) * np.float32(2.0**120)
-                    bits = np.float32(value).view(np.uint32)
-                    if size == np.uint32(0x7F):
-                        bits = np.uint32(bits | np.uint32(0x7FC00000))
-                    bits = np.uint32(bits | ((code & np.uint32(0x80)) << np.uint32(24)))
-                    out[k] = bits.view(np.float32) * scale
-            else:
-                for k in range(at, stop):
-                    out[k] = table[codes[k]] * scale
+            _from_table(codes, kind, table, scales[base + block], np.uint64(at), np.uint64(stop), out)
             column += stop - at
             at = stop
+
+
+@compiled
+def _from_table(codes, kind, table, scale, start, stop, out):
+    """`from_table` of elements that have one scale."""
+    if kind == INTEGERS:
+        for k in range(start, stop):
+            out[k] = np.float32(np.int8(codes[k])) * scale
+    elif kind == E4M3:
+        # The bits of a float32 over 2**120, which is right for subnormals too; all ones are NaN.
+        for k in range(start, stop):
+            code = np.uint32(codes[k])
+            size = np.uint32(code & np.uint32(0x7F))
+            value = np.uint32(size << np.uint32(20)).view(np.float32) * np.float32(2.0**120)
+            bits = np.float32(value).view(np.uint32)
+            if size == np.uint32(0x7F):
+                bits = np.uint32(bits | np.uint32(0x7FC00000))
+            bits = np.uint32(bits | ((code & np.uint32(0x80)) << np.uint32(24)))
+            out[k] = bits.view(np.float32) * scale
+    else:
+        for k in range(start, stop):
+            out[k] = table[codes[k]] * scale
 
 
 @compiled
@@ -71,39 +80,79 @@ def from_pairs(codes, pairs, scales, block, out):
 
     `out` begins with a block and is even; `block` is even.
     """
-    n = len(out)
+    n = np.uint64(len(out))
+    whole, two = out.view(np.int64), pairs.reshape(-1).view(np.int64)  # both values of a byte are one load
+    step = np.uint64(block)
     for b in range(len(scales)):
+        start = np.uint64(b) * step
+        stop = min(start + step, n)
+        for k in range(start >> np.uint64(1), stop >> np.uint64(1)):
+            whole[k] = two[codes[k]]
         scale = scales[b]
-        for k in range(b * block // 2, min((b + 1) * block, n) // 2):
-            byte = codes[k]
-            out[2 * k] = pairs[byte, 0] * scale
-            out[2 * k + 1] = pairs[byte, 1] * scale
+        for k in range(start, stop):
+            out[k] *= scale
 
 
 @compiled
 def from_bits(codes, bits, scales, offsets, group, out):
-    """Codes of so many bits, the first in the lowest: scale * code + offset of their group, which `out` begins with."""
-    n = len(out)
-    mask = np.uint32((1 << bits) - 1)
+    """Codes of so many bits, the first in the lowest: scale * code + offset of their group, which `out` begins with.
+
+    `group` is a multiple of 8.
+    """
+    n, size = np.uint64(len(out)), np.uint64(group)
     for g in range(len(scales)):
-        scale, offset = scales[g], offsets[g]
-        start, stop = g * group, min((g + 1) * group, n)
+        start = np.uint64(g) * size
+        stop = min(start + size, n)
         if bits == 4:
-            for k in range(start // 2, stop // 2):
-                byte = np.int32(codes[k])
-                out[2 * k] = np.float32(np.int32(byte & _LOW)) * scale + offset
-                out[2 * k + 1] = np.float32(np.int32(byte >> _FOUR)) * scale + offset
+            _nibbles(codes, scales[g], offsets[g], start >> np.uint64(1), stop >> np.uint64(1), out)
         elif bits == 8:
-            for k in range(start, stop):
-                out[k] = np.float32(np.int32(codes[k])) * scale + offset
+            _bytes(codes, scales[g], offsets[g], start, stop, out)
         else:
-            for k in range(start, stop):
-                at = k * bits
-                word = np.uint32(codes[at >> 3])
-                if (at & 7) + bits > 8:
-                    word |= np.uint32(codes[(at >> 3) + 1]) << np.uint32(8)
-                code = (word >> np.uint32(at & 7)) & mask
-                out[k] = np.float32(np.int32(code)) * scale + offset
+            whole = stop - (stop - start) % np.uint64(8)
+            _eights(codes, bits, scales[g], offsets[g], start >> np.uint64(3), whole >> np.uint64(3), out)
+            _bits(codes, bits, scales[g], offsets[g], whole, stop, out)
+
+
+@compiled
+def _nibbles(codes, scale, offset, start, stop, out):
+    for k in range(start, stop):
+        byte = np.int32(codes[k])
+        out[np.uint64(2) * k] = np.float32(np.int32(byte & _LOW)) * scale + offset
+        out[np.uint64(2) * k + np.uint64(1)] = np.float32(np.int32(byte >> _FOUR)) * scale + offset
+
+
+@compiled
+def _bytes(codes, scale, offset, start, stop, out):
+    for k in range(start, stop):
+        out[k] = np.float32(np.int32(codes[k])) * scale + offset
+
+
+@compiled
+def _eights(codes, bits, scale, offset, start, stop, out):
+    """Eight codes at a time, which are whole bytes."""
+    step = np.uint64(bits)
+    mask = (np.uint64(1) << step) - np.uint64(1)
+    for k in range(start, stop):
+        word = np.uint64(0)
+        for j in range(step):
+            word |= np.uint64(codes[k * step + j]) << (np.uint64(8) * j)
+        for j in range(np.uint64(8)):
+            code = np.int32((word >> (step * j)) & mask)
+            out[np.uint64(8) * k + j] = np.float32(code) * scale + offset
+
+
+@compiled
+def _bits(codes, bits, scale, offset, start, stop, out):
+    """Codes one by one: the rest of a group that is cut."""
+    step = np.uint64(bits)
+    mask = (np.uint64(1) << step) - np.uint64(1)
+    for k in range(start, stop):
+        at = k * step
+        word = np.uint64(codes[at >> np.uint64(3)])
+        if (at & np.uint64(7)) + step > np.uint64(8):
+            word |= np.uint64(codes[(at >> np.uint64(3)) + np.uint64(1)]) << np.uint64(8)
+        code = np.int32((word >> (at & np.uint64(7))) & mask)
+        out[k] = np.float32(code) * scale + offset
 
 
 @compiled
@@ -116,27 +165,39 @@ def from_groups(codes, bits, scales, offsets, groups, column, out):
     at, row = 0, 0
     while at < len(out):
         stop = min(len(groups), column + len(out) - at)
-        for k in range(column, stop):
-            code = (np.int32(codes[row, k * bits // 8]) >> np.int32(k * bits % 8)) & mask
-            g = groups[k]
-            out[at + k - column] = np.float32(np.int32(code)) * scales[row, g] + offsets[row, g]
+        shift = np.uint64(at - column)  # below zero it wraps, and so does the sum
+        for k in range(np.uint64(column), np.uint64(stop)):
+            place = k * np.uint64(bits)
+            code = (np.int32(codes[row, place >> np.uint64(3)]) >> np.int32(place & np.uint64(7))) & mask
+            g = np.uint64(groups[k])
+            out[k + shift] = np.float32(np.int32(code)) * scales[row, g] + offsets[row, g]
         at += stop - column
         row, column = row + 1, 0
 
 
 @compiled
+def turned(words, out):
+    """A matrix of words [R, C] as [C, R], in squares that stay in a near cache."""
+    rows, columns, side = np.uint64(words.shape[0]), np.uint64(words.shape[1]), np.uint64(32)
+    for top in range(np.uint64(0), rows, side):
+        bottom = min(top + side, rows)
+        for start in range(np.uint64(0), columns, side):
+            for c in range(start, min(start + side, columns)):
+                for r in range(top, bottom):
+                    out[c, r] = words[r, c]
+
+
+@compiled
 def nibbles_across(words, shifts, codes):
-    """Codes of 4 bits in words [columns, R / 8] that hold eight rows each, as bytes [R, columns / 2], low one first."""
-    columns = len(words)
-    mask = np.uint32(15)
-    for start in range(0, columns, 128):
-        stop = min(start + 128, columns)
-        for place in range(words.shape[1]):
-            for k in range(start // 2, stop // 2):
-                one, two = words[2 * k, place], words[2 * k + 1, place]
-                for j in range(8):
-                    low, high = (one >> shifts[j]) & mask, (two >> shifts[j]) & mask
-                    codes[8 * place + j, k] = np.uint8(low | high << np.uint32(4))
+    """Codes of 4 bits in words [R / 8, columns] that hold eight rows each, as bytes [R, columns / 2], low one first."""
+    mask, two = np.uint32(15), np.uint64(2)
+    for place in range(np.uint64(words.shape[0])):
+        for j in range(np.uint64(8)):
+            shift, row = shifts[j], np.uint64(8) * place + j
+            for k in range(np.uint64(words.shape[1] // 2)):
+                low = (words[place, two * k] >> shift) & mask
+                high = (words[place, two * k + np.uint64(1)] >> shift) & mask
+                codes[row, k] = np.uint8(low | high << np.uint32(4))
 
 
 @compiled
@@ -156,73 +217,140 @@ def from_transposed_pairs(codes, pairs, scales, rows, columns, row, column, out)
         row, column = row + 1, 0
 
 
-# Blocks of ggml (ggml-common.h), `blocks` [B, bytes] with their half floats decoded: d, m [B].
+# Blocks of ggml (ggml-common.h), `blocks` [B, bytes].
+
+_TWO, _SIXTEEN, _THIRTY_TWO = np.uint64(2), np.uint64(16), np.uint64(32)
+_BLOCK = np.uint64(256)
 
 
 @compiled
-def q8_0(blocks, d, out):
+def _half(blocks, b, at):
+    """The half float at byte `at` of a block, exactly: moved to float32's mantissa and scaled by a power of two."""
+    bits = np.uint32(
+        np.uint32(blocks[b, at]) | np.uint32(np.uint32(blocks[b, at + np.uint64(1)]) << np.uint32(8))
+    )
+    size = np.uint32(bits & np.uint32(0x7FFF))
+    value = np.uint32(size << np.uint32(13)).view(np.float32) * np.float32(2.0**112)
+    found = np.float32(value).view(np.uint32)
+    if size >= np.uint32(0x7C00):
+        found = np.uint32(found | np.uint32(0x7F800000))
+    return np.uint32(found | ((bits & np.uint32(0x8000)) << np.uint32(16))).view(np.float32)
+
+
+@compiled
+def q8_0(blocks, out):
     """32 signed bytes after the scale."""
-    for b in range(len(blocks)):
-        for k in range(32):
-            out[32 * b + k] = np.float32(np.int8(blocks[b, 2 + k])) * d[b]
+    count = (
+        np.uint64(blocks.shape[1]) - _TWO
+    )  # 32; a loop of a constant length is unrolled, and not vectorised
+    for b in range(np.uint64(len(blocks))):
+        scale, at = _half(blocks, b, np.uint64(0)), _THIRTY_TWO * b
+        for k in range(count):
+            out[at + k] = np.float32(np.int8(blocks[b, _TWO + k])) * scale
 
 
 @compiled
-def q4(blocks, d, m, head, out):
-    """16 bytes after `head` ones, the low nibbles before the high ones: d * code + m."""
-    for b in range(len(blocks)):
-        for k in range(16):
-            byte = np.int32(blocks[b, head + k])
-            out[32 * b + k] = np.float32(byte & 15) * d[b] + m[b]
-            out[32 * b + 16 + k] = np.float32(byte >> 4) * d[b] + m[b]
+def q4(blocks, zero, out):
+    """16 bytes after the scale and, if `zero` is 0, a minimum; the low nibbles before the high ones: d * code + m.
+
+    Without a minimum m is -d * zero.
+    """
+    first = np.uint64(2 if zero else 4)
+    count = np.uint64(blocks.shape[1]) - first  # 16, as in q8_0
+    for b in range(np.uint64(len(blocks))):
+        scale, at = _half(blocks, b, np.uint64(0)), _THIRTY_TWO * b
+        offset = scale * np.float32(-zero) if zero else _half(blocks, b, _TWO)
+        for k in range(count):
+            byte = np.int32(blocks[b, first + k])
+            out[at + k] = np.float32(np.int32(byte & _LOW)) * scale + offset
+            out[at + _SIXTEEN + k] = np.float32(np.int32(byte >> _FOUR)) * scale + offset
 
 
 @compiled
-def q5(blocks, d, m, head, out):
+def q5(blocks, zero, out):
     """As q4, with the fifth bits of the 32 codes in the four bytes before the nibbles."""
-    for b in range(len(blocks)):
+    first = np.uint64(2 if zero else 4)
+    for b in range(np.uint64(len(blocks))):
+        scale, at = _half(blocks, b, np.uint64(0)), _THIRTY_TWO * b
+        offset = scale * np.float32(-zero) if zero else _half(blocks, b, _TWO)
         high = np.uint32(0)
-        for k in range(4):
-            high |= np.uint32(blocks[b, head + k]) << np.uint32(8 * k)
-        for k in range(16):
-            byte = np.int32(blocks[b, head + 4 + k])
-            low = (byte & 15) | np.int32(((high >> np.uint32(k)) & np.uint32(1)) << np.uint32(4))
-            up = (byte >> 4) | np.int32(((high >> np.uint32(k + 16)) & np.uint32(1)) << np.uint32(4))
-            out[32 * b + k] = np.float32(low) * d[b] + m[b]
-            out[32 * b + 16 + k] = np.float32(up) * d[b] + m[b]
+        for k in range(np.uint64(4)):
+            high |= np.uint32(blocks[b, first + k]) << np.uint32(np.uint64(8) * k)
+        for k in range(_SIXTEEN):
+            byte = np.uint32(blocks[b, first + np.uint64(4) + k])
+            fifth = (high >> np.uint32(k)) & np.uint32(1)
+            last = (high >> np.uint32(k + _SIXTEEN)) & np.uint32(1)
+            low = np.int32((byte & np.uint32(15)) | (fifth << np.uint32(4)))
+            up = np.int32((byte >> np.uint32(4)) | (last << np.uint32(4)))
+            out[at + k] = np.float32(low) * scale + offset
+            out[at + _SIXTEEN + k] = np.float32(up) * scale + offset
 
 
 @compiled
-def q45_k(blocks, scales, mins, fifth, out):
-    """256 codes of 4 bits, or of 5 with `fifth`, less a minimum: eight scales and minima [B, 8] a block."""
-    head = 48 if fifth else 16
-    for b in range(len(blocks)):
-        for pair in range(4):
-            d1, d2 = scales[b, 2 * pair], scales[b, 2 * pair + 1]
-            m1, m2 = mins[b, 2 * pair], mins[b, 2 * pair + 1]
-            at = 256 * b + 64 * pair
-            for k in range(32):
-                byte = np.int32(blocks[b, head + 32 * pair + k])
-                low, up = byte & 15, byte >> 4
-                if fifth:
-                    high = np.int32(blocks[b, 16 + k]) >> (2 * pair)
-                    low |= (high & 1) << 4
-                    up |= (high & 2) << 3
-                out[at + k] = np.float32(low) * d1 - m1
-                out[at + 32 + k] = np.float32(up) * d2 - m2
+def _six_bits(blocks, b, j):
+    """Scale and minimum `j` of a Q4_K or Q5_K block, in 6 bits each in bytes 4 to 16: four whole, four in parts."""
+    four, nibble, pair = np.uint64(4), np.uint8(15), np.uint8(63)
+    if j < four:
+        return np.float32(blocks[b, four + j] & pair), np.float32(blocks[b, np.uint64(8) + j] & pair)
+    last = blocks[b, np.uint64(8) + j]
+    low, high = (
+        (blocks[b, j] >> np.uint8(2)) & np.uint8(48),
+        (blocks[b, four + j] >> np.uint8(2)) & np.uint8(48),
+    )
+    return np.float32((last & nibble) | low), np.float32((last >> np.uint8(4)) | high)
 
 
 @compiled
-def q6_k(blocks, scales, out):
-    """256 codes of 6 bits less 32: 128 bytes of low nibbles, 64 of high pairs, sixteen scales [B, 16] a block."""
-    for b in range(len(blocks)):
-        for half in range(2):
-            low, high, at = 64 * half, 128 + 32 * half, 256 * b + 128 * half
-            for k in range(32):
-                sub = 8 * half + k // 16
+def q45_k(blocks, fifth, out):
+    """256 codes of 4 bits, or of 5 with `fifth`, less a minimum, in eight parts of a scale and a minimum each."""
+    head = np.uint64(48 if fifth else 16)
+    for b in range(np.uint64(len(blocks))):
+        d, m = _half(blocks, b, np.uint64(0)), _half(blocks, b, _TWO)
+        for pair in range(np.uint64(4)):
+            one, two = _TWO * pair, _TWO * pair + np.uint64(1)
+            (d1, m1), (d2, m2) = _six_bits(blocks, b, one), _six_bits(blocks, b, two)
+            d1, d2, m1, m2 = d1 * d, d2 * d, m1 * m, m2 * m
+            at, codes = _BLOCK * b + np.uint64(64) * pair, head + _THIRTY_TWO * pair
+            if fifth:
+                shift = np.int32(one)
+                for k in range(_THIRTY_TWO):
+                    byte = np.int32(blocks[b, codes + k])
+                    high = np.int32(np.int32(blocks[b, _SIXTEEN + k]) >> shift)
+                    low = np.int32((byte & _LOW) | ((high & np.int32(1)) << _FOUR))
+                    up = np.int32((byte >> _FOUR) | ((high & np.int32(2)) << np.int32(3)))
+                    out[at + k] = np.float32(low) * d1 - m1
+                    out[at + _THIRTY_TWO + k] = np.float32(up) * d2 - m2
+            else:
+                for k in range(_THIRTY_TWO):
+                    byte = np.int32(blocks[b, codes + k])
+                    out[at + k] = np.float32(np.int32(byte & _LOW)) * d1 - m1
+                    out[at + _THIRTY_TWO + k] = np.float32(np.int32(byte >> _FOUR)) * d2 - m2
+
+
+@compiled
+def q6_k(blocks, out):
+    """256 codes of 6 bits less 32: 128 bytes of low nibbles, 64 of high pairs, sixteen scales, and what these are times."""
+    for b in range(np.uint64(len(blocks))):
+        d = _half(blocks, b, np.uint64(208))
+        for quarter in range(np.uint64(4)):  # 16 codes in each of four rows have one scale
+            half, side = quarter >> np.uint64(1), quarter & np.uint64(1)
+            skip = _SIXTEEN * side
+            low = np.uint64(64) * half + skip
+            high = np.uint64(128) + _THIRTY_TWO * half + skip
+            at = _BLOCK * b + np.uint64(128) * half + skip
+            sub = np.uint64(192) + np.uint64(8) * half + side
+            s0, s2 = np.float32(np.int8(blocks[b, sub])) * d, np.float32(np.int8(blocks[b, sub + _TWO])) * d
+            s4 = np.float32(np.int8(blocks[b, sub + np.uint64(4)])) * d
+            s6 = np.float32(np.int8(blocks[b, sub + np.uint64(6)])) * d
+            for k in range(_SIXTEEN):
                 h = np.int32(blocks[b, high + k])
-                one, two = np.int32(blocks[b, low + k]), np.int32(blocks[b, low + 32 + k])
-                out[at + k] = np.float32(((one & 15) | ((h & 3) << 4)) - 32) * scales[b, sub]
-                out[at + 32 + k] = np.float32(((two & 15) | ((h >> 2 & 3) << 4)) - 32) * scales[b, sub + 2]
-                out[at + 64 + k] = np.float32(((one >> 4) | ((h >> 4 & 3) << 4)) - 32) * scales[b, sub + 4]
-                out[at + 96 + k] = np.float32(((two >> 4) | ((h >> 6 & 3) << 4)) - 32) * scales[b, sub + 6]
+                one, two = np.int32(blocks[b, low + k]), np.int32(blocks[b, low + _THIRTY_TWO + k])
+                out[at + k] = np.float32(_six(one & _LOW, h)) * s0
+                out[at + _THIRTY_TWO + k] = np.float32(_six(two & _LOW, h >> np.int32(2))) * s2
+                out[at + np.uint64(64) + k] = np.float32(_six(one >> _FOUR, h >> np.int32(4))) * s4
+                out[at + np.uint64(96) + k] = np.float32(_six(two >> _FOUR, h >> np.int32(6))) * s6
+
+
+@compiled
+def _six(low, high):
+    return np.int32(np.int32(low | ((high & np.int32(3)) << _FOUR)) - np.int32(32))

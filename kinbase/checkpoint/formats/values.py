@@ -34,23 +34,36 @@ class Kept:
         self._lock = threading.Lock()
         self._arrays: OrderedDict[object, tuple[NDArray[np.generic], ...]] = OrderedDict()
         self._nbytes = 0
+        self._making: dict[object, threading.Lock] = {}
 
     def get(
         self, key: object, make: Callable[[], tuple[NDArray[np.generic], ...]]
     ) -> tuple[NDArray[np.generic], ...]:
-        """The arrays kept under `key`, or made now; two threads may make them at the same time."""
+        """The arrays kept under `key`, or made now, by one thread, which others wait for."""
+        found = self._kept(key)
+        if found is not None:
+            return found
+        with self._lock:
+            mine = self._making.setdefault(key, threading.Lock())
+        with mine:
+            found = self._kept(key)
+            if found is not None:
+                return found
+            made = make()
+            with self._lock:
+                self._making.pop(key, None)
+                if key not in self._arrays:
+                    self._nbytes += sum(array.nbytes for array in made)
+                self._arrays[key] = made
+                while self._nbytes > KEPT_BYTES and len(self._arrays) > 1:
+                    self._nbytes -= sum(array.nbytes for array in self._arrays.popitem(last=False)[1])
+        return made
+
+    def _kept(self, key: object) -> tuple[NDArray[np.generic], ...] | None:
         with self._lock:
             if key in self._arrays:
                 self._arrays.move_to_end(key)
-                return self._arrays[key]
-        made = make()
-        with self._lock:
-            if key not in self._arrays:
-                self._arrays[key] = made
-                self._nbytes += sum(array.nbytes for array in made)
-            while self._nbytes > KEPT_BYTES and len(self._arrays) > 1:
-                self._nbytes -= sum(array.nbytes for array in self._arrays.popitem(last=False)[1])
-        return made
+            return self._arrays.get(key)
 
     def clear(self) -> None:
         """Forget everything: the checkpoint is closed."""

@@ -69,7 +69,7 @@ def vectors(tensors: list[Tensor]) -> NDArray[np.float64]:
     for tensor in chosen[:VECTORS]:
         sketch, buffers = TensorSketch(named[tensor.name], tensor.numel), Buffers()
         ones = memoryview(np.ones(tensor.numel, np.float32).view(np.uint8))  # type: ignore[arg-type]
-        sketch.weigh(ones, 0, "F32", buffers, 0, np.zeros(3))
+        sketch.weigh(ones, 0, FLOAT_DTYPES.index("F32"), buffers, 0, np.zeros(3))
         sketch.flush(buffers, 0)
         total = empty()
         sketch.pour(total)
