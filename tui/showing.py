@@ -4,6 +4,8 @@ The one way: `plain` makes a name harmless to a terminal, `text` and `content` h
 Textual look for no markup.
 """
 
+from datetime import timedelta
+
 from rich.text import Text
 from textual.content import Content
 
@@ -49,3 +51,15 @@ def plural(number: int, noun: str) -> str:
 def title(mode: str) -> str:
     """What a screen is called: `Families`, `SQL`."""
     return mode.upper() if mode == "sql" else mode.capitalize()
+
+
+def span(time: timedelta) -> str:
+    """A stretch of time in its two largest units: 2 h 5 min, 3 min 20 s."""
+    seconds = max(0, round(time.total_seconds()))
+    units = (("d", 86400), ("h", 3600), ("min", 60), ("s", 1))
+    parts = []
+    for unit, size in units:
+        number, seconds = divmod(seconds, size)
+        parts.append((number, unit))
+    first = next((i for i, (number, _) in enumerate(parts) if number), len(parts) - 1)
+    return " ".join(f"{number} {unit}" for number, unit in parts[first : first + 2] if number) or "0 s"

@@ -36,6 +36,16 @@ where o.run = $1 order by o.generation desc, o.position limit $2 offset $3
 """
 
 
+# Of the generation that is under way, if one is; how long a child of the run takes from the start of its merge to its score.
+PROGRESS = """
+select o.generation, count(*), count(*) filter (o.status not in ('planned', 'merged')),
+    (select avg(coalesce(merge_s, 0) + coalesce(evaluate_s, 0)) from offspring where run = $1 and status = 'scored')
+from offspring o
+where o.run = $1 and o.generation > coalesce((select max(generation) from generations where run = $1), 0)
+group by o.generation order by o.generation limit 1
+"""
+
+
 @dataclass(frozen=True)
 class RunSummary:
     """One run; `generations` counts the finished ones, `merges` the children that were really merged."""
@@ -65,6 +75,21 @@ class FinishedGeneration:
     top_kinship: float | None
     reason: str | None
     ended_at: datetime | None
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far the generation that is under way came: `done` of its `children`, each of which takes `seconds` on average."""
+
+    generation: int
+    children: int
+    done: int
+    seconds: float | None
+
+    @property
+    def left(self) -> float | None:
+        """Seconds until the generation is over, if its children take as long as those before."""
+        return self.seconds * (self.children - self.done) if self.seconds else None
 
 
 @dataclass(frozen=True)
@@ -100,6 +125,12 @@ def generations(con: Connection, run: str) -> list[FinishedGeneration]:
     if not con.execute("select 1 from runs where run = ?", [run]).fetchall():
         raise KinbaseError("this run is no longer in the database")
     return [FinishedGeneration(*row) for row in con.execute(GENERATIONS, [run]).fetchall()]
+
+
+def progress(con: Connection, run: str) -> Progress | None:
+    """How far the generation came that a run is in; None between two."""
+    rows = con.execute(PROGRESS, [run]).fetchall()
+    return Progress(*rows[0]) if rows else None
 
 
 def count_offspring(con: Connection, run: str) -> int:

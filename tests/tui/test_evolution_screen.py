@@ -4,6 +4,7 @@ import asyncio
 import os
 import subprocess
 import sys
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from kinbase.store import Store
 from kinbase.tui.screens import evolution
 from kinbase.tui.screens.evolution import OffspringTable, RunList
 from kinbase.tui.screens.families import FilterInput
+from kinbase.tui.showing import span
 from kinbase.tui.widgets import curve
 from kinbase.tui.widgets.curve import Curve, Series
 from kinbase.tui.widgets.heatmap import Heatmap
@@ -21,6 +23,7 @@ from kinbase.tui.widgets.paged_table import WINDOW
 
 ONE_MORE = """
 import sys
+from datetime import timedelta
 from kinbase.store import Store
 with Store(sys.argv[1]).writing() as con:
     con.execute(
@@ -277,3 +280,38 @@ def test_no_colour(path, monkeypatch):
         assert "●" in text and "○" in text and "◆" in text and "kept" in text
 
     run(path, steps)
+
+
+def test_a_generation_that_is_under_way_tells_how_far_it_is(path):
+    with Store(path).writing() as con:
+        con.execute("insert into raw.generation (run_id, generation) values (1, 2)")
+        con.execute(
+            "insert into raw.offspring "
+            "(run_id, generation, position, child, parent_ids, role, reason, status, merge_s, evaluate_s) values "
+            " (1, 2, 0, 'x', [1, 2], 'pair', '', 'scored', 10, 50), (1, 2, 1, 'y', [1, 2], 'pair', '', 'merged', 9, null), "
+            "(1, 2, 2, 'z', [1, 2], 'pair', '', 'planned', null, null)"
+        )
+        con.execute("update raw.offspring set merge_s = 10, evaluate_s = 50 where status = 'scored'")
+
+    async def steps(app, pilot):
+        await press(app, pilot, "5")
+        title = str(app.screen.query_one(OffspringTable).border_title)
+        assert "generation 2: 1 of 3 children" in title and " d " in title  # since January
+        assert title.endswith("about 2 min left of it")
+        await press(app, pilot, "down")
+        assert "left" not in str(app.screen.query_one(OffspringTable).border_title)
+
+    run(path, steps)
+
+
+def test_spans_of_time():
+    told = {
+        0: "0 s",
+        59.6: "1 min",
+        200: "3 min 20 s",
+        7500: "2 h 5 min",
+        90061: "1 d 1 h",
+        -5: "0 s",
+        86400: "1 d",
+    }
+    assert {seconds: span(timedelta(seconds=seconds)) for seconds in told} == told

@@ -18,6 +18,7 @@ from kinbase.store import Connection
 from kinbase.text import count
 from kinbase.tui.context import context
 from kinbase.tui.screens.command import CommandWindow
+from kinbase.tui.screens.plot import KEY, offer_plot
 from kinbase.tui.showing import content, figure, plain
 from kinbase.tui.widgets.scale import colour, ink
 
@@ -33,6 +34,7 @@ class CompareScreen(ModalScreen[None]):
         Binding("escape,q", "dismiss(None)", "Close"),
         Binding("m", "metric", "Metric"),
         Binding("p", "recipe", "Recipe", tooltip="The recipe of the first by the second"),
+        KEY,
     ]
 
     def __init__(self, one: Model, other: Model) -> None:
@@ -46,7 +48,7 @@ class CompareScreen(ModalScreen[None]):
             box.border_title = Content.assemble(
                 content(self.pair[0].name, width=34), " and ", content(self.pair[1].name, width=34)
             )
-            box.border_subtitle = "m metric · p recipe · Escape closes"
+            box.border_subtitle = "m metric · p recipe · P plot · Escape closes"
             yield Static("reading…", markup=False)
 
     def on_mount(self) -> None:
@@ -61,6 +63,9 @@ class CompareScreen(ModalScreen[None]):
             self.query_one(Static).update(content(error))
             return
         self._draw()
+
+    def action_plot(self) -> None:
+        offer_plot(self, "layers", [model.name for model in self.pair], "--metric", self.metric)
 
     def _ask(self, con: Connection) -> Answer:
         one, other = self.pair

@@ -5,6 +5,7 @@ while it is asked.
 """
 
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import ClassVar
 
@@ -22,16 +23,19 @@ from kinbase.query.models import Model
 from kinbase.query.runs import (
     FinishedGeneration,
     Offspring,
+    Progress,
     RunSummary,
     best,
     count_offspring,
     generations,
     offspring,
+    progress,
     runs,
 )
 from kinbase.store import Connection
 from kinbase.tui.context import Context, context
-from kinbase.tui.showing import content, plain, plural
+from kinbase.tui.screens.plot import KEY, offer_plot
+from kinbase.tui.showing import content, plain, plural, span
 from kinbase.tui.widgets.curve import Curve, Series
 from kinbase.tui.widgets.notice import Notice
 from kinbase.tui.widgets.paged_table import WINDOW, PagedTable
@@ -52,6 +56,7 @@ class Story:
     generations: list[FinishedGeneration]
     number: int
     page: list[Offspring]
+    progress: Progress | None
 
 
 class RunList(OptionList):
@@ -87,6 +92,7 @@ class EvolutionScreen(Screen[None]):
         ),
         Binding("k", "kinship", "Kinship of the best", id="evolution.kinship"),
         Binding("r", "reload", "Reload", id="evolution.reload"),
+        KEY,
     ]
 
     def __init__(self) -> None:
@@ -97,6 +103,7 @@ class EvolutionScreen(Screen[None]):
         self._stamp: tuple[int, int] | None = None
         self._asked = False
         self._shown: str | None = None
+        self._progress: tuple[RunSummary, Progress | None] | None = None
 
     @property
     def _app(self) -> Context:
@@ -124,6 +131,7 @@ class EvolutionScreen(Screen[None]):
 
     def _follow(self) -> None:
         """Read again when the file is not as it was read."""
+        self._tell_course()
         now = self._app.stamped()
         if self.is_current and (now != self._stamp or not self._asked):
             self.action_reload()
@@ -211,10 +219,18 @@ class EvolutionScreen(Screen[None]):
             )  # the cursor stays on its child; at the top, on the newest
         self._shown = run.name
         table.show(COLUMNS, [_row(child) for child in story.page], story.number)
+        self._progress = run, story.progress
+        self._tell_course()
         table.border_subtitle = plural(story.number, "child").replace("childs", "children")
         self.models = {i: child.model for i, child in enumerate(story.page)}
         if story.number:
             table.go(at)
+
+    def _tell_course(self) -> None:
+        """Where the run is, above its children: the time goes on between two looks at the file."""
+        if self._progress is not None:
+            told = _course(*self._progress, datetime.now(UTC).replace(tzinfo=None))
+            self.query_one(OffspringTable).border_title = f"Offspring · {told}" if told else "Offspring"
 
     @on(PagedTable.Wanted)
     def _wanted(self, event: PagedTable.Wanted) -> None:
@@ -264,6 +280,10 @@ class EvolutionScreen(Screen[None]):
         else:
             self._app.complain("this child is no model yet")
 
+    def action_plot(self) -> None:
+        if self.run is not None:
+            offer_plot(self, "evolution", [self.run.name])
+
     def action_kinship(self) -> None:
         run = self.run
         if run is not None:
@@ -303,7 +323,23 @@ def _outcome(run: RunSummary) -> Content:
 
 
 def _story(run: str, con: Connection) -> Story:
-    return Story(generations(con, run), count_offspring(con, run), offspring(con, run, WINDOW))
+    return Story(
+        generations(con, run), count_offspring(con, run), offspring(con, run, WINDOW), progress(con, run)
+    )
+
+
+def _course(run: RunSummary, progress: Progress | None, now: datetime) -> str:
+    """How far a run is, how long it has taken, and how long its generation will yet."""
+    took = span(((run.ended_at if run.status != "running" else None) or now) - run.started_at)
+    if run.status != "running":
+        return f"took {took}" if run.ended_at else ""
+    if progress is None:
+        return f"choosing who is merged · {took} so far"
+    left = span(timedelta(seconds=progress.left)) if progress.left else ""
+    told = (
+        f"generation {progress.generation}: {progress.done} of {progress.children} children · {took} so far"
+    )
+    return f"{told} · about {left} left of it" if left else told
 
 
 def _row(child: Offspring) -> tuple[object, ...]:

@@ -16,6 +16,7 @@ from kinbase.tui.screens.column_picker import ColumnPicker
 from kinbase.tui.screens.command import CommandWindow
 from kinbase.tui.screens.compare import CompareScreen
 from kinbase.tui.screens.copy import offer_copies
+from kinbase.tui.screens.plot import KEY, offer_plot
 from kinbase.tui.widgets.details import DetailsPane
 from kinbase.tui.widgets.model_table import ModelTable
 from kinbase.tui.widgets.model_tree import ModelTree
@@ -103,6 +104,7 @@ class FamiliesScreen(Screen[None]):
         ),
         Binding("backspace", "back", "Back", show=False, id="back"),
         Binding("r", "reload", "Reload", show=False, id="reload"),
+        KEY,
     ]
 
     def __init__(self) -> None:
@@ -302,6 +304,11 @@ class FamiliesScreen(Screen[None]):
 
     def action_kinship(self) -> None:
         self._app.action_show("kinship")
+
+    def action_plot(self) -> None:
+        model = self.under_cursor
+        if model is not None:
+            offer_plot(self, "tree", [model.name])
 
     def action_lineage(self) -> None:
         model = self.under_cursor

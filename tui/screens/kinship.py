@@ -19,6 +19,7 @@ from kinbase.tui.context import Context, context
 from kinbase.tui.screens.compare import CompareScreen
 from kinbase.tui.screens.copy import offer_copies
 from kinbase.tui.screens.model_picker import ModelPicker
+from kinbase.tui.screens.plot import KEY, offer_plot
 from kinbase.tui.showing import content, figure, plural
 from kinbase.tui.widgets.choice import Choice
 from kinbase.tui.widgets.heatmap import Heatmap
@@ -74,6 +75,7 @@ class KinshipScreen(Screen[None]):
         Binding("c", "open(1)", "Column's model", show=False, id="kinship.open_column"),
         Binding("l", "lineage", "Lineage", show=False, id="kinship.lineage"),
         Binding("r", "reload", "Reload", show=False, id="kinship.reload"),
+        KEY,
     ]
 
     def __init__(self) -> None:
@@ -239,6 +241,15 @@ class KinshipScreen(Screen[None]):
             ("matrix", "\n".join(rows)),
         ]
         offer_copies(self, offers + ([("value", repr(value))] if value is not None else []))
+
+    def action_plot(self) -> None:
+        names = [model.name for model in self.query_one(Heatmap).table.models]
+        if len(names) > 1:
+            metric, block, layer = (
+                self.query_one(f"#{what}", Choice).value for what in ("metric", "block", "layer")
+            )
+            of_layer = ["--layer", layer] if layer != "all" else []
+            offer_plot(self, "heatmap", names, "--metric", metric, "--block", block, *of_layer)
 
     def action_step(self, choice: str, by: int) -> None:
         self.query_one(f"#{choice}", Choice).action_step(by)

@@ -18,6 +18,7 @@ from kinbase.query.pedigree import Pedigree, around, common, draw
 from kinbase.store import Connection
 from kinbase.tui.context import Context, context
 from kinbase.tui.screens.model_picker import ModelPicker
+from kinbase.tui.screens.plot import KEY, offer_plot
 from kinbase.tui.showing import content, plain, plural
 from kinbase.tui.widgets.choice import Choice
 from kinbase.tui.widgets.notice import Notice
@@ -49,6 +50,7 @@ class LineageScreen(Screen[None]):
         Binding("backspace", "back", "Back", id="lineage.back"),
         Binding("escape", "leave", "Leave", show=False, id="lineage.leave"),
         Binding("r", "reload", "Reload", show=False, id="lineage.reload"),
+        KEY,
     ]
 
     def __init__(self) -> None:
@@ -88,6 +90,12 @@ class LineageScreen(Screen[None]):
             self.trail.append(current)
             del self.trail[:-50]
         self.action_reload()
+
+    def action_plot(self) -> None:
+        if self.line is not None and self._app.current is not None:
+            offer_plot(
+                self, "tree", [self._app.current.name], "--depth", self.query_one("#depth", Choice).value
+            )
 
     def action_reload(self) -> None:
         self._read()

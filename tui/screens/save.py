@@ -1,5 +1,6 @@
 """Saving a whole result, however long, as CSV or Parquet."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
 
@@ -35,7 +36,7 @@ class SaveWindow(ModalScreen[Path | None]):
     @on(Input.Submitted)
     def _submitted(self, event: Input.Submitted) -> None:
         path = Path(event.value.strip()).expanduser()
-        complaint = _complaint(path)
+        complaint = complaint_about(path, (".csv", ".parquet"))
         if not complaint and path.exists() and self._confirmed != event.value:
             self._confirmed = event.value
             complaint = f"{path.name} is there already: Enter again replaces it."
@@ -45,9 +46,10 @@ class SaveWindow(ModalScreen[Path | None]):
             self.dismiss(path)
 
 
-def _complaint(path: Path) -> str:
-    if path.suffix.lower() not in (".csv", ".parquet"):
-        return "Name a file that ends in .csv or .parquet."
+def complaint_about(path: Path, endings: Sequence[str]) -> str:
+    """Why nothing can be written to `path`, which has one of `endings`; nothing where it can."""
+    if path.suffix.lower() not in endings:
+        return f"Name a file that ends in {', '.join(endings[:-1])} or {endings[-1]}."
     if not path.parent.is_dir():
         return f"There is no folder {path.parent}."
     if path.is_dir():
