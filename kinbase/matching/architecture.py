@@ -56,6 +56,8 @@ _POSITIONS = re.compile(r"(^|\.)(wpe|position_embeddings|embed_positions)(\.|$)"
 _FIRST_NORM = ("input_layernorm", "ln_1", "self_attn_layer_norm")
 _SECOND_NORM = ("pre_feedforward_layernorm", "post_attention_layernorm", "ln_2", "final_layer_norm")
 _LAST_NORM = re.compile(r"(norm|ln_f|final_layer_norm|final_layernorm|decoder\.final_layer_norm)")
+_PARTIAL = ("rotary_dim", "rotary_pct", "partial_rotary_factor")
+_INTERLEAVED = ("gptj", "codegen", "cohere", "cohere2", "glm", "glm4", "chatglm")
 _GROUPED = ("query_key_value", "wqkv")
 """Fused by key-value group: its queries, its key, its value."""
 _NO_SYMMETRY = ("bloom", "mpt", "t5", "mt5", "falcon", "rw", "deberta", "deberta-v2", "mamba", "rwkv")
@@ -91,7 +93,8 @@ class Architecture:
 
     `groups` key-value heads of `queries` query heads each, `head` and `value` units in a key and a value; 0 where the
     configuration does not tell. `has_signs`: channels may change their sign (RMSNorm). `is_rotary`: the units of keys
-    keep their order. `folds` are the norms that attention, MLP and output head alone read through, by their role.
+    keep their order; `has_pairs`: the first half of them is turned with the second. `folds` are the norms that attention,
+    MLP and output head alone read through, by their role.
     """
 
     name: str
@@ -105,6 +108,7 @@ class Architecture:
     is_gated: bool = True
     has_signs: bool = False
     is_rotary: bool = True
+    has_pairs: bool = True
     has_head_norms: bool = False
     is_turned: bool = False
     folds: dict[str, str] = field(default_factory=dict)
@@ -212,14 +216,28 @@ def _sized(known: Sequence[Known], config: Mapping[str, Any], name: str) -> Arch
     model = Architecture(
         name, hidden, len(numbers), matrices["down"].numel // hidden,
         is_gated="fc" not in matrices,
-        has_signs=not any(one.tensor.name.endswith(("bias", "beta")) for one in norms),
+        has_signs=_are_rms(norms, config),
         is_rotary=not any(_POSITIONS.search(one.tensor.name) for one in known),
+        has_pairs=_has_pairs(config),
         has_head_norms=any(one.role in ("q_norm", "k_norm") for one in known),
         is_turned=expanding is not None and is_conv1d(expanding.name) and expanding.shape[0] == hidden,
         folds=_folds({one.stem for one in norms}, matrices, config),
     )  # fmt: skip
     _count_heads(model, matrices, config)
     return model
+
+
+def _are_rms(norms: Sequence[Known], config: Mapping[str, Any]) -> bool:
+    """Whether the norms take no mean away, so that a channel may change its sign: no biases, and no word of LayerNorm."""
+    has_bias = any(one.tensor.name.endswith(("bias", "beta")) for one in norms)
+    is_layer_norm = any(key.startswith("layer_norm") for key in config) and "rms_norm_eps" not in config
+    return bool(norms) and not has_bias and not is_layer_norm
+
+
+def _has_pairs(config: Mapping[str, Any]) -> bool:
+    """Whether the units i and i + h / 2 of a head of size h are turned together, as in Llama."""
+    is_partial = any(config.get(key) not in (None, 1, 1.0) for key in _PARTIAL)
+    return not is_partial and config.get("model_type") not in _INTERLEAVED
 
 
 def _refusal(name: str, why: str) -> KinbaseError:

@@ -24,21 +24,32 @@ def unit_rows(rows: Matrix) -> Matrix:
     length = np.sqrt(np.einsum("ij,ij->i", rows, rows, dtype=np.float64))
     with np.errstate(divide="ignore", invalid="ignore"):
         scale = np.where((length > 0) & np.isfinite(length), 1 / length, 0).astype(np.float32)
-    return np.nan_to_num(rows, nan=0.0, posinf=0.0, neginf=0.0) * scale[:, None]
+    with np.errstate(invalid="ignore"):
+        units = rows * scale[:, None]
+    return np.asarray(np.nan_to_num(units, copy=False, nan=0.0, posinf=0.0, neginf=0.0))
 
 
-def assign(similarity: NDArray[Any], *, liking: float = LIKING) -> Indices:
+def assign(similarity: NDArray[Any]) -> Indices:
     """For each row of similarities [n, n] the column that is paired with it, so that their sum is the largest.
 
-    Where every row's best is another's column, that is the answer; else it is found as Crouse 2016 does (scipy).
+    Where every row's best is another's column, that is the answer; else it is found as Crouse 2016 does (scipy). LIKING is
+    added to the diagonal of `similarity` itself: it may be a large part of what memory there is.
     """
     n = len(similarity)
-    if liking:
-        similarity = similarity + liking * np.eye(n, dtype=similarity.dtype)
+    similarity.flat[:: n + 1] += LIKING
     best = similarity.argmax(axis=1)
     if len(np.unique(best)) == n:
         return np.asarray(best, np.int64)
-    return np.asarray(linear_sum_assignment(similarity, maximize=True)[1], np.int64)
+    return paired(similarity)[1]
+
+
+def paired(similarity: NDArray[Any]) -> tuple[Indices, Indices]:
+    """Rows and columns of the pairs that give the largest sum, of similarities [rows, columns].
+
+    scipy copies them once more to look for the largest sum than for the smallest.
+    """
+    rows, columns = linear_sum_assignment(-similarity)
+    return np.asarray(rows, np.int64), np.asarray(columns, np.int64)
 
 
 def along_diagonal(a: Matrix, b: Matrix) -> NDArray[np.float32]:

@@ -55,7 +55,7 @@ def match_heads(couple: Couple, layer: int) -> None:
     found.values = _units(values[1], values[0], is_fixed=is_same, has_signs=True)
     if model.has_head_norms:  # they take away what scale there is
         found.keys = Units.same(model.groups, model.head)
-    elif model.is_rotary and model.head % 2 == 0:
+    elif model.is_rotary and model.has_pairs and model.head % 2 == 0:
         found.keys.factor = _rotary_factors(*keys)
     else:
         found.keys = _units(*keys, is_fixed=is_same or model.is_rotary, has_signs=True)

@@ -13,9 +13,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import optimize, stats
+from scipy import stats
 
-from kinbase.matching.assignment import Matrix
+from kinbase.matching.assignment import Matrix, paired
 
 FEWEST = 8
 """Units below which Spearman's distribution is not near enough to Student's."""
@@ -47,7 +47,8 @@ def layer_test(first: Matrix, second: Matrix) -> tuple[float, float] | None:
     columns = np.flatnonzero(first.any(0) & second.any(0))
     found = []
     for cosines in (first, second):
-        at, to = optimize.linear_sum_assignment(np.abs(cosines[np.ix_(rows, columns)]), maximize=True)
+        are_all = (len(rows), len(columns)) == cosines.shape
+        at, to = paired(np.abs(cosines if are_all else cosines[np.ix_(rows, columns)]))
         found.append(dict(zip(at.tolist(), to.tolist(), strict=True)))
     both = sorted(found[0].keys() & found[1].keys())
     return spearman([found[0][i] for i in both], [found[1][i] for i in both])

@@ -122,40 +122,57 @@ def _set_channels(couple: Couple, cosines: Matrix) -> bool:
     return bool((likeness.argmax(1) == index).all() and (likeness.argmax(0)[index] == at).all())
 
 
-@dataclass(frozen=True, slots=True)
-class _Units:
-    """The MLP units of a layer in both models by their two tested sides, and cosines [m, m]; None where all are in place."""
-
-    first: tuple[Matrix, Matrix]
-    second: tuple[Matrix, Matrix]
-    cosines: tuple[Matrix, Matrix] | None
+Sides = tuple[Matrix, Matrix]
+"""Cosines [m, m] of the MLP units of both models by each of the two sides that are tested."""
 
 
-def _test_units(couple: Couple, layer: int) -> tuple[tuple[float, float] | None, _Units]:
-    """A layer's part of the test of independence, and what it was computed from."""
-    first = couple.inputs("gate", layer)
-    second = couple.inputs("up", layer) if couple.a.is_gated else couple.outputs("down", layer)
-    if all(along_diagonal(*pair).min() > IN_PLACE for pair in (first, second)):
-        return same_order(couple.a.units), _Units(first, second, None)
-    cosines = _cosines(*first), _cosines(*second)
-    return layer_test(*cosines), _Units(first, second, cosines)
+def _test_units(couple: Couple, layer: int) -> tuple[tuple[float, float] | None, Sides | None]:
+    """A layer's part of the test of independence, and the cosines it was computed from; None where all are in place."""
+    if _in_place(*_first(couple, layer)) and _in_place(*_second(couple, layer)):
+        return same_order(couple.a.units), None
+    sides = _sides(couple, layer)
+    return layer_test(*sides), sides
+
+
+def _sides(couple: Couple, layer: int) -> Sides:
+    return _cosines(*_first(couple, layer)), _cosines(*_second(couple, layer))
+
+
+def _first(couple: Couple, layer: int) -> tuple[Matrix, Matrix]:
+    return couple.inputs("gate", layer)
+
+
+def _second(couple: Couple, layer: int) -> tuple[Matrix, Matrix]:
+    return couple.inputs("up", layer) if couple.a.is_gated else couple.outputs("down", layer)
+
+
+def _in_place(a: Matrix, b: Matrix) -> bool:
+    return bool(along_diagonal(a, b).min() > IN_PLACE)
 
 
 def _match_units(couple: Couple, layer: int) -> tuple[float, float] | None:
     """Order the MLP units of a layer; its part of the test of independence."""
-    test, units = _test_units(couple, layer)
+    test, sides = _test_units(couple, layer)
     index = np.arange(couple.a.units)
+    factor = np.ones(len(index))
     if not couple.a.is_gated:
-        if units.cosines is not None:
-            index = assign(units.cosines[0] + units.cosines[1])
-        couple.symmetry.layers[layer].units = Units(index, np.ones(len(index)))
+        if sides is not None:
+            index = assign(sides[0] + sides[1])
+        couple.symmetry.layers[layer].units = Units(index, factor)
         return test
     down = couple.outputs("down", layer)
-    if units.cosines is not None or along_diagonal(*down).min() <= IN_PLACE:
-        gate, up = units.cosines or (_cosines(*units.first), _cosines(*units.second))
-        index = assign(gate + np.abs(up + _cosines(*down)))
-    up_rows = units.second
-    factor = balanced((up_rows[0], up_rows[1][index]), (down[0], down[1][index]))
+    if sides is None and not _in_place(*down):
+        sides = _sides(couple, layer)
+    if sides is not None:
+        likeness, rest = sides
+        del sides
+        rest += _cosines(*down)
+        likeness += np.abs(rest, out=rest)
+        del rest
+        index = assign(likeness)
+        del likeness
+    up = _second(couple, layer)
+    factor = balanced((up[0], up[1][index]), (down[0], down[1][index]))
     couple.symmetry.layers[layer].units = Units(index, factor)
     return test
 

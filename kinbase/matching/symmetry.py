@@ -77,7 +77,7 @@ class Symmetry:
     residual: Units
     layers: list[Layer]
     last: Units
-    is_rotary: bool = True
+    has_pairs: bool = True
     told: dict[str, str] = field(default_factory=dict)
 
     @classmethod
@@ -89,7 +89,7 @@ class Symmetry:
                   same(groups, model.value), same(d), same(d))
             for _ in range(model.layers)
         ]  # fmt: skip
-        return cls(same(d), layers, same(d), model.is_rotary)
+        return cls(same(d), layers, same(d), model.is_rotary and model.has_pairs)
 
     def groups(self) -> Iterator[tuple[str, Units]]:
         """Every group of units by its name in a file."""
@@ -106,7 +106,7 @@ class Symmetry:
 
     def breaks(self) -> bool:
         """Whether a scale of queries differs within a rotary pair, so that what is computed is not quite the same."""
-        if not self.is_rotary:
+        if not self.has_pairs:
             return False
         halves = (np.split(layer.keys.factor, 2, axis=-1) for layer in self.layers if layer.keys.factor.size)
         return any(

@@ -130,6 +130,19 @@ def test_reading_anywhere_gives_the_same_bytes(tmp_path):
             assert data(tensor, int(start), int(stop - start)) == whole[start:stop]
 
 
+@pytest.mark.parametrize(
+    ("config", "has_signs"), [({}, True), ({"layer_norm_eps": 1e-5, "rms_norm_eps": None}, True)]
+)
+def test_channels_change_signs_under_rms_norm_alone(config, has_signs):
+    assert disguises.roles(disguises.llama(1), **config).has_signs is has_signs
+
+
+def test_a_layer_norm_without_bias_allows_no_signs():
+    tensors = list(disguises.roles(disguises.llama(1)).every())
+    model = architecture([piece.tensor for piece in tensors], {"layer_norm_eps": 1e-5}, "cohere")
+    assert not model.has_signs
+
+
 def test_without_a_config_heads_stay_and_that_is_said(tmp_path):
     model = disguises.llama(9)
     for name, weights in {"a": model, "b": disguises.disguised(model, 1, "units", "heads")}.items():

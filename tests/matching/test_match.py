@@ -68,6 +68,43 @@ def test_scales_are_undone_where_they_are_evident(tmp_path, groups, kinds):
         assert np.linalg.norm(values - weight) < 0.05 * np.linalg.norm(weight), name
 
 
+def test_channels_that_the_embeddings_leave_in_doubt_are_matched_by_all_weights(tmp_path, monkeypatch):
+    from kinbase.matching import match as matching
+
+    swept = []
+    sweep = matching._sweep
+    monkeypatch.setattr(matching, "_sweep", lambda *given: swept.append(sweep(*given)) or swept[-1])
+    model = disguises.llama(1)
+    tuned = disguises.tuned(model, 2, size=0.02)
+    rng = np.random.default_rng(5)
+    for name in (
+        "model.embed_tokens.weight",
+        "lm_head.weight",
+    ):  # trained until four times their length is new
+        tuned[name] = (tuned[name] + 0.4 * rng.standard_normal(tuned[name].shape)).astype(np.float32)
+    a = disguises.save(tmp_path / "a", model)
+    b = disguises.save(tmp_path / "b", disguises.disguised(tuned, 3, "units", "heads", "channels", "signs"))
+    found, tensors, _ = matched(a, b)
+    assert swept == [True] and found.is_converged
+    for name, weight in tuned.items():
+        assert data(tensors[name]) == weight.tobytes(), name
+
+
+def test_an_order_that_is_not_settled_on_is_told(tmp_path, monkeypatch):
+    import kinbase
+    from kinbase.matching import match as matching
+
+    monkeypatch.setattr(matching, "_sweep", lambda couple, tokens: False)
+    monkeypatch.setattr(matching, "_set_channels", lambda couple, cosines: False)
+    place = (
+        disguises.save(tmp_path / "a", disguises.llama(1)),
+        disguises.save(tmp_path / "b", disguises.llama(1)),
+    )
+    (row,) = kinbase.open(tmp_path / "none.duckdb").kin([str(p) for p in place], aligned=True).to_dicts()
+    assert row["verdict"] == "not aligned" and row["pcc"] == 1 and row["p"] < 1e-9
+    assert row["notes"] == ["channels went on changing their places: what is given is the best found"]
+
+
 def test_a_plain_fine_tune_is_left_where_it_is(tmp_path):
     model = disguises.llama(7)
     a = disguises.save(tmp_path / "a", model)
