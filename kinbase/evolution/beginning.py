@@ -9,6 +9,7 @@ from kinbase.evolution import merge_child as breeding
 from kinbase.evolution.config import Config
 from kinbase.query.models import common_base
 from kinbase.query.models import sources as places
+from kinbase.store import journal as acts
 from kinbase.store.names import resolve
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ def begin(store: "Store", config: Config) -> Config:
     config = resolved(store, config)
     with store.writing() as con:
         journal.begin(con, config)
+        acts.put_skipped_act(con, "evolve", config.name, "a run: what it makes is told as imports")
         if config.evaluate.by != "recorded":
             breeding.refuse_used(config)
     trust.remember(config, store.path)

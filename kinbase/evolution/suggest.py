@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from kinbase.errors import KinbaseError
 from kinbase.query.kinship import measured_sums
-from kinbase.query.scores import readings
+from kinbase.query.scores import model_scores, readings
 from kinbase.store import Connection
 from kinbase.store import names as naming
 
@@ -50,7 +50,8 @@ class Population:
     `gram` [N, N] holds inner products of deltas and `centred` those after taking out their means, NaN where a pair
     is not measured, or by less than half of the base (those are `weak`); `history` [M, 2] is what the family's scored merges
     gained over their best parent and over the mean of them, in percent; `kinship` [N, N] the PCC by the best method,
-    NaN where unknown; `scores` [N] averages in percent and `by_benchmark` [N, B] what they are means of, NaN where unknown.
+    NaN where unknown; `scores` [N] those of the view `model_scores` and `by_benchmark` [N, B] those of the benchmarks that most
+    share, both in percent, NaN where unknown.
     """
 
     base: str
@@ -164,8 +165,8 @@ def load(con: Connection, family: str | None) -> Population:
     made = {frozenset(pair) for pair in merges.values()} | {frozenset(edge[:2]) for edge in edges}
     made |= {frozenset((a, b)) for parents in merges.values() for a in parents for b in parents if a < b}
     return Population(
-        base, names, gram, centred, kinship, by_benchmark.mean(axis=1) if by_benchmark.size else np.full(len(names), np.nan),
-        by_benchmark, frozenset(made), _generations(names, merges), frozenset(weak),
+        base, names, gram, centred, kinship, _model_scores(con, at), by_benchmark, frozenset(made), _generations(names, merges),
+        frozenset(weak),
         np.array(con.execute(HISTORY, [base]).fetchall(), float).reshape(-1, 2),
     )  # fmt: skip
 
@@ -187,6 +188,14 @@ def _base(con: Connection, family: str | None) -> str:
     if len(bases) > 1:
         raise KinbaseError(f"there are {len(bases)} families: name one of {', '.join(bases[:5])}")
     return str(bases[0])
+
+
+def _model_scores(con: Connection, at: dict[str, int]) -> FloatArray:
+    """What the models' scores are [N], as everywhere, in percent."""
+    values = np.full(len(at), np.nan)
+    for model, (score, _) in model_scores(con, list(at)).items():
+        values[at[model]] = score
+    return values * (100.0 if np.nanmax(np.abs(values), initial=0.0) <= 1 else 1.0)
 
 
 def _scores(con: Connection, at: dict[str, int]) -> FloatArray:
@@ -283,9 +292,9 @@ def _row(
         basis = "kinship alone, equal lengths assumed"
     nearest = int(np.nanargmax(kinship))
     ceiling = np.nan
-    if population.by_benchmark.shape[1] > 1 and np.isfinite(scores[[a, b]]).all():
-        both = population.by_benchmark[[a, b]]
-        ceiling = float(both.max(axis=0).mean() - max(scores[a], scores[b]))
+    both = population.by_benchmark[[a, b]]
+    if both.shape[1] > 1 and np.isfinite(both).all():
+        ceiling = float(both.max(axis=0).mean() - both.mean(axis=1).max())
     twin = bool(kinship[nearest] > TWIN)
     novelty = 1 - max(float(kinship[nearest]), 0.0)
     known = np.isfinite(scores[[a, b]]).all()
@@ -302,6 +311,8 @@ def _row(
             f"room for {ceiling:.1f} points over the better parent"
             if ceiling > 0
             else "the better parent is as good everywhere"
+            if ceiling <= 0
+            else "no benchmarks in common by which to tell the room"
         )
         close = population.kinship[a, b]
         reason = f"{room}, " + (

@@ -109,7 +109,7 @@ def _known(con: Connection | None, label: str, file: str, places: dict[str, str]
     if label in places or typed in places:
         return places.get(label) or places[typed]
     plain = label.removeprefix("file://")
-    at = Path(plain) if Path(plain).is_absolute() else Path(file).parent / plain
+    at = Path(plain) if Path(plain).is_absolute() else _home(file) / plain
     real = _real(at)
     if real in places:
         return places[real]
@@ -126,7 +126,15 @@ def _real(path: Path) -> str:
         return str(path)
 
 
+def _home(file: str) -> Path:
+    """The folder of what says a path: a file, or a folder as a whole."""
+    try:
+        return Path(file) if Path(file).is_dir() else Path(file).parent
+    except (OSError, ValueError):  # too long, or a NUL
+        return Path(file).parent
+
+
 def _scoped(label: str, file: str) -> str:
     """The name of a path that only its author knows: of the folder, or the page, of the file that says it."""
-    where = file if "://" in file or file.startswith("hf:") else _real(Path(file).parent)
+    where = file if "://" in file or file.startswith("hf:") else _real(_home(file))
     return f"{label}#{hashlib.sha256(f'{where} {label}'.encode('utf-8', 'replace')).hexdigest()[:8]}"

@@ -67,6 +67,17 @@ def test_a_path_that_is_a_source_of_the_import_is_that_model(db, tmp_path):
     assert parents(db, "child") == [("base", "finetune")]
 
 
+def test_a_refused_adapters_path_is_read_from_its_own_folder(db, tmp_path):
+    card(tmp_path / "runs" / "base", "license: mit")
+    for name, base in (("a", "../base"), ("b", "./merged"), ("c", "./merged")):
+        (tmp_path / "runs" / name).mkdir()
+        settings = {"peft_type": "VERA", "base_model_name_or_path": base, "r": 4}
+        (tmp_path / "runs" / name / "adapter_config.json").write_text(json.dumps(settings))
+    db.import_([tmp_path / "runs" / name for name in ("a", "b", "c", "base")])
+    assert parents(db, "a") == [("base", "adapter")]
+    assert parents(db, "b") != parents(db, "c")  # two folders, two models
+
+
 def test_a_path_as_it_is_typed_is_that_source(db, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     card(tmp_path / "x" / "base", "license: mit")

@@ -131,3 +131,20 @@ def test_the_same_rows_twice_count_as_two(empty):
     assert empty.log()["changed"].to_list() == ["tags: 1 changed"]
     empty.undo()
     assert rows(empty) == before
+
+
+def test_what_the_weights_were_heard_to_say_is_taken_back(measured, tmp_path):
+    db = kinbase.open(shutil.copy(measured, tmp_path / "kin.duckdb"))
+    db.unlink("merge_ab")
+    before = rows(db)
+    db.recipe("merge_ab", record=True)
+    db.infer(record=True)
+    assert db.sql("select distinct evidence from lineage where evidence = 'weights'").height == 1
+    log = db.log()["verb"].to_list()
+    assert log[:2] == ["infer", "recipe"]
+    assert len(db.undo(2)) == 2
+    after = rows(db)
+    # What was read of the weights to tell is knowledge, not an act: it stays.
+    assert {table: after[table] for table in ("claim", "model", "act", "change")} == {
+        table: before[table] for table in ("claim", "model", "act", "change")
+    }

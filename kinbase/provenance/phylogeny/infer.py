@@ -26,7 +26,7 @@ from kinbase.provenance.recipes.least_squares import BITS, FloatArray
 from kinbase.provenance.recipes.sampled_elements import ElementReader
 from kinbase.query import sums as stored_sums
 from kinbase.query.kinship import ENOUGH
-from kinbase.store import Connection, Store
+from kinbase.store import Connection, Store, journal
 from kinbase.store import kinship as sums
 from kinbase.store import names as naming
 from kinbase.store.lineage import drop_claims_of, put_weights_claim
@@ -377,7 +377,7 @@ def record(store: Store, edges: Sequence[tuple[str, str, str, float, float | Non
     claims is left out.
     """
     notes = []
-    with store.writing() as con:
+    with store.writing() as con, journal.act(con, "infer", f"--record, {len(edges)} edges"):
         ids = {name: naming.named(con, name) for edge in edges for name in edge[:2]}
         drop_claims_of(con, SOURCE, [ids[edge[1]] for edge in edges])
         for parent, child, relation, confidence, weight, words in edges:

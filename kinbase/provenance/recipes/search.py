@@ -39,7 +39,7 @@ from kinbase.provenance.recipes.verdict import (
 )
 from kinbase.query import sums as stored
 from kinbase.query.kinship import ENOUGH
-from kinbase.store import Connection, Store
+from kinbase.store import Connection, Store, journal
 from kinbase.store import kinship as sums
 from kinbase.store import names as naming
 from kinbase.store.lineage import put_measured
@@ -408,7 +408,7 @@ def record(store: Store, recipe: Recipe) -> list[str]:
         edges.append(
             Edge(parent.parent, str(relation), "weights", recipe.model, found.method, weight, detail)
         )
-    with store.writing() as con:
+    with store.writing() as con, journal.act(con, "recipe", f"{recipe.model} --record"):
         circular = put_measured(con, recipe.model, edges)
     lines = [f"{e.parent} -> {recipe.model} {e.relation}" for e in edges if e.parent not in circular]
     lines += [f"{parent} descends from {recipe.model} by what is said: not stored" for parent in circular]
