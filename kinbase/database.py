@@ -309,6 +309,7 @@ class Kinbase(Acts, Answers):
         record: bool = False,
         blind: bool = False,
         quick: bool = False,
+        aligned: bool = False,
         least: float = 0.0,
         device: str = "auto",
         report: Report = lambda done, total: None,
@@ -322,7 +323,14 @@ class Kinbase(Acts, Answers):
         from kinbase.provenance.phylogeny import infer as inferring
 
         found, notes = inferring.infer(
-            self.store, models, among=among, blind=blind, quick=quick, device=device, report=report
+            self.store,
+            models,
+            among=among,
+            blind=blind,
+            quick=quick,
+            aligned=aligned,
+            device=device,
+            report=report,
         )
         chosen = set(self.resolved(models))
         rows = [

@@ -100,12 +100,17 @@ def check(
 )
 @click.option("--blind", is_flag=True, help="Do without dates and known bases.")
 @click.option("--quick", is_flag=True, help="Compare sketches instead of reading weights.")
+@click.option(
+    "--aligned",
+    is_flag=True,
+    help="Read weights, and match units in another order first (docs/alignment.md).",
+)
 @device_option
 @rows_out
 @click.pass_obj
 def infer(
     db: "Callable[[], Kinbase]", models: tuple[str, ...], among: str, record: bool, least: float, blind: bool,
-    quick: bool, device: str, form: str | None, output: str | None,
+    quick: bool, aligned: bool, device: str, form: str | None, output: str | None,
 ) -> None:  # fmt: skip
     """Find out from weights alone who was made from whom: of the MODELs, or of all that have weights.
 
@@ -116,9 +121,11 @@ def infer(
 
     if not 0 <= least <= 1:
         raise UsageError(f"--least is a confidence from 0 to 1, not {least:g}")
+    if quick and aligned:
+        raise UsageError("--aligned reads weights and --quick does without: leave one out")
     others = [name.strip() for name in among.split(",") if name.strip()]
     with progress("reading") as report:
-        rows, notes = db().infer(models, among=others, record=record, least=least, blind=blind, quick=quick,
+        rows, notes = db().infer(models, among=others, record=record, least=least, blind=blind, quick=quick, aligned=aligned,
                                  device=device, report=report)  # fmt: skip
     for note in notes:
         say(note)

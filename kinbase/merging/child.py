@@ -94,12 +94,17 @@ def merge(
     finally:
         for parent in parents.values():
             parent.checkpoint.close()
-    notes += [
+    notes += _left_aside(config)
+    return Merged(out, shards.nbytes, len(planned), tuple(notes))
+
+
+def _left_aside(config: MergeConfig) -> list[str]:
+    """Lines on parameters that the method does not read."""
+    return [
         f"{config.method} has no parameter {name}: left aside"
         for name in config.ignored
         if name != "int8_mask"
     ]
-    return Merged(out, shards.nbytes, len(planned), tuple(notes))
 
 
 def refuse_existing(out: Path, part: Path) -> None:

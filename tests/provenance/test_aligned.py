@@ -95,6 +95,24 @@ def test_tensor_by_tensor_and_by_layer(stored):
         stored.kin(["one", "masked"], aligned=True, by="block")
 
 
+def test_infer_finds_the_family_of_a_disguised_model(models, tmp_path):
+    folders, _ = models
+    db = kinbase.open(tmp_path / "kin.duckdb")
+    db.import_([folders[name] for name in ("base", "one", "masked", "other")])
+    rows, notes = db.infer()
+    assert "masked" not in rows["child"].to_list() + rows["parent"].to_list()
+    rows, notes = db.infer(aligned=True)
+    edges = {frozenset(pair) for pair in rows.select("parent", "child").iter_rows()}
+    assert len(edges) == 2 and set.union(*map(set, edges)) == {"base", "one", "masked"}
+    assert "masked is compared with its units in the order of base" in notes
+    assert "other stands alone: nothing here is akin to it" in notes
+    db.infer(["base", "one"], aligned=True)  # nothing of another order was kept
+    assert (
+        db.check(["one"]).height >= 0
+        and db.kin(["base", "one"], aligned=True)["verdict"].item() == "in place"
+    )
+
+
 def test_the_command_line(stored, cli, models):
     folders, _ = models
     done = cli("kin", "one", "masked", "--aligned", "--save", "order.safetensors", "-f", "json")

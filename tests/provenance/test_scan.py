@@ -95,6 +95,19 @@ def test_the_direction_of_a_known_cast_is_the_other_way(models, tmp_path):
     assert found["cast"]["direction"] == "the known one is it, rounded"
 
 
+def test_values_in_a_wider_dtype_came_later(models, tmp_path):
+    coarse = {name: torch.from_numpy(w).bfloat16().float().numpy() for name, w in disguises.llama(1).items()}
+    wide = disguises.save(tmp_path / "wide", coarse)
+    db = kinbase.open(tmp_path / "kin.duckdb")
+    db.import_([models["cast"]])
+    assert rows(db, wide)[0]["cast"]["direction"].startswith("made from cast: its values in a wider dtype")
+    db = kinbase.open(tmp_path / "other.duckdb")
+    db.import_([wide])
+    assert rows(db, models["cast"])[0]["wide"]["direction"].startswith(
+        "the known one is it: its values in a wider"
+    )
+
+
 def test_another_size_is_left_out_and_that_is_said(known, models):
     found, notes = rows(known, models["small"])
     assert not found

@@ -38,6 +38,8 @@ TESTED = 8
 PROBES, PROBE = 16, 1 << 16
 """Tensors, and elements of each, of which it is seen whether one model is the other rounded."""
 
+EQUAL = "equal where they were read, which tells no direction"
+WIDER = "its values in a wider dtype, which hold nothing that was not in them"
 SAME, RELATED, UNRELATED, UNDECIDED, NO_SIGN = (
     "the same weights",
     "related",
@@ -235,23 +237,26 @@ def _judged(hit: Hit, test: Test) -> str:
 
 
 def _direction(hit: Hit, pairs: Sequence[tuple[Tensor, Tensor]]) -> str:
-    """Who was made from whom: decided where one is the other rounded, to fewer bits than its values have."""
+    """Who was made from whom: decided where one is the other rounded, or holds the same numbers in a wider dtype."""
     chosen = sorted(pairs, key=lambda pair: -pair[0].numel)[:PROBES]
+    if not chosen:
+        return UNDECIDED
     values = [[elements(t, 0, min(PROBE, a.numel, b.numel)) for t in (a, b)] for a, b in chosen]
-    for (this, that), words in (
-        ((1, 0), f"made from {hit.name}: its values rounded"),
-        ((0, 1), "the known one is it, rounded"),
+    if all(np.array_equal(known, own) for known, own in values):
+        widths = [sum(DTYPE_BYTES[pair[k].dtype] for pair in chosen) for k in (0, 1)]
+        if widths[0] == widths[1]:
+            return EQUAL
+        return f"made from {hit.name}: {WIDER}" if widths[1] > widths[0] else f"the known one is it: {WIDER}"
+    for this, that, words in (
+        (1, 0, f"made from {hit.name}: its values rounded"),
+        (0, 1, "the known one is it, rounded"),
     ):
         forms = [pair[this].dtype for pair in chosen]
-        if any(DTYPE_BYTES[form] == 1 for form in forms) or not chosen:
-            continue
-        are_rounded = all(
+        if not any(DTYPE_BYTES[form] == 1 for form in forms) and all(
             np.array_equal(_rounded(both[that], form), both[this])
             for both, form in zip(values, forms, strict=True)
-        )
-        if are_rounded:
-            is_equal = all(np.array_equal(both[0], both[1]) for both in values)
-            return "equal where they were read, which tells no direction" if is_equal else words
+        ):
+            return words
     return UNDECIDED
 
 

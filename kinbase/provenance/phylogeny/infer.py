@@ -63,13 +63,15 @@ def infer(
     among: Sequence[str] = (),
     blind: bool = False,
     quick: bool = False,
+    aligned: bool = False,
     device: str = "auto",
     report: Report = lambda done, total: None,
 ) -> tuple[list[Family], list[str]]:
     """The families of `models` (none: all that have weights) and `among`, and lines on what could not be compared.
 
     `blind` leaves out dates and known bases; `quick` compares sketches where no Grams are stored, instead of reading
-    weights. Raises KinbaseError for an unknown model, or when there are fewer than two to compare.
+    weights; `aligned` reads all, and puts units that lie in another order into one first. Raises KinbaseError for an
+    unknown model, or when there are fewer than two to compare.
     """
     with store.reading() as con:
         names = {naming.resolve(con, label) for label in (*models, *among)} if models else None
@@ -88,8 +90,12 @@ def infer(
         more = "name more, or others with --among" if models else "`kinbase import` brings them in"
         raise KinbaseError(f"there are no two models with weights to compare: {more}")
     found: list[Family] = []
-    for group, base in _groups(stored):
-        for measured in _measure(store, group, base, quick, device, report, notes):
+    for group, base in [(stored, None)] if aligned else _groups(stored):
+        if aligned:
+            parts = _read(store, group, device, report, notes, aligned=True)
+        else:
+            parts = _measure(store, group, base, quick, device, report, notes)
+        for measured in parts:
             reader = ElementReader({m.name: m for m in group}, measured.points.names[0])
             for cluster in clusters(measured):
                 part = replace(measured.points.of(cluster), sampler=reader.of)
@@ -281,8 +287,10 @@ def _sketched(con: Connection, group: list[Member]) -> Measured | None:
 # Reading.
 
 
-def _read(store: Store, group: list[Member], device: str, report: Report, notes: list[str]) -> list[Measured]:
-    """Points of a group, a pass over each part of like shapes."""
+def _read(
+    store: Store, group: list[Member], device: str, report: Report, notes: list[str], *, aligned: bool = False
+) -> list[Measured]:
+    """Points of a group, a pass over each part of like shapes, whose units are put into one order if `aligned`."""
     opened: list[Checkpoint] = []
     found: list[Measured] = []
     try:
@@ -300,6 +308,11 @@ def _read(store: Store, group: list[Member], device: str, report: Report, notes:
             if len(part) == 1:
                 notes.append(f"{part[0].name} stands alone: no other model has tensors like its")
             else:
+                if aligned:
+                    from kinbase.provenance.identity.one_order import in_one_order
+
+                    part, lines = in_one_order(part, report)
+                    notes += lines
                 found += _pass(store, part, device, report, notes)
     finally:
         for checkpoint in opened:
