@@ -2,7 +2,7 @@
 # make test   all tests
 # make test TESTS=tests/kinship  some of them
 # make check  format, lint, types, layers
-# make bench  every benchmark, each a table
+# make bench  every benchmark at a small size, each a table
 # make pictures  those of the README and docs/plots.md anew
 # make hooks  ruff before every commit
 # make lock   constraints.txt anew, with the newest releases that pyproject.toml allows
@@ -39,7 +39,7 @@ check: $(VENV)/.made
 	$(BIN)/python -m pytest tests/test_contracts.py -k circle
 
 bench: $(VENV)/.made
-	for benchmark in benchmarks/*.py; do echo "== $$benchmark"; $(BIN)/python $$benchmark || exit 1; done
+	$(BIN)/python benchmarks
 
 hooks: $(VENV)/.made
 	$(BIN)/pre-commit install

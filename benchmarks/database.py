@@ -18,8 +18,8 @@ from kinbase.store import Store
 
 QUERIES = {
     "scan of all pairs (the limit)": "select sum(dot) from raw.pair",
-    "kinship of one model": "select * from kinship where model_a = 'org/model-700'",
-    "nearest_kin(one, 10)": "from nearest_kin('org/model-700', 10)",
+    "kinship of one model": "select * from kinship where model_a = 'org/model-70'",
+    "nearest_kin(one, 10)": "from nearest_kin('org/model-70', 10)",
     "group_kinship of 10 models": "from group_kinship(['org/model-' || i for i in range(100, 110)])",
     "kinship by layer of one pair": "from kinship_by_layer where model_a = 'org/model-7' and model_b = 'org/model-8'",
     "kinship by tensor of one pair": "from kinship_by_tensor where model_a = 'org/model-7' and model_b = 'org/model-8'",
@@ -30,8 +30,8 @@ COMMANDS = {
     "kinbase --help": ["--help"],
     "kinbase ls": ["ls"],
     "kinbase sql (one model)": ["sql", QUERIES["kinship of one model"]],
-    "kinbase kin (one model)": ["kin", "org/model-700"],
-    "kinbase show": ["show", "org/model-700"],
+    "kinbase kin (one model)": ["kin", "org/model-70"],
+    "kinbase show": ["show", "org/model-70"],
 }
 
 

@@ -12,6 +12,8 @@ import kinbase
 from kinbase.checkpoint import Edge
 from kinbase.errors import KinbaseError
 from kinbase.provenance.claims import against_weights
+from kinbase.provenance.recipes.by_depth import Gradient, Place
+from kinbase.provenance.recipes.verdict import MERGE, Finding, Parent
 from kinbase.store.lineage import put_edges
 
 
@@ -199,3 +201,29 @@ def test_an_adapters_word_is_not_held(db, tmp_path):
     assert db.recipe("merge_ab").row(0, named=True)["verdict"] == "merge"  # an adapter may be a candidate
     with pytest.raises(KinbaseError, match="is an adapter"):
         db.recipe("adapter")
+
+
+def by_depth(values, errors):
+    """A finding of SLERP by depth with these t of its places, and half their 95% intervals."""
+    values, errors = (np.array(each, dtype=float)[:, None] for each in (values, errors))
+    places = [Place("mlp", layer, 0.0, [layer]) for layer in range(len(values))]
+    gradient = Gradient([0, 1], "slerp", places, values, {}, np.empty(0), np.empty(0))
+    parents = [Parent(name, 0.5, 0.49, 0.51) for name in ("a", "b")]
+    return Finding("child", MERGE, parents=parents, gradient=gradient, errors=errors)
+
+
+def test_places_that_are_off_by_chance_do_not_change_with_depth():
+    """Ten places of a merge at t = 0.5: one in two such merges has a place outside its own interval."""
+    rng = np.random.default_rng(0)
+    half = np.full(10, 0.05)
+    drawn = [0.5 + rng.normal(0, half / 1.96) for _ in range(2000)]
+    printed = {"a": 0.5, "b": 0.5}
+    assert np.mean([np.any(np.abs(t - 0.5) > half) for t in drawn]) > 0.3
+    refused = sum(not against_weights._constant(by_depth(t, half), printed) for t in drawn)
+    assert (
+        refused <= 8
+    )  # at most BY_CHANCE of 2,000, and less, for cards round: 2 expected, 8 in one case of 4,000
+    # What does change is seen: by one place far off, or by all a little.
+    assert not against_weights._constant(by_depth([0.5] * 9 + [0.7], half), printed)
+    assert not against_weights._constant(by_depth(np.linspace(0.4, 0.6, 10), half), printed)
+    assert against_weights._constant(by_depth(np.linspace(0, 1, 10), half), {})  # nothing was printed

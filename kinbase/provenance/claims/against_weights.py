@@ -7,6 +7,7 @@ does not decide. Only stored sums are used.
 from collections.abc import Sequence
 
 import numpy as np
+from scipy.special import chdtri
 
 from kinbase.ingest.steps import OnProgress as Report
 from kinbase.provenance.claims.claims import EXPLAINED, Claim, Model, all_claims, with_recipe, worth_a_recipe
@@ -39,6 +40,9 @@ CLOSED = (None, "linear", "slerp", "task_arithmetic", "nuslerp", "multislerp", "
 
 PRINTED = 0.005
 """How far a printed coefficient may lie outside the interval: cards round to two decimals."""
+
+BY_CHANCE = 1e-3
+"""How seldom the coefficients of a merge may be as far from the printed ones and not be called others."""
 
 NO_PART = 0.02
 """A coefficient that is no share in a merge."""
@@ -234,15 +238,20 @@ def _held_weights(claim: Claim, found: Finding, shares: dict[str, Parent], numbe
 
 
 def _constant(found: Finding, printed: dict[str, float | None]) -> bool:
-    """Whether a merge by depth has the printed coefficients in every block and layer, or none were printed."""
+    """Whether a merge by depth has the printed coefficients everywhere, or none were printed: of all places together.
+
+    Of many blocks and layers some lie outside their own 95% interval by chance. Asked is whether their distances in
+    standard errors are those of chance (chi-squared).
+    """
     assert found.gradient is not None and found.errors is not None
     told = [printed.get(p.parent) for p in found.parents]
     if found.gradient.method == "slerp":
         second = told[1] if told[1] is not None else None if told[0] is None else 1 - told[0]
         told = [second]
     wanted = np.array([np.nan if t is None else t for t in told])
-    off = np.abs(found.gradient.values - wanted) > found.errors + PRINTED
-    return not bool(off.any())
+    off = np.maximum(np.abs(found.gradient.values - wanted) - PRINTED, 0) / (found.errors / 1.96)
+    told_of = np.isfinite(off)
+    return float((off[told_of] ** 2).sum()) <= float(chdtri(max(told_of.sum(), 1), BY_CHANCE))
 
 
 def _held_copy(con: Connection, claim: Claim, model: Model) -> tuple[str, str]:
