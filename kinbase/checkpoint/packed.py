@@ -17,7 +17,7 @@ BYTE_FLOATS = ("F8_E4M3", "F8_E5M2")
 """Floats of 8 bits: weights as they are, or codes where a scale lies beside them."""
 
 _INDICES = ("I64", "U64", "BOOL")
-"""What positions, masks and counters are stored in; nothing is packed into them unless most of a file is."""
+"""What positions, masks and counters are stored in; nothing is packed into them unless scales of rows or most of a file tell."""
 
 _BIAS = "bias"
 
@@ -106,9 +106,11 @@ def _reason(tensor: Tensor, around: Neighbours, said: bool) -> str | None:
             return None
         scale = next((other for other in around.of(tensor) if is_scale(other, tensor)), None)
         return None if scale is None else f"has to be multiplied by {shown(scale.name)}"
+    what = f"holds packed {tensor.dtype}, not plain floats"
+    if tensor.dtype in ("I64", "U64") and len(tensor.shape) > 1 and _has_row_scales(tensor, around):
+        return what
     if tensor.dtype in FLOAT_DTYPES or tensor.dtype in _INDICES or is_mask(tensor):
         return None
-    what = f"holds packed {tensor.dtype}, not plain floats"
     if len(tensor.shape) < 2:
         # A flat one is codes where tables hang on it by its own name; a generator's state has none.
         hung = [t for t in around.within(tensor.name) if t.dtype in FLOAT_DTYPES]
@@ -127,6 +129,14 @@ def _has_scales(tensor: Tensor, around: Neighbours) -> bool:
         return False
     beside += around.of(tensor)
     return any(t.numel < tensor.numel and not t.name.endswith(_BIAS) for t in beside)
+
+
+def _has_row_scales(tensor: Tensor, around: Neighbours) -> bool:
+    """Whether a scale for each row lies beside what could else be indices (QuIP#: `SV` of `Qidxs`), and no plain weight."""
+    beside = [t for t in around.within(module_of(tensor.name)) if t.dtype in FLOAT_DTYPES]
+    is_plain = any(t.name.endswith(".weight") for t in beside)
+    rows = [t for t in beside if t.shape == tensor.shape[:1] and not t.name.endswith(_BIAS)]
+    return around.is_leaf(tensor) and not is_plain and bool(rows)
 
 
 def _siblings_by_stem(tensor: Tensor, around: Neighbours) -> list[Tensor]:

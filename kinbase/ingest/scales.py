@@ -87,9 +87,9 @@ def lengths(
 
 def _mean_square(tensor: Tensor) -> float:
     """The mean square of some runs of a tensor: of a few thousand elements it is right to some hundredths."""
-    from kinbase.kinship.layers import sampled
+    from kinbase.kinship.layers import runs
 
-    values = sampled(tensor, tensor.numel)
+    values = runs(tensor, tensor.numel)
     return float(values @ values) / max(len(values), 1)
 
 

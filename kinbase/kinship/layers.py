@@ -55,10 +55,13 @@ def place_all(base: Checkpoint, members: Sequence[Checkpoint]) -> dict[str, list
         if member.delta_of is not None or any(f.elsewhere for c in (base, member) for f in c.files):
             continue
         own = stacks(member)
+        alike: dict[str, list[int]] = {}
         for stack, ours in base_stacks.items():
             if stack in own:
-                found[member.name] += _place(member, own[stack], matches(ours, own[stack], stack, read))
-        found[member.name] += _strange(base, member, read)
+                matched = matches(ours, own[stack], stack, read)
+                found[member.name] += _place(member, own[stack], matched)
+                alike[stack] = [m.layer for m in matched if m.layer == m.base]
+        found[member.name] += _strange(base, member, {} if member.placed else alike, read)
     return found
 
 
@@ -136,7 +139,7 @@ def _are_in_order(
 def _run(tensor: Tensor) -> Vector:
     """One run from the middle of a tensor."""
     length = min(2 * RUN, tensor.numel)
-    return np.asarray(np.nan_to_num(elements(tensor, (tensor.numel - length) // 2, length)))
+    return np.nan_to_num(elements(tensor, (tensor.numel - length) // 2, length), posinf=0, neginf=0)
 
 
 def _place(member: Checkpoint, theirs: Layers, found: Sequence[Match]) -> list[str]:
@@ -173,16 +176,25 @@ def _renumbered(name: str, old: int, new: int) -> str:
     return name
 
 
-def _strange(base: Checkpoint, member: Checkpoint, read: dict[tuple[str, ...], Vector]) -> list[str]:
-    """A line on matrices outside the layers that have nothing in common with the base's, whatever they are called.
+def _strange(
+    base: Checkpoint,
+    member: Checkpoint,
+    alike: Mapping[str, Sequence[int]],
+    read: dict[tuple[str, ...], Vector],
+) -> list[str]:
+    """A line on matrices that have nothing in common with the base's, whatever they are called.
 
-    Of those too small to tell nothing is read; what is read of the base is kept in `read`.
+    Those outside the layers, and those of the middle one of the layers that are `alike` in both, by stack, which stand for
+    their like in the others. Of those too small to tell nothing is read; what is read of the base is kept in `read`.
     """
     strange, numel = [], 0
-    outside = [
-        replace(c, tensors=[t for t in c.tensors if len(t.shape) > 1 and not layer_of(bare(t.name))])
-        for c in (base, member)
-    ]
+    middle = {stack: layers[len(layers) // 2] for stack, layers in alike.items() if layers}
+
+    def is_looked_at(tensor: Tensor) -> bool:
+        place = layer_of(bare(tensor.name))
+        return len(tensor.shape) > 1 and (place is None or middle.get(place[0]) == place[1])
+
+    outside = [replace(c, tensors=list(filter(is_looked_at, c.tensors))) for c in (base, member)]
     aligned, _ = meet(*outside)
     total = sum(t.numel for t in base.tensors if t.dtype in FLOAT_DTYPES)
     for tensor, match in zip(outside[0].tensors, aligned, strict=True):
@@ -193,16 +205,18 @@ def _strange(base: Checkpoint, member: Checkpoint, read: dict[tuple[str, ...], V
             continue
         key = ("outside", tensor.name, str(both))
         if key not in read:
-            read[key] = _unit(sampled(tensor, both)[None])
-        x, y = read[key], _unit(sampled(match, both)[None])
+            read[key] = _unit(_sampled(tensor, both)[None])
+        x, y = read[key], _unit(_sampled(match, both)[None])
         if abs(float((x @ y.T)[0, 0])) < RELATED and x.any() and y.any():
+            place = layer_of(bare(tensor.name))
             strange.append(tensor.name)
-            numel += both
+            numel += both * (len(alike[place[0]]) if place else 1)
     if not strange:
         return []
+    like = ", with their like in other layers" if any(layer_of(bare(name)) for name in strange) else ""
     return [
         f"{member.name}: {', '.join(strange[:3])}{', ...' * (len(strange) > 3)} ({numel / max(total, 1):.1%} of the base's "
-        "parameters) have nothing in common with the base's: rows in another order, or another training?"
+        f"parameters{like}) have nothing in common with the base's: in another order, transposed, or of another training?"
     ]
 
 
@@ -249,15 +263,19 @@ def _probes(ours: Layers, theirs: Mapping[int, Mapping[str, Tensor]]) -> list[st
 
 
 def _layer(tensors: Mapping[str, Tensor], probes: Sequence[str]) -> Vector:
-    return np.concatenate([_centred(sampled(tensors[rest], tensors[rest].numel)) for rest in probes])
+    return np.concatenate([_centred(_sampled(tensors[rest], tensors[rest].numel)) for rest in probes])
 
 
-def sampled(tensor: Tensor, numel: int) -> Vector:
-    """Runs spread over the first `numel` elements of a tensor."""
+def runs(tensor: Tensor, numel: int) -> Vector:
+    """Runs spread over the first `numel` elements of a tensor, RUNS * RUN at most."""
     length = min(RUN, max(1, numel // RUNS))
     starts = [k * (numel - length) // max(RUNS - 1, 1) for k in range(RUNS)] if numel else []
-    runs = [elements(tensor, start, min(length, numel)) for start in starts]
-    return np.asarray(np.nan_to_num(np.concatenate(runs)))
+    return np.concatenate([np.zeros(0), *(elements(tensor, start, min(length, numel)) for start in starts)])
+
+
+def _sampled(tensor: Tensor, numel: int) -> Vector:
+    """`runs` to correlate, where what is not finite is nothing."""
+    return np.nan_to_num(runs(tensor, numel), posinf=0, neginf=0)
 
 
 def _centred(values: Vector) -> Vector:

@@ -82,8 +82,16 @@ def _misfit(family: "FamilySums", model_id: int, name: str, base: Delta | None) 
     return Own(model_id, family.fitted_to, change.numel, total, sketch)
 
 
-def _put(con: Connection, sketched: Sequence[Own]) -> None:
+def _blob(sketch: "NDArray[np.float64]") -> bytes | None:
+    """A sketch in float32; None where a sum is not finite, or too large for it."""
     import numpy as np
+
+    with np.errstate(over="ignore"):
+        narrow = sketch.astype("<f4")
+    return narrow.tobytes() if np.isfinite(narrow).all() else None
+
+
+def _put(con: Connection, sketched: Sequence[Own]) -> None:
 
     from kinbase.kinship.sketch import SCHEME
 
@@ -95,9 +103,7 @@ def _put(con: Connection, sketched: Sequence[Own]) -> None:
         "onto_id": [onto[own.onto] if own.onto else None for own in sketched],
         "numel": [own.numel for own in sketched],
         "total": [own.sum for own in sketched],
-        "blob": [
-            own.sketch.astype("<f4").tobytes() if np.isfinite(own.sketch).all() else None for own in sketched
-        ],
+        "blob": [_blob(own.sketch) for own in sketched],
     }
     with rows(con, table) as new:
         con.execute(

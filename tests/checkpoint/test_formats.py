@@ -14,6 +14,15 @@ from kinbase.importers import folder
 
 ROWS, COLUMNS = 96, 128
 
+
+def with_a_text(weights):
+    """As ComfyUI saves it: a tensor says the format in words."""
+    parts, values = quantising.float8(weights)
+    return parts | {
+        "comfy_quant": torch.tensor(list(b'{"format": "float8_e4m3fn"}'), dtype=torch.uint8)
+    }, values
+
+
 FORMS = {
     "GPTQ": (quantising.gptq, {}, "GPTQ4"),
     "GPTQ of 8 bits": (partial(quantising.gptq, bits=8), {"bits": 8}, "GPTQ8"),
@@ -34,6 +43,7 @@ FORMS = {
     "integers of 8 bits": (partial(quantising.integers, bits=8), {}, "INT8"),
     "int8": (quantising.int8, {}, "INT8"),
     "float8 by tensor": (quantising.float8, {}, "FP8"),
+    "float8 with a text beside it": (with_a_text, {}, "FP8"),
     "float8 with the scale's name turned": (partial(quantising.float8, name="scale_weight"), {}, "FP8"),
     "float8 by row": (partial(quantising.float8, by="row"), {}, "FP8"),
     "float8 by block": (

@@ -34,6 +34,7 @@ CODES = {
     "int8 alone": linear("up", weight=("I8", 96, 64)),
     "trellis": linear("up", trellis=("I16", 4, 6, 48), suh=("F16", 64), svh=("F16", 96)),
     "lattice in 64 bits": linear("up", Qidxs=("I64", 96, 800), SU=("F16", 64), SV=("F16", 96)),
+    "a lattice that is a small part of the file": linear("up", Qidxs=("I64", 96, 8), SU=("F16", 64), SV=("F16", 96)),
     "codebook of the layer": linear("up", codes=("I8", 96, 8, 2), codebooks=("F16", 2, 256, 1, 8), scales=("F16", 96)),
     "groups in 32 bits": linear("up", weight=("U32", 96, 8), scales=("F16", 96, 2), biases=("F16", 96, 2)),
     "stacked blocks": {
@@ -66,6 +67,10 @@ def test_codes_are_told_without_a_configuration(kind):
 
 
 WEIGHTS = {
+    "positions with a table beside them": {
+        "model__layers__0__bias__relative_position_index": ("I64", 96, 96),
+        "model__layers__0__bias__relative_position_bias_table": ("F32", 732, 12),
+    },
     "floats": linear("up", weight=("F16", 96, 64), bias=("F16", 96)),
     "a plain cast": linear("up", weight=("F8_E4M3", 96, 64), bias=("BF16", 96)),
     "a plain cast of norms": linear("norm", weight=("F8_E4M3", 96), bias=("BF16", 96), gain=("F32",)),

@@ -175,6 +175,21 @@ def test_sketches_of_another_layout_are_those_of_the_same_weights(tmp_path):
     assert found[2] == 1 and load_file(tmp_path / "again" / "model.safetensors").keys() != BASE.keys()
 
 
+@pytest.mark.parametrize("leaf", ["self_attn.o_proj", "mlp.up_proj"])
+def test_matrices_in_another_order_inside_the_layers_are_told(db, tmp_path, leaf):
+    """Transposed where that cannot be seen by the shape, or with units in another order."""
+    names = [f"model.layers.{layer}.{leaf}.weight" for layer in range(LAYERS)]
+    order = torch.randperm(INNER, generator=torch.Generator().manual_seed(0))
+    odd = {n: TUNED["b"][n].T.contiguous() if "attn" in leaf else TUNED["b"][n][order] for n in names}
+    notes = brought(db, tmp_path, odd=TUNED["b"] | odd)
+    share = sum(BASE[n].numel() for n in names) / sum(t.numel() for t in BASE.values())
+    assert notes["odd"] == (
+        f"odd: model.layers.2.{leaf}.weight ({share:.1%} of the base's parameters, with their like in other layers) have "
+        "nothing in common with the base's: in another order, transposed, or of another training?"
+    )
+    assert notes["a"] == notes["b"] == ""
+
+
 def test_layers_are_matched_with_a_relatives_where_the_base_is_gone(db, tmp_path):
     brought(db, tmp_path)
     (tmp_path / "base").rename(tmp_path / "moved")

@@ -253,3 +253,12 @@ def test_an_adapter_of_a_model_that_cannot_be_compared_cannot_be_either(tmp_path
             )
         assert sketches.deltas(con, 1, [2, 3, 4, 5]).keys() == {5}
         assert sketches.deltas(con, 2, [3, 4]).keys() == {3, 4}
+
+
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+def test_sums_that_float32_cannot_hold_leave_no_sketch_and_no_warning(tmp_path):
+    wide = {"w.weight": torch.full((64, 64), 1e200, dtype=torch.float64)}
+    families.write_safetensors(tmp_path / "wide.safetensors", wide)
+    db = kinbase.open(tmp_path / "kin.duckdb")
+    assert db.import_([tmp_path / "wide.safetensors"])["status"].to_list() == ["imported"]
+    assert rows(db, "select count(*) from raw.sketch where sums is not null") == [(0,)]

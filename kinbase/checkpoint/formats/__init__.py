@@ -125,8 +125,9 @@ class _Opened:
 
     def _bytes(self, codes: Tensor) -> None:
         beside = self.around.of(codes)
-        scale = _scale_of(codes, beside)
-        weight = byte_codes.scaled(codes, scale, self.kept, block=byte_codes.block_size(self._said()))
+        block = byte_codes.block_size(self._said())
+        scale = _scale_of(codes, beside, block)
+        weight = byte_codes.scaled(codes, scale, self.kept, block=block)
         self._made(
             weight, [codes, scale, *(t for t in beside if t.numel <= codes.shape[-2] and t is not scale)]
         )
@@ -180,14 +181,19 @@ class _Opened:
         return size, bits if type(bits) is int else None
 
 
-def _scale_of(codes: Tensor, beside: Sequence[Tensor]) -> Tensor:
-    """The one neighbour that multiplies 8-bit floats; raises CheckpointError when that cannot be told."""
+def _scale_of(codes: Tensor, beside: Sequence[Tensor], block: Sequence[int] | None) -> Tensor:
+    """The one neighbour that multiplies 8-bit floats; raises CheckpointError when that cannot be told.
+
+    Of several bytes are none if they fit no block: those of a text are not exponents.
+    """
     if any("zero" in t.name.rpartition(".")[2] for t in beside):
         raise CheckpointError(f"{shown(codes.name)} has zero points, with which 8-bit floats are not read")
     last = {t.name: t.name.rpartition(".")[2] for t in beside}
     found = [
         t for t in beside if is_scale(t, codes) and not any(word in last[t.name] for word in _OF_ACTIVATIONS)
     ]
+    if len(found) > 1:
+        found = [t for t in found if t.dtype != "U8" or byte_codes.fits(codes, t, block)]
     if len(found) != 1:
         names = ", ".join(shown(t.name) for t in found[:3])
         raise CheckpointError(

@@ -119,6 +119,15 @@ def _blocks(codes: Tensor, scale: Tensor, said: Sequence[int] | None) -> Blocks:
     return Blocks(rows, columns, row_block, column_block, grid_rows, grid_columns)
 
 
+def fits(codes: Tensor, scale: Tensor, block: Sequence[int] | None = None) -> bool:
+    """Whether the shape of `scale` divides that of the codes."""
+    try:
+        _blocks(codes, scale, block)
+    except CheckpointError:
+        return False
+    return True
+
+
 def _block(extent: int, count: int, usual: int) -> int | None:
     """Elements of an axis of `extent` that share one of `count` scales; None when they cannot."""
     if count in (1, extent):
