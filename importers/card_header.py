@@ -97,7 +97,7 @@ def _bases(card: Card) -> None:
 
 
 def _by_the_files(card: Card, folder: Path) -> None:
-    """Judge by the files that lie beside a card with one base whether the model is a quantised copy of it."""
+    """Judge by the files that lie beside a card with one base whether the model is a quantised copy or an adapter of it."""
     if len(card.bases) != 1 or card.relation not in ("finetune", "merge"):
         return
     config = folder / "config.json"
@@ -109,6 +109,10 @@ def _by_the_files(card: Card, folder: Path) -> None:
             quantised = False
     if quantised:
         card.relation = "quantized"
+    elif card.relation == "finetune" and is_file(str(folder / "adapter_config.json")):
+        # A trainer leaves the settings of an adapter beside weights into which it was merged, too.
+        whole = (*folder.glob("model*.safetensors"), *folder.glob("pytorch_model*.bin"))
+        card.relation = "finetune" if whole else "adapter"
 
 
 def said_of_copy(card: Card, what: str) -> str:

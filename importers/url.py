@@ -6,14 +6,14 @@ tells it apart with (an ETag, a checksum, a time): asked again at the end, since
 """
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from kinbase.checkpoint import ADDRESS, Checkpoint, Problem, Record
 from kinbase.checkpoint.files import CONFIG_LIMIT, shown
-from kinbase.errors import CheckpointError
+from kinbase.errors import CheckpointError, WeightsRefused
 from kinbase.importers import adapter, card, folder, mergekit, safetensors
 from kinbase.importers.hub.client import Tell
 from kinbase.importers.ranges import Blocks, Piece, RangedFile
@@ -27,6 +27,8 @@ _USUAL = (
 """Files that a folder is asked for by name where it cannot be listed."""
 
 _SMALL = ("config.json", "adapter_config.json", "README.md", *mergekit.NAMES)
+_TELLING = ("README.md", "adapter_config.json", *mergekit.NAMES)
+"""Files that tell of a model without its weights."""
 _PLAIN = re.compile(r"[\w.+-]+", re.ASCII)
 _TELLS_APART = (
     "ETag", "etag", "e_tag", "md5Hash", "content_md5", "Content-MD5", "crc32c", "checksum", "version_id",
@@ -74,16 +76,16 @@ def open(source: str, depth: str = "stream", tell: Tell = lambda what, done, tot
         for file in beside:
             Path(path, file).write_bytes(store.read(file, 0, CONFIG_LIMIT + 1))
         elsewhere = {file: opener(file) for file in ranged}
-        if not elsewhere:
-            raise CheckpointError(
-                f"{shown(public(source))} holds no .safetensors files; only those are read at a URL"
-            )
         found: list[Record] = []
+        refused: str | None = None
         try:
-            if adapter.holds_adapter(path, elsewhere):
-                found += adapter.open_as(path, name, elsewhere)
-            else:
-                found += folder.open_as(path, name, elsewhere, enough)
+            if not elsewhere and not any(file in _TELLING for file in beside):
+                raise CheckpointError(f"{shown(public(source))} holds no .safetensors files")
+            try:
+                _weights(path, name, elsewhere, enough, found)
+            except CheckpointError as error:
+                refused = str(error)
+            told = len(found)
             for file in beside:
                 if file == "README.md":
                     found += card.open(str(Path(path, file)))
@@ -91,6 +93,10 @@ def open(source: str, depth: str = "stream", tell: Tell = lambda what, done, tot
                     found += mergekit.open(str(Path(path, file)))
         except CheckpointError as error:
             raise CheckpointError(str(error).replace(path, public(source))) from None
+        if refused is not None:
+            refused = refused.replace(path, public(source))
+            if not told and len(found) == told:
+                raise CheckpointError(refused)
     for record in found:
         if isinstance(record, Checkpoint):
             record.source = store.shown
@@ -99,6 +105,22 @@ def open(source: str, depth: str = "stream", tell: Tell = lambda what, done, tot
         elif isinstance(record, Problem):
             record = Problem(record.message.replace(path, store.shown))
         yield record
+    if refused is not None:
+        raise WeightsRefused(refused)
+
+
+def _weights(
+    path: str, name: str, elsewhere: Mapping[str, folder.Opener], enough: int | None, found: list[Record]
+) -> None:
+    """Add what the weights say to `found`, as far as it goes; raises CheckpointError for weights that cannot be read."""
+    if not elsewhere:
+        raise CheckpointError(f"{path} holds no .safetensors files; only those are read at a URL")
+    if adapter.holds_adapter(path, elsewhere):
+        records = adapter.open_as(path, name, elsewhere)
+    else:
+        records = folder.open_as(path, name, elsewhere, enough)
+    for record in records:
+        found.append(record)
 
 
 def public(source: str) -> str:

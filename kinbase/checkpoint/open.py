@@ -202,33 +202,35 @@ def _read_elsewhere(
     notes: list[str] = []
     problem: str | None = None
     try:
-        for record in _yielded(importer, public, source, depth, tell):
-            if isinstance(record, Commit):
-                label, is_unchanged = known(record)
-                if is_unchanged:
-                    return replace(opened, name=label, commit=record, is_unchanged=True)
-                opened = replace(opened, name=name or label, commit=record)
-                if opened.name != record.model and not name:
-                    notes.append(f"another version of {record.model} is here: this one is {label}")
-                said = f"{public.partition(':')[0]}:{opened.name}"
-                record = Alias(f"{record.model}@{record.commit}", kind="revision")
-            elif isinstance(record, Alias) and record.kind == "redirect" and notes:
-                continue  # the other version keeps the old name
-            elif isinstance(record, Problem):
-                notes.append(record.message)
-            elif isinstance(record, Checkpoint):
-                record.name = opened.name or record.name
-                opened = replace(opened, name=record.name, checkpoint=record)
-                continue
-            records.append((said, record))
+        try:
+            for record in _yielded(importer, public, source, depth, tell):
+                if isinstance(record, Commit):
+                    label, is_unchanged = known(record)
+                    if is_unchanged:
+                        return replace(opened, name=label, commit=record, is_unchanged=True)
+                    opened = replace(opened, name=name or label, commit=record)
+                    if opened.name != record.model and not name:
+                        notes.append(f"another version of {record.model} is here: this one is {label}")
+                    said = f"{public.partition(':')[0]}:{opened.name}"
+                    record = Alias(f"{record.model}@{record.commit}", kind="revision")
+                elif isinstance(record, Alias) and record.kind == "redirect" and notes:
+                    continue  # the other version keeps the old name
+                elif isinstance(record, Problem):
+                    notes.append(record.message)
+                elif isinstance(record, Checkpoint):
+                    record.name = opened.name or record.name
+                    opened = replace(opened, name=record.name, checkpoint=record)
+                    continue
+                records.append((said, record))
+        except WeightsRefused as error:
+            opened.close()
+            called = opened.name or Path(public.rstrip("/")).name
+            opened = replace(opened, name=called, checkpoint=None, refused=str(error))
+            notes.append(str(error))
         told = len(records)
         records = within_their_right(records, opened.name, beside_weights=opened.commit is not None)
         notes += [record.message for _, record in records[told:] if isinstance(record, Problem)]
         _refuse_unnamed(replace(opened, records=tuple(records)))
-    except WeightsRefused as error:
-        opened.close()
-        opened = replace(opened, checkpoint=None, refused=str(error))
-        notes.append(str(error))
     except KinbaseError as error:
         opened.close()
         opened = replace(opened, checkpoint=None)

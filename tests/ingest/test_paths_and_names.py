@@ -78,6 +78,18 @@ def test_a_refused_adapters_path_is_read_from_its_own_folder(db, tmp_path):
     assert parents(db, "b") != parents(db, "c")  # two folders, two models
 
 
+def test_a_card_beside_an_adapter_speaks_of_an_adapter(db, tmp_path):
+    settings = json.dumps({"peft_type": "LORA", "use_dora": True, "base_model_name_or_path": "org/b", "r": 4})
+    for name in ("adapter", "merged", "said"):
+        said = "\nbase_model_relation: finetune" if name == "said" else ""
+        card(tmp_path / name, f"base_model: org/b{said}")
+        (tmp_path / name / "adapter_config.json").write_text(settings)
+    (tmp_path / "merged" / "model.safetensors").write_bytes(b"not read")
+    db.import_([tmp_path / name for name in ("adapter", "merged", "said")], metadata_only=True)
+    cards = "select child, relation from lineage where evidence = 'card' order by all"
+    assert db.sql(cards).rows() == [("adapter", "adapter"), ("merged", "finetune"), ("said", "finetune")]
+
+
 def test_a_path_as_it_is_typed_is_that_source(db, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     card(tmp_path / "x" / "base", "license: mit")

@@ -71,6 +71,26 @@ def test_a_url_that_cannot_be_read(hub, db, family, tmp_path):
     assert not db.store.path.exists()
 
 
+def test_a_refused_adapter_at_a_url_keeps_its_card(db):
+    import fsspec
+
+    store = fsspec.filesystem("memory")
+    settings = {"peft_type": "LORA", "use_dora": True, "base_model_name_or_path": "org/base", "r": 4}
+    store.pipe_file("/dora/adapter_config.json", json.dumps(settings).encode())
+    store.pipe_file("/dora/adapter_model.safetensors", struct.pack("<Q", 2) + b"{}")
+    store.pipe_file("/dora/README.md", b"---\nlicense: mit\nbase_model: org/base\n---\n")
+    store.pipe_file("/words/README.md", b"---\nlicense: mit\nbase_model: org/base\n---\n")
+    for name, words in (("dora", "DoRA"), ("words", "no .safetensors")):
+        (row,) = db.import_([f"memory://{name}"], stream=True).to_dicts()
+        assert (row["model"], row["status"]) == (name, "refused") and words in " ".join(row["notes"]), row
+    query = "select distinct child, parent, relation from lineage order by all"
+    assert db.sql(query).rows() == [("dora", "org/base", "adapter"), ("words", "org/base", "finetune")]
+    assert db.sql("select name from models where license = 'mit' order by all").rows() == [
+        ("dora",),
+        ("words",),
+    ]
+
+
 def test_a_url_whose_server_knows_no_ranges(hub, db):
     """It sends the whole file whatever was asked for: its beginning must not pass for another part."""
     hub.fail("GET /blobs/", whole=True)
