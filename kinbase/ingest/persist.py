@@ -280,7 +280,8 @@ def _store_bases(con: Connection, rows: Sequence[Row], ids: Ids) -> None:
     for row in rows:
         base_id = ids.get(str(row.placed.base))
         is_member = row.outcome.status == "imported" and row.placed.base not in (None, row.placed.name)
-        if is_member and row.model_id is not None and base_id is not None:
+        # The weights of the base under another name are no member of their own family.
+        if is_member and row.model_id is not None and base_id is not None and base_id != row.model_id:
             bases[row.model_id] = base_id
     models.put_bases(con, bases)
 

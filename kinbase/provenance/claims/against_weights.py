@@ -13,7 +13,7 @@ from kinbase.ingest.steps import OnProgress as Report
 from kinbase.provenance.claims.claims import EXPLAINED, Claim, Model, all_claims, with_recipe, worth_a_recipe
 from kinbase.provenance.recipes import stored_grams as grams
 from kinbase.provenance.recipes.intervals import LEAST
-from kinbase.provenance.recipes.least_squares import LIMIT, Grams
+from kinbase.provenance.recipes.least_squares import EXACT, LIMIT, Grams
 from kinbase.provenance.recipes.partial_merges import ALIKE
 from kinbase.provenance.recipes.search import Recipes, load
 from kinbase.provenance.recipes.verdict import (
@@ -58,6 +58,12 @@ AT_ONCE = 32
 
 Row = tuple[str, str, str, str]
 
+COPIES = """
+select m.name, m.same_as, coalesce(o.base, m.same_as) from models m join models o on o.name = m.same_as
+where m.same_as is not null and (len($1) = 0 or list_contains($1, m.name)) order by m.name
+"""
+"""Copies, their originals, and the bases of those: a model without one may be a base itself."""
+
 
 def findings(
     con: Connection, names: Sequence[str] = (), report: Report = lambda done, total: None
@@ -69,7 +75,9 @@ def findings(
     """
     measured = stored.measured_models(con, names)
     said = all_claims(con)
-    rows = _copies(con, said, names)
+    rows, copied = _copies(con, said, names), _claims_of_copies(con, said, names)
+    originals = [] if not names else [name for name in copied if name not in names]
+    measured += stored.measured_models(con, originals) if originals else []
     done = 0
     for base_id, base in dict.fromkeys((base_id, base) for *_, base_id, base in measured):
         family = load(con, base_id, base)
@@ -84,6 +92,10 @@ def findings(
             family.sums.pairs.clear()
             grams.fetch(con, family.sums, (ids for model in models for ids in model.pairs()))
             for model in models:
+                for claim in copied.get(model.name, []):
+                    rows += _held(con, claim, model)
+                if model.name in originals:
+                    continue
                 for claim in model.claims:
                     rows += _held(con, claim, model)
                 if not any(claim.parents for claim in model.claims):
@@ -95,23 +107,27 @@ def findings(
 
 def _copies(con: Connection, said: dict[str, list[Claim]], names: Sequence[str]) -> list[Row]:
     """Copies that claim to be made of the very model whose weights they have."""
-    query = """
-        select name, same_as from models
-        where same_as is not null and (len($1) = 0 or list_contains($1, name)) order by name
-    """
     rows: list[Row] = []
-    for name, original in con.execute(query, [list(names)]).fetchall():
+    for name, original, base in con.execute(COPIES, [list(names)]).fetchall():
         for claim in said.get(name, []):
-            if claim.is_merge and any(original == parent for parent, *_ in claim.edges):
-                rows.append(
-                    (
-                        name,
-                        claim.text(),
-                        "contradicted",
-                        f"nothing was applied: its weights are those of {original}",
-                    )
-                )
+            if claim.is_merge and (original == base or any(original == parent for parent, *_ in claim.edges)):
+                detail = f"nothing was applied: its weights are those of {original}"
+                rows.append((name, claim.text(), "contradicted", detail))
     return rows
+
+
+def _claims_of_copies(
+    con: Connection, said: dict[str, list[Claim]], names: Sequence[str]
+) -> dict[str, list[Claim]]:
+    """By original, what copies of it with another card claim to be merges of: its weights are to be held against that too."""
+    found: dict[str, list[Claim]] = {}
+    for name, original, base in con.execute(COPIES, [list(names)]).fetchall():
+        own = {frozenset(claim.edges) for claim in said.get(original, [])}
+        for claim in said.get(name, []):
+            is_of_it = original == base or any(original == parent for parent, *_ in claim.edges)
+            if claim.is_merge and not is_of_it and frozenset(claim.edges) not in own:
+                found.setdefault(original, []).append(claim)
+    return found
 
 
 def _held(con: Connection, claim: Claim, model: Model) -> list[Row]:
@@ -162,6 +178,8 @@ def _held_merge(con: Connection, claim: Claim, model: Model) -> tuple[str, str]:
         return "contradicted", f"{lacking}; {_numbers(found)}"
     shares = {p.parent: p for p in (*found.parents, *found.nearest)}
     absent = [name for name in parents if name not in shares or _no_part(shares[name])]
+    if (absent or found.verdict not in MERGES) and (same := _nothing_applied(stored.grams, base)) is not None:
+        return "contradicted", f"nothing was applied: it is {same} but for rounding"
     if absent:
         instead = "" if found.verdict in MERGES else _instead(model, parents)
         return "contradicted", f"{', '.join(absent)} has no part in it: {_numbers(found)}{instead}"
@@ -177,9 +195,6 @@ def _held_unmade(
 ) -> tuple[str, str]:
     """A merge whose parents have a part in it, though no combination of them makes it."""
     numbers = _numbers(found)
-    whole = len(parents) == 1 and parents[0] not in stored.grams.adapters
-    if whole and (found.rho or 0) <= LIMIT and abs(found.nearest[0].coefficient - 1) < NO_PART:
-        return "contradicted", f"nothing was merged: it is {parents[0]} but for rounding"
     if method not in CLOSED:
         chosen = judge(stored.grams, stored.zeros, model.sampler)
         if chosen.verdict == SELECTED:
@@ -190,6 +205,22 @@ def _held_unmade(
         if instead or (found.residual or 0) > EXPLAINED:
             return "contradicted", numbers + instead
     return "undecidable", f"{numbers}: trained on after the merge, or other parents"
+
+
+def _nothing_applied(sums: Grams, base: str) -> str | None:
+    """The base or the parent that a child of several is, to the last bit or rounded; None where it is none of them."""
+    own = np.diagonal(sums.gram.sum(axis=0))[:-1]
+    length, noise = float(sums.sumsq.sum()), float(sums.noise.sum())
+    apart = {base: length} | {
+        name: length - 2 * float(sums.cross[:, i].sum()) + float(own[i])
+        for i, name in enumerate(sums.names)
+        if name not in sums.adapters
+    }
+    nearest = min(apart, key=lambda name: apart[name])
+    others = [far for name, far in apart.items() if name != nearest]
+    # What several of them are within rounding of tells of none.
+    is_it = apart[nearest] <= max(LIMIT**2 * noise, EXACT * length)
+    return nearest if is_it and all(far > CLEARLY**2 * noise for far in others) else None
 
 
 def without_it(sums: Grams) -> str | None:

@@ -57,6 +57,9 @@ NEGLIGIBLE = 0.03
 FEW = 50.0
 """Moved elements from which on a tensor's residual says anything of rounding."""
 
+HARDLY = 0.02
+"""A share that is none beside a whole parent: training on is as well explained by it as by nothing."""
+
 BLUR = 0.75
 """How much of a correction for rounding may be wrong: fine-tunes are not as Gaussian as its model."""
 
@@ -168,11 +171,11 @@ def fitted(grams: Grams, chosen: Sequence[int], population: Population | None = 
         straight, bend = fit, bend / BLUR  # a correction that its own draws explain is none, but may be there
     rss, sumsq = float(left.sum()), float(sub.sumsq.sum())
     covariance = _covariance(sub, rows, left, trust)
-    condition = _condition(normal.gram[:-1, :-1])
+    crowded = condition(normal.gram[:-1, :-1])
     inner = normal.gram[:-1, :-1]
     crowding = np.sqrt(np.diagonal(inverse(inner)) * np.diagonal(inner))
     blur = BLUR * float(np.abs(bend).max()) * np.maximum(1.0, crowding / 2)
-    blur = blur + 1e-13 * condition + SINGLE * np.abs(straight[:count])
+    blur = blur + 1e-13 * crowded + SINGLE * np.abs(straight[:count])
     half = np.hypot(1.96 * np.sqrt(np.diagonal(covariance)[:count]), blur)
     parents = _parents(sub.names, straight[:count], half)
     total = float(straight[:count].sum())
@@ -182,17 +185,17 @@ def fitted(grams: Grams, chosen: Sequence[int], population: Population | None = 
     finding = Finding(
         MERGE, "", float(np.sqrt(rss / sumsq)), sub.floor, parents,
         "linear" if adding_up else "task_arithmetic",
-        float(np.sqrt(rss / sumsq)) / sub.floor, condition=condition,
+        float(np.sqrt(rss / sumsq)) / sub.floor, condition=crowded,
         base=0.0 if adding_up else rest, opposed=_lowest_cosine(inner),
     )  # fmt: skip
     each = np.broadcast_to(straight, (len(left), count + 1))
-    found = _held(replace(finding), left, expected, sub, each)
+    found = held(replace(finding), left, expected, sub, each)
     if adapted or not _leaves_more(found, sub):
         return found
     drawn_to = population.of(chosen) if population is not None else Population(sub)
     for unbent, by_tensor in in_steps(drawn_to, estimate, straight[:count], 0.0 if adding_up else rest, half):
         parents = _parents(sub.names, unbent, half)
-        found = _nearer(found, _held(replace(finding, parents=parents), left, by_tensor, sub, each), sub)
+        found = _nearer(found, held(replace(finding, parents=parents), left, by_tensor, sub, each), sub)
     return found
 
 
@@ -242,9 +245,7 @@ def _covariance(grams: Grams, rows: Sequence[int], left: FloatArray, trust: Floa
     return np.asarray(back @ np.einsum("t,tij->ij", variance, gram) @ back)
 
 
-def _held(
-    finding: Finding, left: FloatArray, expected: FloatArray, grams: Grams, each: FloatArray
-) -> Finding:
+def held(finding: Finding, left: FloatArray, expected: FloatArray, grams: Grams, each: FloatArray) -> Finding:
     """Keep the verdict merge only if the residual is what rounding leaves, in all and in each tensor.
 
     `each` are the coefficients by tensor: where one is 1 and the others 0, the tensor is a copy, and nothing
@@ -281,7 +282,8 @@ def _held(
     # What float64 sums do not resolve may be left or not.
     unsure = float(trust @ np.where(silent, 0, unresolved)) / max(float(trust @ expected), 1e-300)
     room = _times(finding) * tolerance(grams) / share_rounded + unsure / 2
-    one = len(finding.parents) == 1 and abs(finding.parents[0].coefficient - 1) <= WHOLE
+    first, *rest = finding.parents
+    one = abs(first.coefficient - 1) <= WHOLE and all(abs(p.coefficient) < HARDLY for p in rest)
     hidden = float(np.sqrt(grams.rounded.sum() / max(float(grams.sumsq.sum()), 1e-300)))
     if finding.ratio <= LIMIT and hidden >= HIDDEN:
         finding.verdict = UNDECIDABLE
@@ -335,7 +337,8 @@ def _lowest_cosine(gram: FloatArray) -> float | None:
     return float((gram / np.outer(length, length) + 2 * np.eye(len(gram))).min())
 
 
-def _condition(gram: FloatArray) -> float:
+def condition(gram: FloatArray) -> float:
+    """The condition number of a Gram matrix, columns scaled to one length."""
     scale = 1 / np.sqrt(np.maximum(np.diagonal(gram), 1e-300))
     return float(np.linalg.cond(gram * np.outer(scale, scale)))
 
@@ -372,17 +375,17 @@ def graded(grams: Grams) -> Finding | None:
     ]
     finding = Finding(
         MERGE, "", float(np.sqrt(rss / sumsq)), sub.floor, parents, found.method,
-        float(np.sqrt(rss / sumsq)) / sub.floor, condition=_condition(normal.gram),
+        float(np.sqrt(rss / sumsq)) / sub.floor, condition=condition(normal.gram),
         base=float(1 - mean.sum()) if found.method == "task_arithmetic" else 0.0,
         gradient=result, errors=errors,
     )  # fmt: skip
-    held = _held(replace(finding), left, expected, sub, found.each)
-    if found.method != "task_arithmetic" and _leaves_more(held, sub):
+    once = held(replace(finding), left, expected, sub, found.each)
+    if found.method != "task_arithmetic" and _leaves_more(once, sub):
         shares = spread(straight)
         shares[:, -1] = 0  # neither SLERP nor a linear merge has a share of the base's own
         steps = estimate(Population(sub, draws=2 * DRAWS).merged_in_steps(shares))[1]
-        held = _nearer(held, _held(replace(finding), left, steps, sub, found.each), sub)
-    finding = held
+        once = _nearer(once, held(replace(finding), left, steps, sub, found.each), sub)
+    finding = once
     if finding.verdict == MERGE and (len(parents) == 2 or not is_negative(finding)):
         finding.reason = (
             f"{found.method} by depth and block leaves {finding.ratio:.2f} of what rounding would"

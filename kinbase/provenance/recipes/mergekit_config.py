@@ -29,6 +29,10 @@ def config(recipe: Recipe, paths: Mapping[str, str], dtype: str | None) -> str:
         raise KinbaseError(
             f"the verdict on {recipe.model} is {found.verdict!r}: there is no merge to make again"
         )
+    if found.method == "passthrough":
+        raise KinbaseError(
+            f"{recipe.model} is a stack, whose slices are for a person to write: {found.reason}"
+        )
     document = _document(recipe, paths)
     document |= {"dtype": "float32", "out_dtype": DTYPES.get(dtype or "", "float32")}
     from ruamel.yaml import YAML
@@ -54,6 +58,11 @@ def _document(recipe: Recipe, paths: Mapping[str, str]) -> dict[str, object]:
     models: list[dict[str, object]] = [
         {"model": paths[p.parent], "parameters": {"weight": _weight(recipe, p)}} for p in found.parents
     ]
+    if found.method == "model_stock":
+        return {
+            "merge_method": "model_stock", "base_model": paths[recipe.base],
+            "models": [{"model": paths[p.parent]} for p in found.parents],
+        }  # fmt: skip
     if found.method == "linear":
         return {"merge_method": "linear", "models": models, "parameters": {"normalize": True}}
     return {

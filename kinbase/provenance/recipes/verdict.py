@@ -55,10 +55,12 @@ from kinbase.provenance.recipes.least_squares import (
     inverse,
     solve,
 )
+from kinbase.provenance.recipes.model_stock import model_stock
 from kinbase.provenance.recipes.partial_merges import trained_from, trained_from_merge
 from kinbase.provenance.recipes.quantised_copy import quantised_from
 from kinbase.provenance.recipes.rounding import Population, bends
 from kinbase.provenance.recipes.selection import by_elements, selection
+from kinbase.provenance.recipes.stacks import stacked
 
 __all__ = [
     "ADAPTER", "COPY", "MERGE", "MERGES", "NONE", "ONWARD", "SELECTED", "TRAINED", "UNDECIDABLE", "UNRELATED",
@@ -150,12 +152,18 @@ def _judge_as_computed(grams: Grams, zeros: FloatArray | None) -> Finding:
 def _judge(grams: Grams, zeros: FloatArray | None) -> Finding:
     normal = Normal.beside_base(grams) if grams.based else Normal.of(grams)
     one = _single(grams)
+    if one is None:
+        one = stacked(grams)
     if one is not None:
         return one
     chosen = find_parents(normal)
     whole = fitted(grams, chosen) if chosen else None
     if whole is not None and normal.solve(chosen)[1] <= LIMIT**2 * normal.floor:
         chosen, whole = _simplest(grams, normal, chosen, whole)
+    # Coefficients that nobody writes, and that follow from the parents' cosines.
+    human = whole is not None and whole.verdict in MERGES and _is_human(whole)
+    if not human and (stock := model_stock(grams, chosen)) is not None:
+        return stock
     if whole is not None and whole.verdict in MERGES and not _may_be_graded(whole):
         return _with_alternatives(whole, grams, normal, chosen)
     by_depth = graded(grams)
