@@ -49,9 +49,12 @@ class Answers:
         """The view `models`, those whose name contains `pattern`, by family."""
         return self._read(models.listed, pattern)
 
-    def show(self, model: str) -> pl.DataFrame:
-        """Everything about one model: its row of `models`, with aliases, parents, children, scores, kin, ... as lists."""
-        return self._read(details.show, model)
+    def show(self, model: str, *, most: int | None = None) -> pl.DataFrame:
+        """Everything about one model: its row of `models`, with aliases, parents, children, scores, kin, ... as lists.
+
+        Of children at most so many, if `most` is given.
+        """
+        return self._read(details.show, model, most)
 
     def ancestors(self, model: str) -> pl.DataFrame:
         """What a model was made from: model, generation (fewest steps up)."""
@@ -157,12 +160,14 @@ class Answers:
         """Mean kinship over all pairs of `models`: pcc, cs, ed, pairs (known ones), models."""
         return self._read(kinship.group, models)
 
-    def tree(self, model: str, *, up: bool = True, down: bool = True, depth: int = 1000) -> "nx.DiGraph":
+    def tree(
+        self, model: str, *, up: bool = True, down: bool = True, depth: int = 1000, most: int | None = None
+    ) -> "nx.DiGraph":
         """The lineage graph around a model; see `kinbase.query.graph.around`."""
         from kinbase.query import graph as lineage
 
         with self.store.reading() as con:
-            return lineage.around(con, model, up=up, down=down, depth=depth)
+            return lineage.around(con, model, up=up, down=down, depth=depth, most=most)
 
     def graph(self, models: Sequence[str] = ()) -> "nx.DiGraph":
         """The lineage of `models`, or of all; see `kinbase.query.graph.whole`."""

@@ -12,6 +12,10 @@ if TYPE_CHECKING:
     from kinbase.database import Kinbase
 
 
+CHILDREN = 50
+"""Children that a model's page lists."""
+
+
 def model_page(about: dict[str, Any]) -> Iterator[str]:
     """Lines that tell one model's row of `Kinbase.show`."""
     yield safe(about["name"])
@@ -63,9 +67,15 @@ def model_page(about: dict[str, Any]) -> Iterator[str]:
     for title, key, columns in sections:
         if about[key]:
             rows = [[row[column] for column in columns] for row in about[key]]
+            is_cut = key == "children" and len(rows) > CHILDREN
             yield ""
             yield title
-            yield from ("  " + line for line in table_lines(columns, rows))
+            yield from ("  " + line for line in table_lines(columns, rows[:CHILDREN] if is_cut else rows))
+            if is_cut:
+                quoted = about["name"].replace("'", "''")
+                yield safe(
+                    f"  and more: kinbase sql \"from lineage where parent = '{quoted}'\" lists them all"
+                )
 
 
 def recipe_page(recipe: Mapping[str, Any]) -> Iterator[str]:

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 METRICS = ("pcc", "cs", "ed")
 
+DRAWN = 2000
+"""Descendants that a tree draws unless all are asked for: more than anybody reads, and drawn in a moment."""
+
 PARTIAL = 5
 """Pairs of which a matrix says how much was compared; of more it counts them."""
 
@@ -65,11 +68,12 @@ LISTED = {
 @click.pass_obj
 def show(db: "Callable[[], Kinbase]", model: str, form: str | None, output: str | None) -> None:
     """Everything about one MODEL: facts, names, parents, children, scores, nearest kin."""
-    about = db().show(model)
     if format_of(form, output) != "table":
-        write_frame(about, form, output)
+        write_frame(db().show(model), form, output)
         return
-    from kinbase.cli.pages import model_page
+    from kinbase.cli.pages import CHILDREN, model_page
+
+    about = db().show(model, most=CHILDREN + 1)
 
     for line in model_page(about.row(0, named=True)):
         click.echo(line)
@@ -80,6 +84,7 @@ def show(db: "Callable[[], Kinbase]", model: str, form: str | None, output: str 
 @click.option("--up", is_flag=True, help="Only what it was made from.")
 @click.option("--down", is_flag=True, help="Only what was made from it.")
 @click.option("--depth", metavar="N", default=1000, help="At most N generations away.")
+@click.option("--all", "whole", is_flag=True, help=f"Draw all descendants, not the nearest {DRAWN:,} alone.")
 @rows_out
 @click.pass_obj
 def tree(
@@ -88,6 +93,7 @@ def tree(
     up: bool,
     down: bool,
     depth: int,
+    whole: bool,
     form: str | None,
     output: str | None,
 ) -> None:
@@ -95,10 +101,14 @@ def tree(
     from kinbase.cli.console import say
 
     both = up == down
-    graph = db().tree(model, up=up or both, down=down or both, depth=depth)
+    is_drawn = format_of(form, output) == "table"
+    most = DRAWN if is_drawn and not whole else None
+    graph = db().tree(model, up=up or both, down=down or both, depth=depth, most=most)
+    if graph.graph["is_part"]:
+        say(f"only the nearest {most:,} descendants are drawn: --all draws all, -f csv lists them")
     for parent, child in graph.graph["cut"]:
         say(f"the claims go in a circle: {parent} -> {child} is left out")
-    if format_of(form, output) != "table":
+    if not is_drawn:
         columns = ("parent", "child", "relation", "method", "weight", "evidence")
         rows = [
             (p, c, *(claim[k] for k in columns[2:]))

@@ -93,7 +93,7 @@ select
         from aliases where model = $2 and alias <> $2) as aliases,
     $3::struct(parent varchar, relation varchar, method varchar, weight double, evidence varchar)[] as parents,
     (select list({'child': child, 'relation': relation, 'method': method, 'weight': weight, 'evidence': evidence}
-        order by child, evidence) from lineage where parent = $2) as children,
+        order by child, evidence) from (from lineage where parent = $2 order by child, evidence limit $5)) as children,
     (select list({'benchmark': benchmark, 'metric': metric, 'value': value, 'stderr': stderr, 'n_shot': n_shot, 'source': source}
         order by benchmark, metric) from scores where model = $2) as scores,
     $4::struct(model varchar, pcc double, cs double, ed double, stderr double, coverage double, method varchar)[] as kin,
@@ -178,8 +178,11 @@ def parents(con: Connection, model: int) -> list[ParentClaim]:
     return [ParentClaim(Model(*row[:2]), *row[2:]) for row in con.execute(PARENTS, [model]).fetchall()]
 
 
-def show(con: Connection, label: str) -> "pl.DataFrame":
-    """A model's row of `models`, with aliases, parents, children, scores, kin, skipped, coverage, nonfinite."""
+def show(con: Connection, label: str, most: int | None = None) -> "pl.DataFrame":
+    """A model's row of `models`, with aliases, parents, children, scores, kin, skipped, coverage, nonfinite.
+
+    The children are the first `most` by name, if it is given.
+    """
     from kinbase.query.frames import frame
 
     model = meant(con, label)
@@ -199,4 +202,4 @@ def show(con: Connection, label: str) -> "pl.DataFrame":
         }
         for m, k in nearest(con, model.id, SHOWN)
     ]
-    return frame(con, SHOW, [model.id, model.name, said or None, kin or None])
+    return frame(con, SHOW, [model.id, model.name, said or None, kin or None, most])

@@ -63,17 +63,34 @@ def resolve(con: Connection, label: str) -> str:
     known_as = meant(con, label)
     if known_as is not None:
         return known_as
-    known = [name for (name,) in con.execute("select alias from raw.called").fetchall()]
+    known = _likely(con, label)
     if not known:
         raise KinbaseError(
             f"there is no model {label!r}: the database has none yet, `kinbase import` adds some"
         )
-    near = (
-        get_close_matches(label, known, n=3, cutoff=0.4)
-        or [n for n in known if label.lower() in n.lower()][:3]
-    )
+    near = get_close_matches(label, known, n=3, cutoff=0.4) or _containing(con, label)
     hint = f"did you mean {', '.join(near)}?" if near else "`kinbase ls` lists them"
     raise KinbaseError(f"there is no model {label!r}: {hint}")
+
+
+LIKELY = 1000
+"""Names that an unknown one is compared with: of millions, to compare all in Python takes minutes."""
+
+
+def _likely(con: Connection, label: str) -> list[str]:
+    """The names and aliases that are most like a label, all of them if there are few."""
+    rows = con.execute(
+        f"select alias from raw.called order by jaro_winkler_similarity(alias, $1) desc limit {LIKELY}",
+        [label],
+    ).fetchall()
+    return [name for (name,) in rows]
+
+
+def _containing(con: Connection, label: str) -> list[str]:
+    rows = con.execute(
+        "select alias from raw.called where contains(lower(alias), lower($1)) order by alias limit 3", [label]
+    ).fetchall()
+    return [name for (name,) in rows]
 
 
 def meant(con: Connection, label: str) -> str | None:

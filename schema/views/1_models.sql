@@ -50,24 +50,22 @@ select
     m.license,
     m.source,
     m.revision,
-    coalesce(m.relation, c.relation) as relation,
+    -- Subqueries, which are asked for the models that are wanted; groups in a join are made of all of them first.
+    coalesce(m.relation, (
+        select arg_min(c.relation, c.claimed_at) from raw.claim c where c.relation <> 'base' and c.child_id = m.model_id
+    )) as relation,
     m.digest is not null or s.digest is not null as has_weights,
     m.created_at,
     m.imported_at,
     s.name as same_as,
     m.same_how,
     coalesce(m.to_reread, false) as to_reread,
-    t.tags,
+    (select list(t.tag order by t.tag) from raw.tag t where t.model_id = m.model_id) as tags,
     m.notes
 from raw.model m
 left join raw.model s on s.model_id = m.same_id
 left join raw.placed p on p.model_id = m.model_id
-left join raw.model b on b.model_id = p.base_id
-left join (
-    select child_id, arg_min(relation, claimed_at) as relation
-    from raw.claim where relation <> 'base' group by child_id
-) c on c.child_id = m.model_id
-left join (select model_id, list(tag order by tag) as tags from raw.tag group by model_id) t on t.model_id = m.model_id;
+left join raw.model b on b.model_id = p.base_id;
 
 comment on view models is 'One row a model, those known only by name included.';
 comment on column models.name is 'label; see aliases for the others';
@@ -121,8 +119,20 @@ select m.name as model, s.tensor, s.reason from raw.skipped s join raw.model m u
 comment on view skipped is 'Tensors that took no part in kinship, and why.';
 
 create or replace macro family(m) as table
+with home as materialized (
+    select coalesce(base_id, model_id) as base_id from raw.placed
+    where model_id = (select model_id from raw.model where name = (select model from raw.called where alias = m limit 1))
+),
+below as materialized (select model_id from raw.placed where base_id in (from home)),
+members as (
+    from below
+    union all
+    -- The base, where it has members and no base of its own.
+    select model_id from raw.placed
+    where model_id in (from home) and base_id is null and exists (from below)
+)
 select f.* from models f
-where f.family = (select family from models where name = (select model from raw.called where alias = m limit 1))
+where f.name in (select name from raw.model where model_id in (from members))
 order by f.name;
 
 comment on macro table family is 'family(m): every model measured against the same base as m, the base included';
