@@ -13,6 +13,8 @@ import kinbase
 from kinbase.errors import KinbaseError, UsageError
 from kinbase.kinship.layout import BUCKETS
 from kinbase.kinship.sketch import SCHEME
+from kinbase.matching.independence import Test as Tested
+from kinbase.provenance.identity.scan import Hit, _judged
 from kinbase.provenance.identity.sketch_file import FORMAT
 
 
@@ -112,6 +114,18 @@ def test_another_size_is_left_out_and_that_is_said(known, models):
     found, notes = rows(known, models["small"])
     assert not found
     assert notes[0].startswith("3 of 3 known models differ from") and "not compared" in notes[0]
+
+
+@pytest.mark.parametrize(
+    ("p", "kinship", "verdict"),
+    [
+        (1e-9, 0.0, "related"), (1e-4, 0.9, "related"), (1e-4, 0.0, "undecided"), (0.5, 0.9, "undecided"),
+        (0.5, 0.0, "unrelated"), (None, 0.9, "related"), (None, 0.0, "no sign"),
+    ],
+)  # fmt: skip
+def test_test_and_sketches_are_weighed_together(p, kinship, verdict):
+    before = "related" if kinship else "no sign"
+    assert _judged(Hit("x", before, kinship, 0.01), Tested(p, 4, None)) == verdict
 
 
 def test_nothing_is_imported(known, models):

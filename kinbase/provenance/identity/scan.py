@@ -31,6 +31,9 @@ OnProgress = Callable[[int, int], None]
 
 AKIN, ERRORS = 0.1, 5.0
 """The cosine from which sketches say that two models are related, and by how many of its standard errors it is above 0."""
+PLAIN = 1e-6
+"""p below which two models are related though their sketches say nothing of it. Strangers are looked at by the hundred, and
+of a thousand one has a p below 0.001; of what was disguised it is smaller than this by far."""
 LIKE = 0.1
 """By how much the numbers of elements of two models may differ: vocabularies are resized, layers are not."""
 TESTED = 8
@@ -231,9 +234,9 @@ def _judged(hit: Hit, test: Test) -> str:
     """The verdict of test and sketch together."""
     if test.p is None:
         return hit.verdict
-    if test.is_related:
+    if test.p < PLAIN or (test.is_related and hit.is_akin):
         return RELATED
-    return UNDECIDED if hit.is_akin else UNRELATED
+    return UNDECIDED if test.is_related or hit.is_akin else UNRELATED
 
 
 def _direction(hit: Hit, pairs: Sequence[tuple[Tensor, Tensor]]) -> str:
