@@ -4,7 +4,7 @@ import json
 import shutil
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from stored import rows
 
@@ -23,6 +23,22 @@ def measured(tmp_path_factory, family):
     return path
 
 
+@pytest.fixture(scope="session")
+def team(tmp_path_factory, family):
+    """A whole export of another database, which calls some of the same models otherwise and says other things of them."""
+    root = tmp_path_factory.mktemp("team")
+    db = kinbase.open(root / "other.duckdb")
+    db.import_([family[name] for name in ("base", "ft_b")], base="base")
+    db.import_([family["merge_ab"]], name="ft_c", kinship=False)  # ours is another
+    db.link("ft_b", ["ghost", "org/other"], method="slerp")
+    db.set("ft_b", license="apache-2.0", notes="theirs")
+    db.score("base", "mmlu", 7.5)
+    db.tag("ft_c", ["x"])
+    db.alias("base", "ft_a")
+    db.export(root / "team.kinbase")
+    return root / "team.kinbase"
+
+
 NAMES = ["base", "ft_a", "ft_b", "ft_c", "merge_ab", "ghost", "org/other", "it's [new], a \\ name"]
 name = st.sampled_from(NAMES)
 act = st.one_of(
@@ -37,11 +53,14 @@ act = st.one_of(
     st.tuples(st.just("set"), name, st.sampled_from(["mit", "", "it's, [odd]"])),
     st.tuples(st.just("score"), name, st.floats(-1e300, 1e300)),
     st.tuples(st.just("import_"), name, name),
+    st.just(("join",)),
 )
 
 
 def do(db, folder, verb, *told):
-    if verb == "import_":
+    if verb == "join":
+        db.import_([folder / "team.kinbase"])
+    elif verb == "import_":
         child, parent = told
         table = folder / "edges.json"
         table.write_text(json.dumps([{"child": child, "parent": parent, "relation": "finetune"}]))
@@ -56,8 +75,15 @@ def do(db, folder, verb, *told):
 
 @settings(max_examples=8, deadline=None, database=None)
 @given(acts=st.lists(act, min_size=1, max_size=6))
-def test_undoing_all_acts_gives_the_same_database(measured, tmp_path_factory, acts):
+@example(
+    acts=[("rename", "ft_b", "ghost"), ("tag", "base", ["keep"]), ("join",), ("rm", ["ft_b"]), ("join",)]
+)
+@example(
+    acts=[("rm", ["base", "ft_b"]), ("join",), ("score", "base", 1.0), ("unlink", "merge_ab"), ("join",)]
+)
+def test_undoing_all_acts_gives_the_same_database(measured, team, tmp_path_factory, acts):
     folder = tmp_path_factory.mktemp("acts")
+    shutil.copytree(team, folder / "team.kinbase")
     db = kinbase.open(shutil.copy(measured, folder / "kin.duckdb"))
     states = [rows(db)]
     for verb, *told in acts:
