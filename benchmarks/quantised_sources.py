@@ -1,4 +1,4 @@
-"""Whose quantised copy is it: 50 fine-tunes of a base, and a GGUF file of each, asked for by `recipe` and `infer`.
+"""Whose quantised copy is it: 50 fine-tunes of a base, and a GGUF file of each, asked for by `infer`, and some by `recipe`.
 
     python benchmarks/quantised_sources.py                    # 50 siblings, changes of 1% of the weights' length
     python benchmarks/quantised_sources.py --change 0.003 --siblings 20
@@ -134,8 +134,10 @@ def write_gguf(path: Path, model: Model, form: str) -> Path:
     return gguf_files.write(path, tensors, heads=(HEADS, HEADS))
 
 
-def asked(place: Path, models: dict[str, Model], form: str) -> tuple[Counter[str], Counter[str]]:
-    """What `recipe` and `infer` say of the copies in one form: right, wrong or nothing."""
+def asked(
+    place: Path, models: dict[str, Model], form: str, recipes_of: int
+) -> tuple[Counter[str], Counter[str]]:
+    """What `infer` says of the copies in one form, and `recipe` of some of them: right, wrong or nothing."""
     db = kinbase.open(place / f"{form}.duckdb")
     siblings = [name for name in models if name != "base"]
     db.import_([place / name for name in models], base="base")
@@ -147,11 +149,13 @@ def asked(place: Path, models: dict[str, Model], form: str) -> tuple[Counter[str
     recipes, histories = Counter[str](), Counter[str]()
     edges, _ = db.infer()
     parents = {row["child"]: row["parent"] for row in edges.to_dicts()}
-    for name in siblings:
+    for number, name in enumerate(siblings):
         copy = f"{name}-{form}"
+        histories[_judged([parents[copy]] if copy in parents else [], name)] += 1
+        if number >= recipes_of:
+            continue
         found = db.recipe(copy).to_dicts()[0]["parents"]
         recipes[_judged([parent["parent"] for parent in found], name)] += 1
-        histories[_judged([parents[copy]] if copy in parents else [], name)] += 1
     return recipes, histories
 
 
@@ -165,6 +169,7 @@ def main() -> None:
     )
     parser.add_argument("--siblings", type=int, default=50)
     parser.add_argument("--change", type=float, default=0.01)
+    parser.add_argument("--recipes", type=int, default=10, help="copies that recipe is asked of: 15 s each")
     parser.add_argument("--forms", nargs="+", default=list(FORMS), choices=list(FORMS))
     options = parser.parse_args()
     models = family(options.siblings, options.change, np.random.default_rng(0))
@@ -178,7 +183,9 @@ def main() -> None:
             save_file(tensors, place / name / "model.safetensors")
         for form in options.forms:
             begun = time.monotonic()
-            for command, counts in zip(("recipe", "infer"), asked(place, models, form), strict=True):
+            for command, counts in zip(
+                ("recipe", "infer"), asked(place, models, form, options.recipes), strict=True
+            ):
                 told = " | ".join(str(counts[word]) for word in ("right", "wrong", "nothing"))
                 print(f"| {form} | {command} | {told} | {time.monotonic() - begun:.0f} |", flush=True)
 
