@@ -9,7 +9,8 @@ import torch
 from gram_families import NAMES, Family
 
 import kinbase
-from kinbase.provenance.recipes.verdict import MERGE, NONE
+from kinbase.provenance.recipes.least_squares import Grams
+from kinbase.provenance.recipes.verdict import MERGE, MERGES, NONE, UNDECIDABLE, judge
 
 
 def layer(name):
@@ -26,6 +27,11 @@ def test_a_stack_of_layers_and_a_graft_onto_the_base(dtype):
     assert {p.parent: p.coefficient for p in finding.parents} == pytest.approx({"1": 0.4, "4": 0.6})
     assert "1 has layers 0 to 1" in finding.reason and "4 has layers 2 to 4" in finding.reason
     graft = [one[t] if "mlp" in n else family.base[t] for t, n in enumerate(NAMES)]
+    finding = family.judge(graft)
+    # One's MLPs on the base, or one was trained on from it in all else: the weights say the same of both.
+    assert (finding.verdict, [p.parent for p in finding.nearest]) == (UNDECIDABLE, ["1"])
+    assert "1 may as well have been trained from some of its tensors" in finding.reason
+    graft = [one[t] if layer(n) < 2 else family.base[t] for t, n in enumerate(NAMES)]
     finding = family.judge(graft)
     assert (finding.method, [p.parent for p in finding.parents]) == ("passthrough", ["1"])
     assert family.judge(one, family.models[2:]).verdict == NONE
@@ -111,3 +117,47 @@ def test_the_base_under_another_name_is_no_member_of_its_family(tmp_path):
     db.import_([tmp_path / "base", tmp_path / "t0"], base="base")
     done = db.import_([tmp_path / "copied", tmp_path / "base", tmp_path / "t0"], base="base")
     assert "failed" not in set(done["status"])
+
+
+def partly_trained(rng, tensors, scale):
+    """A model's change and those of two fine-tunes of it: of its attention alone, and of its MLPs alone."""
+    parent = {name: 0.02 * rng.standard_normal(400) for name in tensors}
+    trained = []
+    for part in ("self_attn", "mlp"):
+        trained.append(
+            {n: d + (scale * rng.standard_normal(400) if part in n else 0) for n, d in parent.items()}
+        )
+    return parent, trained
+
+
+def sums(child, models, tensors, base):
+    """The sums of a child and candidates, of float64 changes: Grams of tensors [T]."""
+    rows = [np.array([[m[t] for m in models] + [base[t]] for t in [name]])[0] for name in tensors]
+    gram = np.array([r @ r.T for r in rows])
+    cross = np.array([r @ child[t] for r, t in zip(rows, tensors, strict=True)])
+    sumsq = np.array([child[t] @ child[t] for t in tensors])
+    numel = np.full(len(tensors), 400.0)
+    return Grams(
+        [f"m{i}" for i in range(len(models))], list(tensors), numel, gram, cross, sumsq, numel * 1e-12
+    )
+
+
+TENSORS = [
+    f"model.layers.{i}.{part}.weight" for i in range(3) for part in ("self_attn.q_proj", "mlp.up_proj")
+]
+
+
+@pytest.mark.parametrize("scale", [0.01, 0.03])
+def test_a_model_is_no_stack_of_what_was_trained_from_parts_of_it(scale):
+    rng = np.random.default_rng(1)
+    base = {name: rng.standard_normal(400) for name in TENSORS}
+    parent, trained = partly_trained(rng, TENSORS, scale)
+    found = judge(sums(parent, trained, TENSORS, base))
+    assert found.verdict == UNDECIDABLE and not found.parents
+    assert "m0 and m1 may as well" in found.reason or "m1 and m0 may as well" in found.reason
+    # Layers of strangers, each whole, are a stack still; and so are parts of strangers inside a layer.
+    others = [{name: 0.02 * rng.standard_normal(400) for name in TENSORS} for _ in range(2)]
+    for is_first in (lambda name: "layers.0" in name, lambda name: "self_attn" in name):
+        stack = {name: others[0 if is_first(name) else 1][name] for name in TENSORS}
+        found = judge(sums(stack, others, TENSORS, base))
+        assert found.verdict in MERGES and {p.parent for p in found.parents} == {"m0", "m1"}

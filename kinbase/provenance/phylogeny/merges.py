@@ -14,8 +14,9 @@ from kinbase.provenance.phylogeny.distances import SAME, Points, find_copies
 from kinbase.provenance.phylogeny.tree_search import MODEL, Model, Tree, hung
 from kinbase.provenance.recipes import verdict as verdicts
 from kinbase.provenance.recipes.elements import Sampler
-from kinbase.provenance.recipes.judgement import Judgement, plausibility
+from kinbase.provenance.recipes.judgement import DIFFERENCE, Judgement, plausibility
 from kinbase.provenance.recipes.least_squares import BITS, LIMIT, Grams
+from kinbase.provenance.recipes.stacks import STACK
 
 ROOTS = 3
 """Roots that are tried at most, where none is known."""
@@ -107,11 +108,16 @@ def infer_family(points: Points, *, root: int | None = None, model: Model = MODE
 
 @dataclass(frozen=True, slots=True)
 class Merge:
-    """A merge's parents with their coefficients, what is known of it in words, and how certain it is."""
+    """A merge's parents with their coefficients, what is known of it in words, and how certain it is.
+
+    `is_plain` tells whether it is an average, a sum or a selection: a difference reads as well with another of its models as
+    the child.
+    """
 
     parents: dict[int, float]
     confidence: float
     words: str
+    is_plain: bool
 
 
 def _grow(points: Points, root: int | None, model: Model) -> tuple[Tree, dict[int, Merge]]:
@@ -125,19 +131,20 @@ def _grow(points: Points, root: int | None, model: Model) -> tuple[Tree, dict[in
     if not points.exact or len(points.names) < 3:
         return tree, {}
     best: tuple[tuple[int, float], Tree, dict[int, Merge]] | None = None
-    todo, seen = [tree.root], set[int]()
-    while todo and len(seen) < ROOTS:
+    todo, seen = [tree.root, *tree.roots()[: ROOTS - 1]], set[int]()
+    while todo:
         at = todo.pop(0)
         if at in seen:
             continue
         seen.add(at)
         merges = find_merges(points, at)
         tree = _likeliest(points, merges, root, model)
-        if root is None:
-            todo += [tree.root, *tree.roots()[:1]]
-            if tree.root != at:
+        if tree.root != at:
+            if root is None and len(seen) < 2 * ROOTS:
+                todo.append(tree.root)
+            if any(abs(sum(merge.parents.values()) - 1) > LEAST_SHARE for merge in merges.values()):
                 tree = _likeliest(points, merges, at, model)
-        worth = (len(merges), tree.score(tree.parents))
+        worth = (sum(merge.is_plain for merge in merges.values()), tree.score(tree.parents))
         if best is None or worth > best[0]:
             best = worth, tree, merges
     assert best
@@ -251,7 +258,9 @@ def _told(points: Points, root: int, child: int, finding: verdicts.Finding) -> M
     if len(parents) == 1 and LEAST_SHARE < next(iter(parents.values())) < 1 - LEAST_SHARE and sure:
         parents[root] = 1 - next(iter(parents.values()))
     alone = finding.explained is not None  # elements of one parent, others left out
-    return Merge(parents, CONFIDENCE[kind], words) if len(parents) > 1 or (parents and alone) else None
+    if len(parents) < 2 and not (parents and alone):
+        return None
+    return Merge(parents, CONFIDENCE[kind], words, plausibility(finding)[0] < DIFFERENCE)
 
 
 def _is_plain(points: Points, root: int, child: int, finding: verdicts.Finding) -> bool:
@@ -260,6 +269,8 @@ def _is_plain(points: Points, root: int, child: int, finding: verdicts.Finding) 
     Whole coefficients (task vectors added as they are) hardly round, so what is left tells nothing.
     """
     if finding.verdict != verdicts.UNDECIDABLE or finding.rho is None or finding.rho > LIMIT:
+        return False
+    if finding.method == STACK:
         return False
     if not 2 <= len(finding.nearest) <= FEW or min(p.coefficient for p in finding.nearest) < LEAST_SHARE:
         return False

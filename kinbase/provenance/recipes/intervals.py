@@ -87,7 +87,8 @@ class Finding:
     length. `base` is the base's weight in the sum of raw weights. `nearest` is the best combination found where
     it is not a recipe. `gradient` has the coefficients by depth. `opposed` is the lowest cosine between two parents'
     changes: fine-tunes of one base are hardly ever opposed. `explained` is the share of sampled elements that the parents'
-    changes make, each in or out, where that was looked at.
+    changes make, each in or out, where that was looked at. `is_in_steps` tells that it takes rounding at every step to explain
+    what is left.
     """
 
     verdict: str
@@ -107,6 +108,7 @@ class Finding:
     errors: FloatArray | None = None
     opposed: float | None = None
     explained: float | None = None
+    is_in_steps: bool = False
     notes: list[str] = field(default_factory=list)
 
 
@@ -222,7 +224,7 @@ def _nearer(once: Finding, steps: Finding, grams: Grams) -> Finding:
     """The merge computed step by step in its own dtype where that leaves what is left, else as it was rounded once."""
     if steps.verdict not in MERGES or off(steps) >= min(off(once), _times(steps) * tolerance(grams)):
         return once
-    return replace(steps, reason=f"{steps.reason} if every step of it is rounded")
+    return replace(steps, reason=f"{steps.reason} if every step of it is rounded", is_in_steps=True)
 
 
 def _covariance(grams: Grams, rows: Sequence[int], left: FloatArray, trust: FloatArray) -> FloatArray:

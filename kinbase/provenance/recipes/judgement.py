@@ -11,6 +11,7 @@ with and without its descendants. `recipe`, `check` and `infer` all read this ju
 from collections.abc import Callable
 from dataclasses import replace
 
+from kinbase.provenance.recipes.stacks import STACK
 from kinbase.provenance.recipes.verdict import (
     COPY,
     MERGES,
@@ -66,6 +67,7 @@ def plausibility(finding: Finding | None) -> Reading:
     if (
         finding.verdict == UNDECIDABLE
         and finding.nearest
+        and finding.method != STACK  # which says as much of them as of it
         and not any(p.coefficient < 0 for p in finding.nearest)
     ):
         return LIKELY, off(finding)

@@ -60,7 +60,7 @@ from kinbase.provenance.recipes.partial_merges import trained_from, trained_from
 from kinbase.provenance.recipes.quantised_copy import quantised_from
 from kinbase.provenance.recipes.rounding import Population, bends
 from kinbase.provenance.recipes.selection import by_elements, selection
-from kinbase.provenance.recipes.stacks import stacked
+from kinbase.provenance.recipes.stacks import STACK, grown_from, stacked
 
 __all__ = [
     "ADAPTER", "COPY", "MERGE", "MERGES", "NONE", "ONWARD", "SELECTED", "TRAINED", "UNDECIDABLE", "UNRELATED",
@@ -104,7 +104,7 @@ def judge(grams: Grams, zeros: FloatArray | None = None, sampler: Sampler | None
     `zeros` [T, M + 1] is the share of elements equal to the base's, of each candidate and, last, of the child.
     """
     finding = _judge_by_sums(grams, zeros)
-    if sampler is None or finding.verdict in (COPY, ADAPTER, UNRELATED):
+    if sampler is None or finding.verdict in (COPY, ADAPTER, UNRELATED) or finding.method == STACK:
         return finding
     return by_elements(grams, zeros, finding, sampler) or finding
 
@@ -121,6 +121,13 @@ def _judge_by_sums(grams: Grams, zeros: FloatArray | None) -> Finding:
     while usable:
         finding = _judge_as_computed(grams.of(usable), None if zeros is None else zeros[:, [*usable, -1]])
         turned = _turned(finding, grams.of(usable))
+        grown = grown_from(grams.of(usable), finding)
+        if grown:
+            return replace(
+                finding, verdict=UNDECIDABLE, method=STACK, gradient=None, parents=[], nearest=finding.parents, notes=notes,
+                reason=f"each tensor is as another model has it, and {' and '.join(grown)} may as well have been trained from "
+                "some of its tensors: dates or lineage would decide",
+            )  # fmt: skip
         if turned is None:
             finding.notes = notes + finding.notes
             return finding
@@ -206,7 +213,13 @@ def _simplest(grams: Grams, normal: Normal, chosen: list[int], whole: Finding) -
         best += merges
         good = [pair for pair in merges if off(pair[1]) <= enough and not _needless(pair[1])]
         if good:
-            better = min(good, key=lambda pair: (is_negative(pair[1]), not _is_human(pair[1]), off(pair[1])))
+            # Rounding at every step leaves more, as another merge in a parent's place does: it is the second guess.
+            better = min(
+                good,
+                key=lambda pair: (
+                    is_negative(pair[1]), not _is_human(pair[1]), pair[1].is_in_steps, off(pair[1]),
+                ),
+            )  # fmt: skip
             if plain is None or (off(better[1]) + PLAINLY < off(plain[1]) and not is_negative(better[1])):
                 plain = better
         if plain is not None and not (good and off(plain[1]) > PLAINLY):
