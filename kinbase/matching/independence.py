@@ -24,7 +24,7 @@ RELATED = 1e-3
 
 
 @dataclass(frozen=True, slots=True)
-class Test:
+class Independence:
     """The outcome of a test over layers: p, how many layers were tested, and Spearman's mean correlation."""
 
     p: float | None
@@ -74,12 +74,12 @@ def spearman(x: Sequence[int], y: Sequence[int]) -> tuple[float, float] | None:
     return max(float(stats.t.logsf(t, n - 2)), -math.lgamma(n + 1)), rho
 
 
-def combined(layers: Sequence[tuple[float, float]]) -> Test:
+def combined(layers: Sequence[tuple[float, float]]) -> Independence:
     """Fisher's method over the layers' (log p, rho): -2 sum log p is chi squared with 2 L degrees of freedom."""
     if not layers:
-        return Test(None, 0, None)
+        return Independence(None, 0, None)
     statistic = -2 * sum(log_p for log_p, _ in layers)
-    return Test(
+    return Independence(
         float(stats.chi2.sf(statistic, 2 * len(layers))),
         len(layers),
         float(np.mean([rho for _, rho in layers])),

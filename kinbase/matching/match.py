@@ -18,7 +18,7 @@ from kinbase.errors import KinbaseError
 from kinbase.matching.architecture import Architecture
 from kinbase.matching.assignment import IN_PLACE, Matrix, along_diagonal, assign, unit_rows
 from kinbase.matching.heads import match_heads
-from kinbase.matching.independence import Test, combined, layer_test, same_order
+from kinbase.matching.independence import Independence, combined, layer_test, same_order
 from kinbase.matching.reading import Couple, matrix, some_rows
 from kinbase.matching.scales import balanced, gain_factors
 from kinbase.matching.symmetry import Symmetry, Units
@@ -34,7 +34,7 @@ class Matched:
     """How the units of one model lie in another's order, whether the two are independent, and lines on doubts."""
 
     symmetry: Symmetry
-    test: Test
+    test: Independence
     is_converged: bool
     notes: list[str] = field(default_factory=list)
 
@@ -70,7 +70,7 @@ def match(a: Architecture, b: Architecture, on_progress: OnProgress = lambda don
 
 def independence(
     a: Architecture, b: Architecture, on_progress: OnProgress = lambda done, total: None
-) -> Test:
+) -> Independence:
     """The test of `match` by itself: whether two models were trained independently; raises as it does."""
     refuse_misfit(a, b)
     couple = Couple(a, b, Symmetry.identity(b))

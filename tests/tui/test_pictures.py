@@ -8,6 +8,7 @@ draws them anew; the difference is then read like any other.
 import asyncio
 import os
 import shutil
+from datetime import datetime
 from pathlib import Path
 from string import ascii_letters
 from types import SimpleNamespace
@@ -161,6 +162,10 @@ def test_picture(drawn, tmp_path, monkeypatch, state, size):
     monkeypatch.setattr(
         sql, "time", SimpleNamespace(monotonic=lambda: 0.0)
     )  # how long a query took is on the screen
+    monkeypatch.setattr(  # and how long a run has been under way
+        "kinbase.tui.screens.evolution.datetime",
+        SimpleNamespace(now=lambda zone: datetime(2026, 1, 3, 4, 5, tzinfo=zone)),
+    )
     path = shutil.copy(drawn, tmp_path / "kin.duckdb")
 
     async def drive():

@@ -15,7 +15,7 @@ from kinbase.ingest.stored import open_stored
 from kinbase.matching.agreement import Agreement, View, agreements
 from kinbase.matching.architecture import Architecture, architecture, config_of
 from kinbase.matching.fingerprint import fingerprint
-from kinbase.matching.independence import Test
+from kinbase.matching.independence import Independence
 from kinbase.matching.match import Matched, match
 from kinbase.matching.relabelled import relabelled
 from kinbase.matching.symmetry import Symmetry, save
@@ -40,7 +40,7 @@ class Aligned:
     a: str
     b: str
     verdict: str
-    test: Test
+    test: Independence
     symmetry: Symmetry
     whole: Agreement
     parts: list[Agreement]

@@ -18,7 +18,7 @@ from kinbase.errors import CheckpointError, KinbaseError
 from kinbase.ingest.stored import open_stored
 from kinbase.kinship.sketch import compare
 from kinbase.matching.architecture import Architecture, architecture, config_of
-from kinbase.matching.independence import Test
+from kinbase.matching.independence import Independence
 from kinbase.matching.match import independence
 from kinbase.matching.relabelled import stored
 from kinbase.provenance.identity import sketch_file
@@ -230,7 +230,7 @@ def _read(
     return replace(hit, direction=_direction(hit, pairs) if hit.verdict == RELATED else None)
 
 
-def _judged(hit: Hit, test: Test) -> str:
+def _judged(hit: Hit, test: Independence) -> str:
     """The verdict of test and sketch together."""
     if test.p is None:
         return hit.verdict
