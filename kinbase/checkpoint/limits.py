@@ -45,7 +45,7 @@ class Limits:
     parents: int = 1000
     """Models that one card names as its model's."""
     seconds: float = 3.0
-    """Processor time of one reader on one file; a second more for each 4 MB of it."""
+    """Processor time of one reader on one file; more by its size (kinbase.checkpoint.guard)."""
     memory: int = 200 << 20
     """Bytes that one reader may add to the process; sixteen times the file's size more."""
 
