@@ -5,8 +5,7 @@
 
 One edge a model and a quarter more for merges, parents leaning towards early models; three scores for a tenth of the
 models. Each import is a process of its own into a new database; `again` imports the same files once more.
-A table is read row by row within the time that `kinbase.checkpoint.guard` gives a file of its bytes, and Parquet has few
-bytes a row: of 200,000 models the edges are refused for it, which ends this program with the line that says so.
+A table is read row by row within the time that `kinbase.checkpoint.guard` gives a file of its bytes.
 """
 
 import argparse

@@ -62,6 +62,12 @@ class Kinbase(Acts, Answers):
 
     # In.
 
+    def _import_whole(self, folder: str) -> pl.DataFrame:
+        from kinbase.store import archive
+
+        notes = archive.read_all(self.store, folder)
+        return pl.DataFrame([(folder, None, "records", None, notes)], schema=IMPORTED, orient="row")
+
     def import_(
         self,
         sources: Sequence[str | Path],
@@ -98,16 +104,12 @@ class Kinbase(Acts, Answers):
         fails has status "failed" and the reason in its notes.
         """
         self.store.fill()
-        whole = [str(source) for source in sources if is_whole(str(source))]
-        if whole:
+        if whole := [str(source) for source in sources if is_whole(str(source))]:
             if len(sources) > 1 or base or name:
                 raise UsageError(
                     f"{whole[0]} is a whole database: import it by itself, without --base or --name"
                 )
-            from kinbase.store import archive
-
-            notes = archive.read_all(self.store, whole[0])
-            return pl.DataFrame([(whole[0], None, "records", None, notes)], schema=IMPORTED, orient="row")
+            return self._import_whole(whole[0])
         labels = [f"{s}#{key}" if key else str(s) for s in sources]
         found: list[Outcome] = []
         options = ImportOptions(

@@ -72,12 +72,7 @@ def records(
             )
             return
         weights.notes.append(_dequantised(weights))
-    unscaled = [t for t in weights.tensors if t.dtype in BYTE_FLOATS and len(t.shape) > 1]
-    if unscaled and config_method(config) is not None:
-        weights.notes.append(
-            f"its config says that it is quantised, and {len(unscaled)} tensors of 8-bit floats have no scales (first "
-            f"{shown(unscaled[0].name)}): they are read as weights as they are"
-        )
+    weights.notes += _unscaled(weights, config)
     is_named_so = Path(weights.source).stem == ADAPTER
     if weights.tensors and (is_named_so or is_adapter(weights.tensors)):
         first = [*factors(weights.tensors), *weights.tensors][0].name
@@ -108,6 +103,17 @@ def records(
     )
     for note in weights.notes:
         yield Problem(note)
+
+
+def _unscaled(weights: Checkpoint, config: Mapping[str, Any]) -> list[str]:
+    """A line on 8-bit floats that are read without scales, where the config says that there were some."""
+    unscaled = [t for t in weights.tensors if t.dtype in BYTE_FLOATS and len(t.shape) > 1]
+    if not unscaled or config_method(config) is None:
+        return []
+    return [
+        f"its config says that it is quantised, and {len(unscaled)} tensors of 8-bit floats have no scales (first "
+        f"{shown(unscaled[0].name)}): they are read as weights as they are"
+    ]
 
 
 def _dequantised(weights: Checkpoint) -> str:

@@ -125,7 +125,7 @@ def _grow(points: Points, root: int | None, model: Model) -> tuple[Tree, dict[in
 
     What does not add up to 1 holds from its base alone, and an average of models is told less surely from one of them,
     where it is a share of the others. So where the root is not known the next likely ones are tried too, and the one
-    counts from which most models are merges, then the one of the likelier tree.
+    counts from which most models are merges, differences aside, then the one of the likelier tree.
     """
     tree = _likeliest(points, {}, root, model)
     if not points.exact or len(points.names) < 3:

@@ -1,11 +1,12 @@
 """Stacks: each tensor of a child is one model's as it is, as mergekit's passthrough and grafts of layers leave them."""
 
 from collections import defaultdict
+from dataclasses import replace
 
 import numpy as np
 
 from kinbase.checkpoint.names import layer_of
-from kinbase.provenance.recipes.intervals import MERGE, Finding, Parent
+from kinbase.provenance.recipes.intervals import MERGE, UNDECIDABLE, Finding, Parent
 from kinbase.provenance.recipes.least_squares import EXACT, Grams
 
 BASE = "the base"
@@ -66,6 +67,15 @@ def grown_from(grams: Grams, finding: Finding) -> list[str]:
         if other.any() and not other.all() and abs(inside - 1) <= WHOLE and theirs > mine:
             found.append(parent.parent)
     return found
+
+
+def undecided(finding: Finding, grown: list[str]) -> Finding:
+    """A finding whose parents `grown` may have been made from the child."""
+    return replace(
+        finding, verdict=UNDECIDABLE, method=STACK, gradient=None, parents=[], nearest=finding.parents,
+        reason=f"each tensor is as another model has it, and {' and '.join(grown)} may as well have been trained from "
+        "some of its tensors: dates or lineage would decide",
+    )  # fmt: skip
 
 
 def _equal(grams: Grams) -> "np.ndarray[tuple[int, int], np.dtype[np.bool_]]":

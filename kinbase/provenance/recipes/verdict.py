@@ -60,7 +60,7 @@ from kinbase.provenance.recipes.partial_merges import trained_from, trained_from
 from kinbase.provenance.recipes.quantised_copy import quantised_from
 from kinbase.provenance.recipes.rounding import Population, bends
 from kinbase.provenance.recipes.selection import by_elements, selection
-from kinbase.provenance.recipes.stacks import STACK, grown_from, stacked
+from kinbase.provenance.recipes.stacks import STACK, grown_from, stacked, undecided
 
 __all__ = [
     "ADAPTER", "COPY", "MERGE", "MERGES", "NONE", "ONWARD", "SELECTED", "TRAINED", "UNDECIDABLE", "UNRELATED",
@@ -123,11 +123,7 @@ def _judge_by_sums(grams: Grams, zeros: FloatArray | None) -> Finding:
         turned = _turned(finding, grams.of(usable))
         grown = grown_from(grams.of(usable), finding)
         if grown:
-            return replace(
-                finding, verdict=UNDECIDABLE, method=STACK, gradient=None, parents=[], nearest=finding.parents, notes=notes,
-                reason=f"each tensor is as another model has it, and {' and '.join(grown)} may as well have been trained from "
-                "some of its tensors: dates or lineage would decide",
-            )  # fmt: skip
+            return replace(undecided(finding, grown), notes=notes)
         if turned is None:
             finding.notes = notes + finding.notes
             return finding
@@ -214,12 +210,7 @@ def _simplest(grams: Grams, normal: Normal, chosen: list[int], whole: Finding) -
         good = [pair for pair in merges if off(pair[1]) <= enough and not _needless(pair[1])]
         if good:
             # Rounding at every step leaves more, as another merge in a parent's place does: it is the second guess.
-            better = min(
-                good,
-                key=lambda pair: (
-                    is_negative(pair[1]), not _is_human(pair[1]), pair[1].is_in_steps, off(pair[1]),
-                ),
-            )  # fmt: skip
+            better = min(good, key=_second_guesses)
             if plain is None or (off(better[1]) + PLAINLY < off(plain[1]) and not is_negative(better[1])):
                 plain = better
         if plain is not None and not (good and off(plain[1]) > PLAINLY):
@@ -230,6 +221,10 @@ def _simplest(grams: Grams, normal: Normal, chosen: list[int], whole: Finding) -
         return chosen, whole
     some, finding = min(best, key=lambda pair: (_needless(pair[1]), is_negative(pair[1]), off(pair[1])))
     return [pool[i] for i in some], finding
+
+
+def _second_guesses(pair: tuple[list[int], Finding]) -> tuple[bool, bool, bool, float]:
+    return is_negative(pair[1]), not _is_human(pair[1]), pair[1].is_in_steps, off(pair[1])
 
 
 def _left_by_each(normal: Normal, sets: NDArray[np.intp]) -> FloatArray:
