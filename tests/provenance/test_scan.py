@@ -13,7 +13,7 @@ import kinbase
 from kinbase.errors import KinbaseError, UsageError
 from kinbase.kinship.layout import BUCKETS
 from kinbase.kinship.sketch import SCHEME
-from kinbase.matching.independence import Test as Tested
+from kinbase.matching.independence import Independence as Tested
 from kinbase.provenance.identity.scan import Hit, _judged
 from kinbase.provenance.identity.sketch_file import FORMAT
 

@@ -1,7 +1,7 @@
 """The table of models: its values are the views', it is sorted by any column, and fits any width."""
 
 import pytest
-from terminal import press, run, screen_text, settled, type_in
+from terminal import press, run, screen_text, settled, type_in, until
 
 from kinbase.store import Store
 from kinbase.tui.screens.families import FilterInput
@@ -33,8 +33,10 @@ def test_the_table_says_what_the_views_say(path):
         assert rows["merge_ab"]["parents"] == "ft_a + ft_b" and rows["merge_ab"]["mmlu"] == 0.65
         assert rows["ft_a"]["coverage"] == pytest.approx(1.0)
         # The best is on top, and Home is one key.
+        await until(lambda: table.under_cursor is not None and table.under_cursor.name == app.current.name)
         await press(app, pilot, "home")
-        assert app.current.name == "merge_ab" == max(scores, key=scores.get)
+        await until(lambda: app.current.name == "merge_ab")
+        assert max(scores, key=scores.get) == "merge_ab"
         # Kin to the marked: of one, its pairs.
         table.go(names(table).index("ft_a"))
         await settled(app, pilot)
