@@ -38,8 +38,9 @@ def test_the_table_says_what_the_views_say(path):
         await until(lambda: app.current.name == "merge_ab")
         assert max(scores, key=scores.get) == "merge_ab"
         # Kin to the marked: of one, its pairs.
-        table.go(names(table).index("ft_a"))
         await settled(app, pilot)
+        table.go(names(table).index("ft_a"))
+        await until(lambda: app.current.name == "ft_a")
         await press(app, pilot, "space")
         rows = {row[0]: dict(zip(table.found.columns, row, strict=True)) for row in table.found.rows}
         assert {name: row["kin"] for name, row in rows.items() if row["kin"] is not None} == pytest.approx(
