@@ -295,7 +295,8 @@ def export(
     if not target or (sketches and output):
         raise UsageError("name one file with -o, or with --sketches")
     if sketches is not None:
-        say(f"wrote {target}: the sketches of {db().export_sketches(target, models)} models")
+        count = db().export_sketches(target, models)
+        say(f"wrote {target}: the sketches of {count} model{'s' * (count != 1)}")
         return
     db().export(target, models)
     say(f"wrote {target}")

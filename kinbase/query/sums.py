@@ -259,3 +259,14 @@ def files_of(
     )
     row = con.execute("select dtype from raw.model where name = ?", [model]).fetchone()
     return places, of, row[0] if row else None
+
+
+def copies(con: Connection, names: Sequence[str] = ()) -> list[tuple[str, str, str]]:
+    """Copies among models of these names, or all: name, original, and the original's base, itself where it has none."""
+    return con.execute(
+        """
+        select m.name, m.same_as, coalesce(o.base, m.same_as) from models m join models o on o.name = m.same_as
+        where m.same_as is not null and (len($1) = 0 or list_contains($1, m.name)) order by m.name
+        """,
+        [list(names)],
+    ).fetchall()

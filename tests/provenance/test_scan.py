@@ -13,7 +13,7 @@ import kinbase
 from kinbase.errors import KinbaseError, UsageError
 from kinbase.kinship.layout import BUCKETS
 from kinbase.kinship.sketch import SCHEME
-from kinbase.matching.independence import Independence as Tested
+from kinbase.matching.independence import Independence
 from kinbase.provenance.identity.scan import Hit, _judged
 from kinbase.provenance.identity.sketch_file import FORMAT
 
@@ -125,7 +125,7 @@ def test_another_size_is_left_out_and_that_is_said(known, models):
 )  # fmt: skip
 def test_test_and_sketches_are_weighed_together(p, kinship, verdict):
     before = "related" if kinship else "no sign"
-    assert _judged(Hit("x", before, kinship, 0.01), Tested(p, 4, None)) == verdict
+    assert _judged(Hit("x", before, kinship, 0.01), Independence(p, 4, None)) == verdict
 
 
 def test_nothing_is_imported(known, models):

@@ -58,12 +58,6 @@ AT_ONCE = 32
 
 Row = tuple[str, str, str, str]
 
-COPIES = """
-select m.name, m.same_as, coalesce(o.base, m.same_as) from models m join models o on o.name = m.same_as
-where m.same_as is not null and (len($1) = 0 or list_contains($1, m.name)) order by m.name
-"""
-"""Copies, their originals, and the bases of those: a model without one may be a base itself."""
-
 
 def findings(
     con: Connection, names: Sequence[str] = (), report: Report = lambda done, total: None
@@ -108,7 +102,7 @@ def findings(
 def _copies(con: Connection, said: dict[str, list[Claim]], names: Sequence[str]) -> list[Row]:
     """Copies that claim to be made of the very model whose weights they have."""
     rows: list[Row] = []
-    for name, original, base in con.execute(COPIES, [list(names)]).fetchall():
+    for name, original, base in stored.copies(con, names):
         for claim in said.get(name, []):
             if claim.is_merge and (original == base or any(original == parent for parent, *_ in claim.edges)):
                 detail = f"nothing was applied: its weights are those of {original}"
@@ -121,7 +115,7 @@ def _claims_of_copies(
 ) -> dict[str, list[Claim]]:
     """By original, what copies of it with another card claim to be merges of: its weights are to be held against that too."""
     found: dict[str, list[Claim]] = {}
-    for name, original, base in con.execute(COPIES, [list(names)]).fetchall():
+    for name, original, base in stored.copies(con, names):
         own = {frozenset(claim.edges) for claim in said.get(original, [])}
         for claim in said.get(name, []):
             is_of_it = original == base or any(original == parent for parent, *_ in claim.edges)
