@@ -402,10 +402,11 @@ class Kinbase(Acts, Answers):
         See `kinbase.evolution.replay`.
         """
         from kinbase.evolution import replay as replays
+        from kinbase.query import history
 
         with self.store.reading() as con:
-            history = replays.load(con, name, top)
-        rows = replays.replay(history, threshold=threshold, patience=patience)
+            told = history.load(con, name, top)
+        rows = replays.replay(told, threshold=threshold, patience=patience)
         return pl.DataFrame(rows, schema=REPLAYED, orient="row")
 
     def export(self, path: str | Path, models: Sequence[str] = ()) -> None:

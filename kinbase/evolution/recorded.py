@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 from kinbase.errors import KinbaseError
 from kinbase.evolution import journal
-from kinbase.query.models import merges_of
+from kinbase.query import merges
 
 if TYPE_CHECKING:
     from kinbase.evolution.journal import Child, Run
@@ -23,7 +23,9 @@ def look_up(con: "Connection", run: "Run") -> list[str]:
 def _look_up(con: "Connection", run: "Run", child: "Child") -> str | None:
     """Take one child and its score from what was recorded; else what is lacking, which its row says then."""
     config, wanted = run.config, ", ".join(run.config.score.benchmarks)
-    candidates = [child.model] if child.role == "start" else merges_of(con, child.parents, child.method)
+    candidates = (
+        [child.model] if child.role == "start" else merges.of_parents(con, child.parents, child.method)
+    )
     for model in candidates:
         score, _ = journal.score(con, model, config, config.score.benchmarks)
         if score is not None:

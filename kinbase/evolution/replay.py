@@ -1,151 +1,17 @@
-"""What each rule of stopping would have saved and lost on a history that is stored: a run, or a path of merges.
+"""What each rule of stopping would have saved and lost on a history of merging (`kinbase.query.history`).
 
-A path is a chain of merges, each made from the one before: the steps that a source numbers (`path 1` of the
-published family), or a model's own best ancestors. Rules after arXiv 2410.12613, section 5.2: the literal one stops
-at the first merge of parents more akin than the threshold; the others wait.
+Rules after arXiv 2410.12613, section 5.2: the literal one stops at the first merge of parents more akin than the
+threshold; the others wait.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
-from kinbase.errors import KinbaseError
-from kinbase.store import Connection
-from kinbase.store import names as naming
+from kinbase.query.history import Generation
 
 COLUMNS = (
     "rule", "stops_after", "generations", "score", "lost", "best_so_far", "merges_saved", "merges", "evaluations_saved",
     "evaluations", "reason",
 )  # fmt: skip
-
-
-@dataclass(frozen=True, slots=True)
-class Generation:
-    """One generation: how many were merged and evaluated, mean kinship of the parents, what one has by then.
-
-    `score` is of the model that stopping here leaves one with: a path's own, a run's best so far. None: not known.
-    """
-
-    number: int
-    merges: int
-    evaluations: int
-    kinship: float | None
-    highest: float | None
-    score: float | None
-    best_so_far: float | None
-    top: tuple[str, ...]
-    top_kinship: float | None
-
-
-def load(con: Connection, name: str, k: int = 3) -> list[Generation]:
-    """The generations of a run, of a numbered path, or of the chain of merges that ends in a model.
-
-    Raises KinbaseError when there is none of that name.
-    """
-    if con.execute("select 1 from runs where run = ?", [name]).fetchone():
-        return _run(con, name)
-    try:
-        children = _numbered(con, name) or _chain(con, name)
-    except KinbaseError as error:
-        runs = [run for (run,) in con.execute("select run from runs order by run limit 5").fetchall()]
-        there = f"there is no run {name!r} (of {', '.join(runs)}), and " if runs else ""
-        raise KinbaseError(f"{there}{error}") from None
-    if len(children) < 2:
-        raise KinbaseError(
-            f"{name} is no run, and no path of merges ends in it: `kinbase sql 'from runs'` lists the runs"
-        )
-    return _path(con, children, k)
-
-
-def _run(con: Connection, run: str) -> list[Generation]:
-    rows = con.execute(
-        """
-        select g.generation, count(*) filter (o.status in ('merged', 'scored')),
-            count(*) filter (o.score is not null), avg(o.kinship), max(o.kinship), any_value(g.best_so_far),
-            any_value(g.top), any_value(g.top_kinship)
-        from generations g left join offspring o on o.run = g.run and o.generation = g.generation
-        where g.run = ? group by g.generation order by g.generation
-        """,
-        [run],
-    ).fetchall()
-    return [
-        Generation(
-            number,
-            merges,
-            evaluations,
-            mean,
-            highest,
-            best,
-            best,
-            tuple(top or ()),
-            top_kinship if number else None,
-        )
-        for number, merges, evaluations, mean, highest, best, top, top_kinship in rows
-    ]
-
-
-def _numbered(con: Connection, name: str) -> list[str]:
-    rows = con.execute(
-        """
-        select child from lineage
-        where relation = 'merge' and replace(lower(detail ->> 'table'), ' ', '-') = replace(lower($1), ' ', '-')
-            and detail ->> 'step' is not null
-        group by child order by min((detail ->> 'step')::integer)
-        """,
-        [name],
-    ).fetchall()
-    return [child for (child,) in rows]
-
-
-def _chain(con: Connection, name: str) -> list[str]:
-    """The merges that led to a model, oldest first: of two merged parents the better, by its average."""
-    chain = [naming.resolve(con, name)]
-    while True:
-        row = con.execute(
-            """
-            select p.child from merge_gains c, unnest(c.parents) t(parent) join merge_gains p on p.child = t.parent
-            where c.child = $1 and c.benchmark = 'average' and p.benchmark = 'average'
-                and not list_contains($2, p.child)
-            order by p.score desc nulls last, p.child limit 1
-            """,
-            [chain[-1], chain],
-        ).fetchone()
-        if row is None:
-            return chain[::-1]
-        chain.append(row[0])
-
-
-def _path(con: Connection, children: Sequence[str], k: int) -> list[Generation]:
-    rows = con.execute(
-        """
-        select child, score, coalesce(kinship, (
-            select avg(try_cast(detail -> 'parents' ->> 'pcc' as double)) from lineage l where l.child = g.child
-        ))
-        from merge_gains g where benchmark = 'average' and list_contains(?, child)
-        """,
-        [list(children)],
-    ).fetchall()
-    facts = {child: (score, kinship) for child, score, kinship in rows}
-    pairs = {
-        (a, b): pcc
-        for a, b, pcc in con.execute(
-            "select model_a, model_b, pcc from kinship where list_contains($1, model_a) and list_contains($1, model_b)",
-            [list(children)],
-        ).fetchall()
-    }
-    found, best = [], None
-    for number, child in enumerate(children, 1):
-        score, kinship = facts.get(child, (None, None))
-        best = score if best is None else max(best, score if score is not None else best)
-        scored = [c for c in children[:number] if facts.get(c, (None,))[0] is not None]
-        top = tuple(sorted(scored, key=lambda c: -facts[c][0])[:k])
-        among = [pairs.get((a, b)) for a in top for b in top if a < b]
-        mean = (
-            sum(p for p in among if p is not None) / len(among)
-            if len(top) == k and among and None not in among
-            else None
-        )
-        found.append(Generation(number, 1, 1, kinship, kinship, score, best, top, mean))
-    return found
 
 
 def replay(

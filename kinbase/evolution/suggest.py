@@ -15,7 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kinbase.errors import KinbaseError
-from kinbase.query.kinship import measured_sums
+from kinbase.query import graph, merges
+from kinbase.query.kinship import in_family, measured_sums
+from kinbase.query.models import families, families_with_members
 from kinbase.query.scores import model_scores, readings
 from kinbase.store import Connection
 from kinbase.store import names as naming
@@ -110,28 +112,13 @@ class Step:
     top_kinship: float | None
 
 
-MERGEABLE = """
-select m.name from models m join models b on b.name = $1
-where m.family = $1 and m.name <> $1 and coalesce(m.relation, '') not in ('adapter', 'quantized')
-    and (m.parameters is null or b.parameters is null or m.parameters = b.parameters)
-    and (m.architecture is null or b.architecture is null or m.architecture = b.architecture)
-order by m.name
-"""
-"""Members that can be merged with others: of the base's shape, no adapters and no copies in fewer bits."""
-
-HISTORY = """
-select if(abs(score) <= 1, 100, 1) * over_best, if(abs(score) <= 1, 100, 1) * gain from merge_gains
-where benchmark = 'average' and over_best is not null and child in (select name from models where family = ?)
-"""
-
-
 def load(con: Connection, family: str | None) -> Population:
     """The models of a family (of any member's; None: of the only one), the base left out.
 
     Raises KinbaseError for an unknown family, or when it has to be chosen.
     """
     base = _base(con, family)
-    names = [n for (n,) in con.execute(MERGEABLE, [base]).fetchall()]
+    names = merges.mergeable(con, base)
     if len(names) < 2:
         raise KinbaseError(
             f"{base} has no two members to merge: `kinbase import MODEL --base {base}` adds some"
@@ -147,9 +134,8 @@ def load(con: Connection, family: str | None) -> Population:
         centred[i, j] = centred[j, i] = dot - sum_a * sum_b / numel
         gram[i, i], gram[j, j] = sumsq_a, sumsq_b
         centred[i, i], centred[j, j] = sumsq_a - sum_a**2 / numel, sumsq_b - sum_b**2 / numel
-    query = "select model_a, model_b, pcc, covers_enough(coverage) from kinship where base = ? and pcc is not null"
     weak: set[frozenset[str]] = set()
-    for a, b, pcc, is_enough in con.execute(query, [base]).fetchall():
+    for a, b, pcc, is_enough in in_family(con, base):
         if a in at and b in at and not is_enough:
             weak.add(frozenset((a, b)))
             gram[at[a], at[b]] = centred[at[a], at[b]] = np.nan
@@ -157,37 +143,35 @@ def load(con: Connection, family: str | None) -> Population:
             kinship[at[a], at[b]] = pcc
     np.fill_diagonal(kinship, 1.0)
     by_benchmark = _scores(con, at)
-    edges = con.execute("select parent, child, relation from lineage where relation <> 'base'").fetchall()
-    merges: dict[str, set[str]] = {}
+    edges = [(parent, child, relation) for parent, child, relation in graph.edges(con) if relation != "base"]
+    merged: dict[str, set[str]] = {}
     for parent, child, relation in edges:
         if relation == "merge":
-            merges.setdefault(child, set()).add(parent)
-    made = {frozenset(pair) for pair in merges.values()} | {frozenset(edge[:2]) for edge in edges}
-    made |= {frozenset((a, b)) for parents in merges.values() for a in parents for b in parents if a < b}
+            merged.setdefault(child, set()).add(parent)
+    made = {frozenset(pair) for pair in merged.values()} | {frozenset(edge[:2]) for edge in edges}
+    made |= {frozenset((a, b)) for parents in merged.values() for a in parents for b in parents if a < b}
     return Population(
-        base, names, gram, centred, kinship, _model_scores(con, at), by_benchmark, frozenset(made), _generations(names, merges),
+        base, names, gram, centred, kinship, _model_scores(con, at), by_benchmark, frozenset(made), _generations(names, merged),
         frozenset(weak),
-        np.array(con.execute(HISTORY, [base]).fetchall(), float).reshape(-1, 2),
+        np.array(merges.gains(con, base), float).reshape(-1, 2),
     )  # fmt: skip
 
 
 def _base(con: Connection, family: str | None) -> str:
     if family is not None:
         name = naming.resolve(con, family)
-        row = con.execute("select family from models where name = ?", [name]).fetchone()
-        if row is None or row[0] is None:
+        found = families(con, [name])
+        if not found:
             raise KinbaseError(f"{name} has no base, so no family: import it again with --base")
-        return str(row[0])
-    bases = [b for (b,) in con.execute(
-        "select family from models where family is not null and name <> family group by family having count(*) > 1 order by 1"
-    ).fetchall()]  # fmt: skip
+        return found.pop()
+    bases = families_with_members(con)
     if not bases:
         raise KinbaseError(
             "there is no family of two models yet: `kinbase import MODEL... --base BASE` makes one"
         )
     if len(bases) > 1:
         raise KinbaseError(f"there are {len(bases)} families: name one of {', '.join(bases[:5])}")
-    return str(bases[0])
+    return bases[0]
 
 
 def _model_scores(con: Connection, at: dict[str, int]) -> FloatArray:
@@ -215,14 +199,14 @@ def _scores(con: Connection, at: dict[str, int]) -> FloatArray:
         return values * (100.0 if values.size and np.nanmax(np.abs(values), initial=0.0) <= 1 else 1.0)
 
 
-def _generations(names: Sequence[str], merges: dict[str, set[str]]) -> NDArray[np.intp]:
+def _generations(names: Sequence[str], merged: dict[str, set[str]]) -> NDArray[np.intp]:
     """Each model's generation: merges on the longest way down to it."""
-    graph = nx.DiGraph([(p, c) for c, parents in merges.items() for p in parents])
-    while graph and not nx.is_directed_acyclic_graph(graph):
-        graph.remove_edge(*nx.find_cycle(graph)[-1][:2])
+    lineage = nx.DiGraph([(p, c) for c, parents in merged.items() for p in parents])
+    while lineage and not nx.is_directed_acyclic_graph(lineage):
+        lineage.remove_edge(*nx.find_cycle(lineage)[-1][:2])
     depth: dict[str, int] = {}
-    for node in nx.topological_sort(graph):
-        depth[node] = max((depth[p] + 1 for p in graph.predecessors(node)), default=0)
+    for node in nx.topological_sort(lineage):
+        depth[node] = max((depth[p] + 1 for p in lineage.predecessors(node)), default=0)
     return np.array([depth.get(name, 0) for name in names], np.intp)
 
 

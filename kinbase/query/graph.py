@@ -42,6 +42,30 @@ order by 1 limit $2
 """
 
 
+ADAPTER_IN = """
+select adapter.parent, onto.parent from lineage adapter
+join models m on m.name = adapter.parent and m.relation = 'adapter'
+join lineage onto on onto.child = adapter.parent and onto.relation = 'adapter'
+where adapter.child = ? and adapter.evidence <> 'weights' order by all limit 1
+"""
+
+
+def edges(con: Connection) -> list[tuple[str, str, str]]:
+    """Parent, child and relation of every claim in the lineage."""
+    return con.execute("select parent, child, relation from lineage order by all").fetchall()
+
+
+def descends_from(con: Connection, model: str, ancestor: str) -> bool:
+    """Whether claims lead from one model up to another."""
+    return bool(con.execute("select 1 from ancestors(?) where model = ?", [model, ancestor]).fetchall())
+
+
+def adapter_in(con: Connection, model: str) -> tuple[str, str] | None:
+    """The adapter that a model is said to have in it, and what that was made for."""
+    found = con.execute(ADAPTER_IN, [model]).fetchall()
+    return found[0] if found else None
+
+
 def around(
     con: Connection,
     model: str,

@@ -269,6 +269,14 @@ def known_pairs(con: Connection, models: Sequence[str], metric: str) -> dict[fro
     return {frozenset((a, b)): value for a, b, value in rows}
 
 
+def in_family(con: Connection, base: str) -> list[tuple[str, str, float, bool]]:
+    """The known correlation of each pair measured against a base, both ways round, and whether it covers enough to count."""
+    return con.execute(
+        "select model_a, model_b, pcc, covers_enough(coverage) from kinship where base = ? and pcc is not null",
+        [base],
+    ).fetchall()
+
+
 def measured_sums(con: Connection, models: Sequence[str]) -> list[tuple[Any, ...]]:
     """The sums over the deltas of each measured pair among the models named: two names, base_id, numel, dot, sum_a, sum_b,
     sumsq_a, sumsq_b.

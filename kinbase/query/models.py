@@ -320,6 +320,14 @@ def families(con: Connection, models: Sequence[str]) -> set[str]:
     return {family for (family,) in rows.fetchall()}
 
 
+def families_with_members(con: Connection) -> list[str]:
+    """The bases that others than themselves are measured against or claimed to be of, by name."""
+    rows = con.execute(
+        "select family from models where family is not null and name <> family group by family having count(*) > 1 order by 1"
+    )
+    return [base for (base,) in rows.fetchall()]
+
+
 def all_names(con: Connection) -> list[str]:
     """The names of all models."""
     return [name for (name,) in con.execute("select name from raw.model order by name").fetchall()]
@@ -342,22 +350,16 @@ def sources(con: Connection, models: Sequence[str]) -> dict[str, tuple[str | Non
     return {name: (source, size) for name, source, size in rows}
 
 
+def source_of(con: Connection, model: str) -> str | None:
+    """Where a model was read from, or its own copy of weights that another has; None: only its name is known."""
+    ((source,),) = con.execute("select source from raw.model where name = ?", [model]).fetchall()
+    return source  # type: ignore[no-any-return]
+
+
 def digests(con: Connection) -> frozenset[str]:
     """The digests of all weights that are known."""
     rows = con.execute("select digest from raw.model where digest is not null").fetchall()
     return frozenset(digest for (digest,) in rows)
-
-
-def merges_of(con: Connection, parents: Sequence[str], method: str) -> list[str]:
-    """The merges of exactly these parents that are in the lineage, by this method or by one that is not said."""
-    rows = con.execute(
-        """
-        select model from raw.merge
-        where parents = list_sort($1::varchar[]) and coalesce(method, $2) = $2 order by method nulls last, model
-        """,
-        [list(parents), method],
-    ).fetchall()
-    return [model for (model,) in rows]
 
 
 # As frames.

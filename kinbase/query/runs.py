@@ -120,9 +120,14 @@ def runs(con: Connection) -> list[RunSummary]:
     return [RunSummary(*row) for row in con.execute(RUNS).fetchall()]
 
 
+def exists(con: Connection, run: str) -> bool:
+    """Whether there is a run of this name."""
+    return bool(con.execute("select 1 from runs where run = ?", [run]).fetchall())
+
+
 def generations(con: Connection, run: str) -> list[FinishedGeneration]:
     """The finished generations of a run. Raises KinbaseError when it is gone."""
-    if not con.execute("select 1 from runs where run = ?", [run]).fetchall():
+    if not exists(con, run):
         raise KinbaseError("this run is no longer in the database")
     return [FinishedGeneration(*row) for row in con.execute(GENERATIONS, [run]).fetchall()]
 

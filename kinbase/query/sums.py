@@ -35,6 +35,11 @@ select m.name from raw.model m where m.digest is not null
         or (m.parameters is null and m.model_id in (select model_id from raw.delta)))
 """
 
+UNMEASURED = """
+select name from models
+where base = ? and digest is not null and same_as is null and name not in (select distinct model from deltas) order by name
+"""
+
 CHOSEN_PAIRS = """
 semi join (select unnest($2::integer[]) as a_id, unnest($3::integer[]) as b_id) using (a_id, b_id) where base_id = $1
 """
@@ -55,6 +60,11 @@ def columns(con: Connection, query: str, parameters: Sequence[object]) -> list[F
 def measured_models(con: Connection, names: Sequence[str]) -> list[tuple[str, int, int, str]]:
     """Of the models named (none: of all) those with sums of their deltas and of their weights: name, id, base's id and name."""
     return con.execute(MEASURED, [list(names)]).fetchall()
+
+
+def unmeasured_members(con: Connection, base: str) -> list[str]:
+    """Members that have weights and no sums, as after --stream and --sketch; copies are no members of their own."""
+    return [name for (name,) in con.execute(UNMEASURED, [base]).fetchall()]
 
 
 def state(con: Connection, name: str) -> tuple[int, int | None, str | None, bool, bool, bool, bool, bool]:

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from kinbase.errors import KinbaseError
 from kinbase.evolution import suggest
-from kinbase.evolution.replay import COLUMNS, Generation, replay
+from kinbase.evolution.replay import COLUMNS, replay
 from kinbase.evolution.suggest import Step, predict, predict_from_kinship, saturation
+from kinbase.query.history import Generation
 
 
 @settings(max_examples=60, deadline=None)

@@ -32,3 +32,23 @@ def test_no_table_is_named_outside_of_store_query_and_schema(folder):
         if NAMED.search(line)
     ]
     assert not named, "move this read to kinbase/query, or this write to kinbase/store"
+
+
+EXECUTED = re.compile(r"\.execute\(")
+OWN = {"kinbase/cli/show.py"}
+"""`kinbase sql` runs what its user typed."""
+
+
+@pytest.mark.parametrize("folder", ELSEWHERE)
+def test_no_query_is_run_outside_of_store_and_query(folder):
+    place = ROOT / folder
+    files = [place] if place.is_file() else sorted(place.rglob("*.py"))
+    run = {str(file.relative_to(ROOT)) for file in files if EXECUTED.search(file.read_text())}
+    assert run <= OWN, "move this read to kinbase/query, or this write to kinbase/store"
+
+
+def test_the_pattern_of_a_query_that_is_run_is_found_where_queries_are():
+    assert all(
+        any(EXECUTED.search(file.read_text()) for file in (ROOT / "kinbase" / layer).glob("*.py"))
+        for layer in ("store", "query")
+    )

@@ -32,6 +32,7 @@ from kinbase.provenance.recipes.verdict import (
     graded,
     judge,
 )
+from kinbase.query import kinship, models
 from kinbase.query import sums as stored
 from kinbase.store import Connection
 
@@ -406,5 +407,7 @@ def _numbers(found: Finding) -> str:
 
 
 def _nearest(con: Connection, name: str) -> str:
-    rows = con.execute("select model, cs from nearest_kin(?, 1)", [name]).fetchall()
-    return f"{rows[0][0]}, {rows[0][1]:.3f}" if rows and rows[0][1] is not None else "unknown"
+    for kin, values in kinship.nearest(con, models.original(con, models.meant(con, name)).id, 1):
+        if values.cs is not None:
+            return f"{kin.name}, {values.cs:.3f}"
+    return "unknown"

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import networkx as nx
 
 from kinbase.ingest.steps import OnProgress as Report
+from kinbase.query import graph
+from kinbase.query.merges import recomputed
 from kinbase.store import Connection
 
 Finding = tuple[str, str, str, str]
@@ -20,7 +22,7 @@ def findings(
     """
     from kinbase.provenance.claims import against_weights as holding
 
-    rows: list[Finding] = con.execute("from findings(?)", [tolerance]).fetchall()
+    rows = recomputed(con, tolerance)
     rows += holding.findings(con, names, report)
     order = {"contradicted": 0, "undecidable": 1, "supported": 2}
     rows = [*_circles(con), *sorted(rows, key=lambda row: (order[row[2]], row))]
@@ -29,9 +31,7 @@ def findings(
 
 def _circles(con: Connection) -> list[Finding]:
     """One finding for each set of models that descend from themselves."""
-    edges = nx.DiGraph(
-        con.execute("select distinct parent, child from lineage order by parent, child").fetchall()
-    )
+    edges = nx.DiGraph([(parent, child) for parent, child, _ in graph.edges(con)])
     circles = sorted(sorted(nodes) for nodes in nx.strongly_connected_components(edges) if len(nodes) > 1)
     found: list[Finding] = []
     for nodes in circles:

@@ -25,6 +25,7 @@ from kinbase.provenance.phylogeny.merges import Family, infer_family
 from kinbase.provenance.recipes.least_squares import BITS, FloatArray
 from kinbase.provenance.recipes.sampled_elements import ElementReader
 from kinbase.query import sums as stored_sums
+from kinbase.query.graph import descends_from
 from kinbase.query.kinship import ENOUGH
 from kinbase.store import Connection, Store, journal
 from kinbase.store import kinship as sums
@@ -394,7 +395,7 @@ def record(store: Store, edges: Sequence[tuple[str, str, str, float, float | Non
         ids = {name: naming.named(con, name) for edge in edges for name in edge[:2]}
         drop_claims_of(con, SOURCE, [ids[edge[1]] for edge in edges])
         for parent, child, relation, confidence, weight, words in edges:
-            if con.execute("select 1 from ancestors(?) where model = ?", [parent, child]).fetchone():
+            if descends_from(con, parent, child):
                 notes.append(f"{parent} descends from {child} by other claims: the edge is not recorded")
                 continue
             detail = json.dumps({"confidence": round(confidence, 4), "evidence": words})

@@ -26,6 +26,8 @@ from kinbase.provenance.proof.compare import (
     elements,
     floats,
 )
+from kinbase.query.graph import adapter_in
+from kinbase.query.models import source_of
 from kinbase.store import Store
 from kinbase.store import names as naming
 
@@ -35,13 +37,6 @@ if TYPE_CHECKING:  # merging loads torch, which what cannot be replayed need not
 Report = Callable[[int, int], None]
 
 CONFIGS = ("mergekit_config.yml", "mergekit_config.yaml")
-ADAPTER = """
-select adapter.parent, onto.parent from lineage adapter
-join models m on m.name = adapter.parent and m.relation = 'adapter'
-join lineage onto on onto.child = adapter.parent and onto.relation = 'adapter'
-where adapter.child = ? and adapter.evidence <> 'weights' order by all limit 1
-"""
-"""The adapter that a model is said to have in it, and what that was made for."""
 
 NAMED = 4
 """Tensors that are named one by one."""
@@ -81,8 +76,8 @@ def replay(
     """
     with store.reading() as con:
         name = naming.resolve(con, model)
-        (source,) = con.execute("select source from models where name = ?", [name]).fetchall()[0]
-        adapter = con.execute(ADAPTER, [name]).fetchone()
+        source = source_of(con, name)
+        adapter = adapter_in(con, name)
     if source is None:
         raise KinbaseError(f"{name} is known without its weights: import its checkpoint")
     child = _opened(source, name)

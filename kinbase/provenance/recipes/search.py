@@ -39,6 +39,7 @@ from kinbase.provenance.recipes.verdict import (
 )
 from kinbase.query import sums as stored
 from kinbase.query.kinship import ENOUGH
+from kinbase.query.models import source_of
 from kinbase.store import Connection, Store, journal
 from kinbase.store import kinship as sums
 from kinbase.store import names as naming
@@ -214,7 +215,7 @@ def placed(con: Connection, name: str) -> tuple[int, int, str]:
     if is_adapter and not weighed:
         raise KinbaseError(f"{name} is an adapter, a change and no whole model: merge it first, import that")
     if not measured:
-        ((source,),) = con.execute("select source from models where name = ?", [name]).fetchall()
+        source = source_of(con, name)
         raise KinbaseError(
             f"there are no sums of {name} against {base}, as after --stream, --sample or --no-kinship: a recipe needs them; "
             f"`kinbase import {source} --base {base}` reads its weights"
@@ -224,13 +225,6 @@ def placed(con: Connection, name: str) -> tuple[int, int, str]:
     return model_id, base_id, base
 
 
-UNMEASURED = """
-select name from models
-where base = ? and digest is not null and same_as is null and name not in (select distinct model from deltas) order by name
-"""
-"""Members that have weights and no sums, as after --stream and --sketch; copies are no members of their own."""
-
-
 def load(con: Connection, base_id: int, base: str) -> Family:
     """The family measured against a base, without the sums of its pairs by tensor."""
     dates = stored.members_with_dates(con, base_id)
@@ -238,7 +232,7 @@ def load(con: Connection, base_id: int, base: str) -> Family:
     children: dict[int, set[int]] = {}
     for parent, child in stored.children_by_claims(con):
         children.setdefault(parent, set()).add(child)
-    lacking = tuple(name for (name,) in con.execute(UNMEASURED, [base]).fetchall())
+    lacking = tuple(stored.unmeasured_members(con, base))
     return Family(base, grams.totals(con, base_id, ids), grams.load(con, base_id, ids), dates, children,
                   sums.covered(con, base_id), lacking)  # fmt: skip
 
