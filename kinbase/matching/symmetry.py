@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from kinbase.checkpoint import own_files
 from kinbase.checkpoint.files import shown
-from kinbase.errors import KinbaseError, UsageError
+from kinbase.errors import UsageError
 from kinbase.matching.architecture import Architecture
 
 FORMAT = "kinbase-alignment-1"
@@ -165,23 +166,18 @@ def _heads(layer: Layer, kind: str) -> tuple[Indices, Factors]:
 
 def save(symmetry: Symmetry, path: str | Path, told: dict[str, str]) -> None:
     """Write a symmetry to a new file; `told` is its metadata. Raises KinbaseError."""
-    from safetensors.numpy import save_file
-
     tensors = {}
     for name, units in symmetry.groups():
         if units.moved:
             tensors[f"{name}.index"] = np.ascontiguousarray(units.index)
         if units.scaled or units.flipped:
             tensors[f"{name}.factor"] = np.ascontiguousarray(units.factor)
-    try:
-        save_file(tensors, path, metadata={**told, "format": FORMAT})
-    except Exception as error:  # the library raises its own kinds for what the system refuses
-        raise KinbaseError(f"cannot write {shown(path)}: {error}") from None
+    own_files.save(path, FORMAT, tensors, told)
 
 
 def metadata(path: str | Path) -> dict[str, str]:
     """What a file of permutations says of the models it is of. Raises UsageError for another kind of file."""
-    return _opened(path)[0]
+    return _read(path)[0]
 
 
 def load(path: str | Path, model: Architecture) -> Symmetry:
@@ -189,7 +185,7 @@ def load(path: str | Path, model: Architecture) -> Symmetry:
 
     Raises UsageError for a file that is none, or of another model's sizes.
     """
-    told, tensors = _opened(path)
+    told, tensors = _read(path)
     symmetry = Symmetry.identity(model)
     symmetry.told = told
     known = dict(symmetry.groups())
@@ -213,21 +209,6 @@ def load(path: str | Path, model: Architecture) -> Symmetry:
     return symmetry
 
 
-def _opened(path: str | Path) -> tuple[dict[str, str], dict[str, Any]]:
-    from safetensors import SafetensorError, safe_open
-
-    wrong = UsageError(
-        f"{shown(path)} is no file of permutations: `kinbase kin A B --aligned --save FILE` writes one"
-    )
-    try:
-        if Path(path).stat().st_size > LARGEST:
-            raise wrong
-        with safe_open(path, framework="numpy") as file:
-            told = dict(file.metadata() or {})
-            if told.get("format") != FORMAT:
-                raise wrong
-            return told, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except OSError as error:
-        raise UsageError(f"cannot read {shown(path)}: {error.strerror or error}") from None
-    except (SafetensorError, TypeError, ValueError, KeyError):
-        raise wrong from None
+def _read(path: str | Path) -> tuple[dict[str, str], dict[str, Any]]:
+    kind = "no file of permutations: `kinbase kin A B --aligned --save FILE` writes one"
+    return own_files.read(path, FORMAT, LARGEST, kind)

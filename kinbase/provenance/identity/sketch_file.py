@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from kinbase.checkpoint import own_files
 from kinbase.checkpoint.files import shown
 from kinbase.checkpoint.limits import refuse_many
 from kinbase.checkpoint.untrusted import count
@@ -31,8 +32,6 @@ def write(store: Store, path: str | Path, models: Sequence[str] = ()) -> int:
 
     Raises KinbaseError when there is none, or one of `models` has none, and when the file cannot be written.
     """
-    from safetensors.numpy import save_file
-
     with store.reading() as con:
         names = [naming.resolve(con, model) for model in models]
         found = list(sketches.known(con, names))
@@ -45,39 +44,26 @@ def write(store: Store, path: str | Path, models: Sequence[str] = ()) -> int:
         )
         raise KinbaseError(f"{what}: import its checkpoint, whole or with --stream")
     told = [{"name": one.name, "digest": one.digest, "numel": one.numel} for one in found]
-    metadata = {"format": FORMAT, "scheme": SCHEME, "models": json.dumps(told)}
-    try:
-        save_file(
-            {"sketches": np.stack([one.sums for one in found]).astype(np.float32)}, path, metadata=metadata
-        )
-    except Exception as error:  # the library raises its own kinds for what the system refuses
-        raise KinbaseError(f"cannot write {shown(path)}: {error}") from None
+    sums = np.stack([one.sums for one in found]).astype(np.float32)
+    own_files.save(path, FORMAT, {"sketches": sums}, {"scheme": SCHEME, "models": json.dumps(told)})
     return len(found)
 
 
 def read(path: str | Path) -> list[sketches.Known]:
     """The models of a file of sketches. Raises UsageError for another kind of file, and for sketches of another scheme."""
-    from safetensors import SafetensorError, safe_open
-
-    wrong = UsageError(f"{shown(path)} is no file of sketches: `kinbase export --sketches FILE` writes one")
+    kind = "no file of sketches: `kinbase export --sketches FILE` writes one"
+    wrong = UsageError(f"{shown(path)} is {kind}")
+    told, arrays = own_files.read(path, FORMAT, LARGEST, kind)
+    if told.get("scheme") != SCHEME:
+        raise UsageError(
+            f"{shown(path)} holds sketches of the scheme {shown(told.get('scheme'))}, and this version makes {SCHEME}: "
+            "export them again"
+        )
     try:
-        if Path(path).stat().st_size > LARGEST:
-            raise wrong
-        with safe_open(path, framework="numpy") as file:
-            told = dict(file.metadata() or {})
-            if told.get("format") != FORMAT:
-                raise wrong
-            if told.get("scheme") != SCHEME:
-                raise UsageError(
-                    f"{shown(path)} holds sketches of the scheme {shown(told.get('scheme'))}, and this version makes {SCHEME}: "
-                    "export them again"
-                )
-            text = told.get("models", "")
-            refuse_many(text, shown(path), 4 * MOST)
-            listed, sums = json.loads(text), file.get_tensor("sketches")
-    except OSError as error:
-        raise UsageError(f"cannot read {shown(path)}: {error.strerror or error}") from None
-    except (SafetensorError, CheckpointError, ValueError, TypeError, RecursionError):
+        text = told.get("models", "")
+        refuse_many(text, shown(path), 4 * MOST)
+        listed, sums = json.loads(text), arrays["sketches"]
+    except (CheckpointError, ValueError, TypeError, KeyError, RecursionError):
         raise wrong from None
     if sums.shape != (len(listed), BUCKETS) or sums.dtype != np.float32 or not np.isfinite(sums).all():
         raise wrong
