@@ -1,6 +1,7 @@
 """The application: five screens over one database file."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -10,27 +11,49 @@ from textual.screen import ModalScreen, Screen
 
 from kinbase.query.models import Model
 from kinbase.tui.context import Context
-from kinbase.tui.screens.evolution import EvolutionScreen
 from kinbase.tui.screens.families import FamiliesScreen
 from kinbase.tui.screens.keys import KeysWindow, keys_of
-from kinbase.tui.screens.kinship import KinshipScreen
-from kinbase.tui.screens.lineage import LineageScreen
 from kinbase.tui.screens.model_picker import ModelCommands, ModelPicker
-from kinbase.tui.screens.sql import SqlScreen
 from kinbase.tui.showing import title
 from kinbase.tui.themes import DARK, LIGHT
-from kinbase.tui.widgets.editor import Editor
-from kinbase.tui.widgets.heatmap import Heatmap
 from kinbase.tui.widgets.model_list import OpenModel
 from kinbase.tui.widgets.model_table import ModelTable
 from kinbase.tui.widgets.model_tree import ModelTree
 from kinbase.tui.widgets.top_bar import TopBar
 
 
+def screen_of(mode: str) -> type[Screen[Any]]:
+    """The screen of a mode. All but the first one are imported when they are asked for: it comes up sooner."""
+    if mode == "kinship":
+        from kinbase.tui.screens.kinship import KinshipScreen
+
+        return KinshipScreen
+    if mode == "lineage":
+        from kinbase.tui.screens.lineage import LineageScreen
+
+        return LineageScreen
+    if mode == "sql":
+        from kinbase.tui.screens.sql import SqlScreen
+
+        return SqlScreen
+    if mode == "evolution":
+        from kinbase.tui.screens.evolution import EvolutionScreen
+
+        return EvolutionScreen
+    return FamiliesScreen
+
+
+def _new(mode: str) -> Screen[Any]:
+    return screen_of(mode)()
+
+
 def actions_with_keys() -> list[tuple[str, str, str]]:
     """The actions that can have other keys: name, keys by default, what it does."""
+    from kinbase.tui.widgets.editor import Editor
+    from kinbase.tui.widgets.heatmap import Heatmap
+
     found = []
-    for where in (KinbaseApp, *KinbaseApp.MODES.values(), ModelTree, ModelTable, Heatmap, Editor):
+    for where in (KinbaseApp, *map(screen_of, KinbaseApp.MODES), ModelTree, ModelTable, Heatmap, Editor):
         for binding in Binding.make_bindings(getattr(where, "BINDINGS", ())):
             if binding.id:
                 found.append((binding.id, binding.key, binding.tooltip or binding.description))
@@ -51,11 +74,7 @@ class KinbaseApp(Context):
     TITLE = "Kinbase"
     CSS_PATH = "kinbase.tcss"
     MODES: ClassVar[dict[str, str | Callable[[], Screen[Any]]]] = {
-        "families": FamiliesScreen,
-        "kinship": KinshipScreen,
-        "lineage": LineageScreen,
-        "sql": SqlScreen,
-        "evolution": EvolutionScreen,
+        mode: partial(_new, mode) for mode in ("families", "kinship", "lineage", "sql", "evolution")
     }
     DEFAULT_MODE = "families"
     COMMANDS = App.COMMANDS | {ModelCommands}
@@ -91,12 +110,13 @@ class KinbaseApp(Context):
         self.register_theme(DARK)
         self.register_theme(LIGHT)
         self.theme = self.settings.theme
-        names = {name for name, _, _ in actions_with_keys()}
-        if wrong := sorted(self.settings.keys.keys() - names):
-            self.wrong_settings = (
-                f"config.toml: no action is called {', '.join(wrong)}: `kinbase config keys` lists them"
-            )
-        self.set_keymap(dict(self.settings.keys))
+        if self.settings.keys:
+            names = {name for name, _, _ in actions_with_keys()}
+            if wrong := sorted(self.settings.keys.keys() - names):
+                self.wrong_settings = (
+                    f"config.toml: no action is called {', '.join(wrong)}: `kinbase config keys` lists them"
+                )
+            self.set_keymap(dict(self.settings.keys))
 
     def on_top_bar_chosen(self, message: TopBar.Chosen) -> None:
         self.action_show(message.mode)

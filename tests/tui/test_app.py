@@ -181,7 +181,9 @@ def test_a_pipe_is_no_terminal(cli):
 def test_it_loads_no_tensors_and_starts_soon(path):
     command = (
         "import sys, kinbase.tui.app as a; a.KinbaseApp('x'); "
-        "print([m for m in ('torch', 'transformers', 'huggingface_hub', 'scipy', 'polars') if m in sys.modules])"
+        "wait = ('torch', 'transformers', 'huggingface_hub', 'scipy', 'polars', 'textual.widgets._text_area', "
+        "'kinbase.tui.screens.kinship', 'kinbase.tui.screens.sql', 'kinbase.tui.screens.evolution'); "
+        "print([m for m in wait if m in sys.modules])"
     )
     done = subprocess.run(
         [sys.executable, "-c", command], capture_output=True, text=True, check=True, env=os.environ
