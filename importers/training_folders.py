@@ -1,5 +1,6 @@
 """Folders that hold weights in a form that no single model is read from: what they are, and what to import instead."""
 
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -86,6 +87,9 @@ def advice(folder: str) -> str | None:
 
 def _several(here: str, what: str, folder: str, below: Sequence[str]) -> str:
     holding = [str(Path(folder, name)) for name in below if _ends(str(Path(folder, name)), _WEIGHTS)]
+    beneath = {os.path.relpath(path, folder) for path in holding}
+    if len(holding) > 1 and beneath == {name for name in _names(Path(folder)) if not name.startswith(".")}:
+        return f"{here} holds {what}: import {Path(folder, '*')} takes each by itself"
     more = f" and {len(holding) - 4} more" if len(holding) > 4 else ""
     return f"{here} holds {what}: import {', '.join(holding[:4]) or 'its parts'}{more} by themselves"
 

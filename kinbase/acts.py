@@ -159,13 +159,15 @@ class Acts:
         benchmark: str,
         value: float,
         *,
-        metric: str = "acc",
+        metric: str | None = None,
         n_shot: int | None = None,
         date: str | None = None,
     ) -> pl.DataFrame:
-        """Store a result given by hand, in place of one given so before; the model's rows of `scores`.
+        """Store a result given by hand, in place of one given so before; the model's rows of `scores` of that test.
 
-        Its source is "user". `date` is ISO 8601, of the evaluation.
+        A benchmark that is known is spelled as it is known, and `metric` is by default the one it is measured by here, or
+        acc. Its source is "user". `date` is ISO 8601, of the evaluation. Raises UsageError where several metrics are known
+        and none is acc.
         """
         if value != value or abs(value) == float("inf"):
             raise UsageError(f"{value} is no result: give a number")
@@ -174,6 +176,7 @@ class Acts:
         moment = corrections.date(date) if date else None
         with self._existing().writing() as con:
             known = naming.resolve(con, model)
+            benchmark, metric = corrections.test_meant(con, benchmark, metric)
             with journal.act(con, "score", _words(known, benchmark, f"{value:g}", metric)):
                 corrections.put_score(
                     con,
@@ -182,9 +185,12 @@ class Acts:
                         benchmark, metric, value, n_shot=n_shot, source=corrections.HAND, evaluated_at=moment
                     ),
                 )
-        return self._asked(
-            "from scores where model = ? order by benchmark, metric, n_shot nulls first", known
-        )
+        with self.store.reading() as con:
+            return frame(
+                con,
+                "from scores where model = ? and benchmark = ? and metric = ? order by n_shot nulls first",
+                [known, benchmark, metric],
+            )
 
     def log(self, limit: int = 1_000_000) -> pl.DataFrame:
         """The acts by hand and the imports, newest first: act, acted_at, verb, said, changed, can_be_undone."""

@@ -28,9 +28,6 @@ WIDTHS_FROM = 1000
 NARROWEST = 12
 """Characters that a column of a fitted table keeps."""
 
-NULL = "·"
-"""What a fitted table shows for a value that is not there, which is not an empty text."""
-
 MERMAID = re.compile(r'["#&<>`*~]|(?<![^\W_])_|_(?![^\W_])|^[-+]|(?<=^\d)[.)]|(?<=^\d\d)[.)]')
 """What a Mermaid label must write as an entity: the end of the label, HTML, and what Markdown would read."""
 
@@ -53,18 +50,8 @@ def _escape(character: str) -> str:
     return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
 
 
-def write_rows(
-    columns: Sequence[str],
-    rows: Iterable[Row],
-    form: str,
-    out: TextIO | None = None,
-    *,
-    fit: int | None = None,
-) -> None:
-    """Write rows as `form` (one of FORMATS), streaming: nothing is held but what widths are taken from.
-
-    A table fits into `fit` characters, as far as cutting its longest texts in the middle goes, and shows NULL as such.
-    """
+def write_rows(columns: Sequence[str], rows: Iterable[Row], form: str, out: TextIO | None = None) -> None:
+    """Write rows as `form` (one of FORMATS), streaming: nothing is held but what widths are taken from."""
     out = out or sys.stdout
     # A terminal obeys what a name says to it; a file or a program gets the data as they are.
     shown = out.isatty()
@@ -82,80 +69,60 @@ def write_rows(
             out.write((",\n " if number else "\n ") + _json(columns, row, shown))
         out.write("\n]\n")
     else:
-        _write_table(columns, rows, out, fit)
+        _write_table(columns, rows, out)
 
 
-def _write_table(columns: Sequence[str], rows: Iterable[Row], out: TextIO, fit: int | None = None) -> None:
+def _write_table(columns: Sequence[str], rows: Iterable[Row], out: TextIO) -> None:
     stream = iter(rows)
     first = list(islice(stream, WIDTHS_FROM))
-    values = [[value for value in column if value is not None] for column in zip(*first, strict=True)]
+    right, places = layout(columns, first)
+    cells = [texts_of(row, places) for row in first]
+    heads = [safe(column) for column in columns]
+    widths = [max(text_width(text) for text in column) for column in zip(heads, *cells, strict=True)]
+    out.write(aligned(heads, widths, right) + "\n")
+    out.write("  ".join("-" * width for width in widths) + "\n")
+    for texts in chain(cells, (texts_of(row, places) for row in stream)):
+        out.write(aligned(texts, widths, right) + "\n")
+
+
+def layout(columns: Sequence[str], rows: Sequence[Row]) -> tuple[list[bool], list[int]]:
+    """Which columns hold nothing but numbers, and stand at the right, and the decimals that each is shown with."""
+    values = [[value for value in column if value is not None] for column in zip(*rows, strict=True)]
     right = [bool(column) and all(map(_is_number, column)) for column in values] or [False] * len(columns)
-    places = [_places(column) if numbers else 4 for column, numbers in zip(values, right, strict=False)]
+    return right, [_places(column) if numbers else 4 for column, numbers in zip(values, right, strict=False)]
 
-    def texts(row: Row) -> list[str]:
-        return [
-            NULL if value is None and fit is not None else cell(value, decimals)
-            for value, decimals in zip(row, places, strict=True)
-        ]
 
-    cells = [texts(row) for row in first]
-    widths = [
-        max(text_width(text) for text in column) for column in zip(map(safe, columns), *cells, strict=True)
+def texts_of(row: Row, places: Sequence[int], null: str = "") -> list[str]:
+    """The cells of a row."""
+    return [
+        null if value is None else cell(value, decimals) for value, decimals in zip(row, places, strict=True)
     ]
-    if fit is not None:
-        fixed = [
-            number or all(isinstance(value, datetime | bool) for value in column)
-            for number, column in zip(right, values or [[]] * len(columns), strict=True)
-        ]
-        widths = fitted(widths, fixed, fit)
-    blocks = blocks_of(widths, fit)
-    if len(blocks) > 1:
-        cells += [texts(row) for row in stream]
-
-    def line(texts: Sequence[str], block: Sequence[int]) -> str:
-        shown = [texts[i] if right[i] or fit is None else middle(texts[i], widths[i]) for i in block]
-        padded = (
-            " " * (widths[i] - text_width(t)) + t if right[i] else t + " " * (widths[i] - text_width(t))
-            for i, t in zip(block, shown, strict=True)
-        )
-        return "  ".join(padded).rstrip()
-
-    for number, block in enumerate(blocks):
-        out.write("\n" * bool(number) + line([safe(column) for column in columns], block) + "\n")
-        out.write("  ".join("-" * widths[i] for i in block) + "\n")
-        for row in chain(cells, (texts(row) for row in stream)):
-            out.write(line(row, block) + "\n")
 
 
-def blocks_of(widths: Sequence[int], fit: int | None) -> list[list[int]]:
-    """Columns, by their numbers, in blocks no wider than `fit`, where one column allows it; each begins with the first."""
-    blocks: list[list[int]] = [[]]
-    used = 0
-    for i, width in enumerate(widths):
-        if fit is not None and len(blocks[-1]) > 1 and used + 2 + width > fit:
-            blocks.append([0])
-            used = widths[0]
-        used += width + 2 * bool(blocks[-1])
-        blocks[-1].append(i)
-    return blocks
+def aligned(texts: Sequence[str], widths: Sequence[int], right: Sequence[bool]) -> str:
+    """One line of a table: cells in columns of `widths`, two blanks between them."""
+    return "  ".join(
+        " " * (width - text_width(t)) + t if is_right else t + " " * (width - text_width(t))
+        for t, width, is_right in zip(texts, widths, right, strict=True)
+    ).rstrip()
 
 
-def fitted(widths: Sequence[int], fixed: Sequence[bool], fit: int) -> list[int]:
+def fitted(widths: Sequence[int], fixed: Sequence[bool], fit: int, keys: int = 1) -> list[int]:
     """Widths of columns that take `fit` with two blanks between them: the widest that are not `fixed` give way first.
 
-    The first holds names, most often, and counts as half as wide.
+    The first `keys` tell the rows apart, and count as half as wide.
 
-    None is made narrower than NARROWEST. A table of too many columns for that is wider, and goes in blocks: then none
-    that is not fixed takes more than a half.
+    None is made narrower than NARROWEST. A table of too many columns for that is wider, and goes in blocks: then those
+    that are not fixed take no more than let each of `keys` stand beside another.
     """
     found = list(widths)
     least = sum(w if is_fixed else min(w, NARROWEST) for w, is_fixed in zip(widths, fixed, strict=True))
     if least + 2 * (len(found) - 1) > fit:
-        half = max(NARROWEST, fit // 2 - 2)
-        return [w if is_fixed else min(w, half) for w, is_fixed in zip(widths, fixed, strict=True)]
+        share = max(NARROWEST, fit // (keys + 1) - 2)
+        return [w if is_fixed else min(w, share) for w, is_fixed in zip(widths, fixed, strict=True)]
     movable = [i for i, is_fixed in enumerate(fixed) if not is_fixed and found[i] > NARROWEST]
     for _ in range(max(0, sum(found) + 2 * (len(found) - 1) - fit)):
-        at = max(movable, key=lambda i: found[i] if i else found[i] / 2)
+        at = max(movable, key=lambda i: found[i] if i >= keys else found[i] / 2)
         found[at] -= 1
         if found[at] == NARROWEST:
             movable.remove(at)

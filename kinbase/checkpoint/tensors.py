@@ -138,6 +138,16 @@ def _heads(config: Mapping[str, Any]) -> tuple[int, int] | None:
     return (heads, groups) if heads and groups else None
 
 
+_CODES = {name: code for code, name in _TORCH_NAMES.items()} | {
+    "fp64": "F64", "double": "F64", "fp32": "F32", "float": "F32", "fp16": "F16", "half": "F16", "bf16": "BF16",
+}  # fmt: skip
+
+
+def dtype_code(said: str) -> str:
+    """A dtype as safetensors writes it, however it was `said`: BF16 of bfloat16, torch.bfloat16 or bf16; else as it was."""
+    return _CODES.get(said.lower().removeprefix("torch."), said)
+
+
 def torch_dtype(tensors: Iterable[Tensor]) -> str | None:
     """torch's name of the floating-point dtype that most elements have; None when there are none."""
     sizes: dict[str, int] = {}

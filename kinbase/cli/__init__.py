@@ -21,9 +21,15 @@ from kinbase.cli.options import open_database
 @click.option(
     "--wait", metavar="SECONDS", default=60.0, show_default=True, help="How long a lock is waited for."
 )
+@click.option(
+    "--width",
+    metavar="COLUMNS",
+    type=click.IntRange(20),
+    help="Fit tables and pages; default: as wide as the terminal.",
+)
 @click.version_option(package_name="kinbase")
 @click.pass_context
-def cli(ctx: click.Context, db: str, wait: float) -> None:
+def cli(ctx: click.Context, db: str, wait: float, width: int | None) -> None:
     """A lineage database for neural-network checkpoints: what came from what, and how near they are."""
     ctx.obj = lambda: open_database(db, wait=wait)
 

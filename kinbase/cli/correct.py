@@ -138,18 +138,21 @@ def tag(db: "Callable[[], Kinbase]", model: str, tags: tuple[str, ...], remove: 
 @click.argument("model", type=Models())
 @click.argument("benchmark")
 @click.argument("value", type=float)
-@click.option("--metric", metavar="NAME", default="acc", show_default=True, help="What was measured.")
+@click.option(
+    "--metric", metavar="NAME", help="What was measured; default: what it is measured by here, or acc."
+)
 @click.option("--n-shot", metavar="N", type=int, help="Examples shown before the question.")
 @click.option("--date", metavar="DATE", help="When it was measured: 2026-01-31.")
 @click.pass_obj
 def score(
-    db: "Callable[[], Kinbase]", model: str, benchmark: str, value: float, metric: str, n_shot: int | None, date: str | None
+    db: "Callable[[], Kinbase]", model: str, benchmark: str, value: float, metric: str | None, n_shot: int | None,
+    date: str | None,
 ) -> None:  # fmt: skip
     """Say what MODEL scores on BENCHMARK. Said again, it replaces what was said before."""
     from kinbase.cli.console import say
 
-    db().score(model, benchmark, value, metric=metric, n_shot=n_shot, date=date)
-    say(f"{model}: {benchmark} {metric} is {value:g}")
+    test = db().score(model, benchmark, value, metric=metric, n_shot=n_shot, date=date).row(0, named=True)
+    say(f"{test['model']}: {test['benchmark']} {test['metric']} is {value:g}")
 
 
 @click.command()

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from kinbase.cli.options import Models, device_option, rows_out
-from kinbase.cli.rows import write_frame
+from kinbase.cli.rows import format_of, write_frame
 from kinbase.errors import UsageError
 
 if TYPE_CHECKING:
@@ -129,6 +129,9 @@ def infer(
                                  device=device, report=report)  # fmt: skip
     for note in notes:
         say(note)
+    if format_of(form, output) == "table" and rows["family"].n_unique() == 1:
+        say(f"all of the family of {rows['family'][0]}")
+        rows = rows.drop("family")
     write_frame(rows, form, output)
 
 
@@ -190,6 +193,7 @@ def recipe(
     """
     import json
 
+    from kinbase.cli import terminal
     from kinbase.cli.console import progress, say
     from kinbase.cli.pages import recipe_page
     from kinbase.provenance.recipes import mergekit_config as remaking
@@ -217,8 +221,7 @@ def recipe(
         with written(output) as out:
             out.writelines(f"{line}\n" for line in lines)
         return
-    for line in lines:
-        click.echo(line)
+    terminal.page(lines)
 
 
 @click.command()

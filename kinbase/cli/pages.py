@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from kinbase.cli.tables import fitted_table
 from kinbase.text import NARROWEST, cell, count, family_tree, middle, safe, size, table_lines, text_width
 
 if TYPE_CHECKING:
@@ -16,8 +17,8 @@ CHILDREN = 50
 """Children that a model's page lists."""
 
 
-def model_page(about: dict[str, Any]) -> Iterator[str]:
-    """Lines that tell one model's row of `Kinbase.show`."""
+def model_page(about: dict[str, Any], fit: int | None = None) -> Iterator[str]:
+    """Lines that tell one model's row of `Kinbase.show`; its tables fit into `fit` characters."""
     yield safe(about["name"])
     facts = (
         "digest",
@@ -66,16 +67,28 @@ def model_page(about: dict[str, Any]) -> Iterator[str]:
     )
     for title, key, columns in sections:
         if about[key]:
-            rows = [[row[column] for column in columns] for row in about[key]]
+            rows = _listed(about[key], columns)
             is_cut = key == "children" and len(rows) > CHILDREN
             yield ""
             yield title
-            yield from ("  " + line for line in table_lines(columns, rows[:CHILDREN] if is_cut else rows))
+            listed = rows[:CHILDREN] if is_cut else rows
+            lines_of = table_lines(columns, listed) if fit is None else fitted_table(columns, listed, fit - 2)
+            yield from ("  " + line for line in lines_of)
             if is_cut:
                 quoted = about["name"].replace("'", "''")
                 yield safe(
                     f"  and more: kinbase sql \"from lineage where parent = '{quoted}'\" lists them all"
                 )
+
+
+def _listed(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> list[list[Any]]:
+    """The rows of a section; what several kinds of evidence say alike is one row that names them all."""
+    if "evidence" not in columns:
+        return [[row[column] for column in columns] for row in rows]
+    said: dict[tuple[Any, ...], dict[str, None]] = {}
+    for row in rows:
+        said.setdefault(tuple(row[c] for c in columns if c != "evidence"), {})[row["evidence"]] = None
+    return [[*rest, ", ".join(evidence)] for rest, evidence in said.items()]
 
 
 def recipe_page(recipe: Mapping[str, Any]) -> Iterator[str]:

@@ -1,9 +1,9 @@
 """A command's rows, in the form that was asked for: to stdout or to a file."""
 
-import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from kinbase.cli import terminal
 from kinbase.errors import UsageError
 
 if TYPE_CHECKING:
@@ -49,9 +49,7 @@ def write(
     elif output:
         with written(output) as out:
             write_rows(columns, rows, form, out)
-    elif form == "table" and sys.stdout.isatty():
-        from kinbase.cli import terminal
-
+    elif form == "table" and terminal.is_read():
         text = terminal.table(columns, rows)
         on_answer()
         terminal.show(text)

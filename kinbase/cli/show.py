@@ -71,12 +71,11 @@ def show(db: "Callable[[], Kinbase]", model: str, form: str | None, output: str 
     if format_of(form, output) != "table":
         write_frame(db().show(model), form, output)
         return
+    from kinbase.cli import terminal
     from kinbase.cli.pages import CHILDREN, model_page
 
     about = db().show(model, most=CHILDREN + 1)
-
-    for line in model_page(about.row(0, named=True)):
-        click.echo(line)
+    terminal.page(model_page(about.row(0, named=True), terminal.width()))
 
 
 @click.command()
@@ -117,10 +116,10 @@ def tree(
         ]
         write(columns, rows, form, output)
         return
+    from kinbase.cli import terminal
     from kinbase.text import family_tree
 
-    for line in family_tree(graph, upwards=up and not down):
-        click.echo(line)
+    terminal.page(family_tree(graph, upwards=up and not down), is_drawing=True)
 
 
 @click.command()

@@ -6,14 +6,14 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterable, Sequence
-from io import StringIO
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any
 
 import click
 
-from kinbase.text import write_rows
+from kinbase.cli.tables import fitted_table, wrapped
+from kinbase.text import text_width
 
 MOST = 100_000
 """Rows that are shown; of more, a file takes all."""
@@ -24,11 +24,19 @@ UNBOUNDED = 1 << 30
 
 
 def width() -> int | None:
-    """The columns of the terminal that rows are shown on; None where they go elsewhere, or are asked for whole."""
+    """The columns that rows are fitted to, `--width` or the terminal's; None where they go elsewhere, or are asked for whole."""
     context = click.get_current_context(silent=True)
-    if not sys.stdout.isatty() or (context and context.meta.get("wide")):
+    if context and context.meta.get("wide"):
         return None
-    return shutil.get_terminal_size().columns
+    asked = context.find_root().params.get("width") if context else None
+    if asked is not None:
+        return int(asked)
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+
+
+def is_read() -> bool:
+    """Whether a person reads what is written to stdout, rather than a program."""
+    return sys.stdout.isatty() or width() is not None
 
 
 def table(columns: Sequence[str], rows: Iterable[Any]) -> str:
@@ -36,16 +44,36 @@ def table(columns: Sequence[str], rows: Iterable[Any]) -> str:
     stream = iter(rows)
     held = list(islice(stream, MOST))
     is_cut = len(held) == MOST and next(stream, None) is not None
-    out = StringIO()
-    write_rows(columns, held, "table", out, fit=width() or UNBOUNDED)
+    lines = list(fitted_table(columns, held, width() or UNBOUNDED))
     number = f"{len(held):,} row{'s' * (len(held) != 1)}"
-    out.write(f"(the first {number}: -o FILE takes all)\n" if is_cut else f"({number})\n")
-    return out.getvalue()
+    lines.append(f"(the first {number}: -o FILE takes all)" if is_cut else f"({number})")
+    return "".join(f"{line}\n" for line in lines)
+
+
+def page(lines: Iterable[str], *, is_drawing: bool = False) -> None:
+    """Show lines of text, those wider than the terminal wrapped at blanks; of a drawing they are cut, and end in an ellipsis."""
+    fit = width()
+    fitted = lines if fit is None else _cut(lines, fit) if is_drawing else _wrapped(lines, fit)
+    show("".join(f"{line}\n" for line in fitted))
+
+
+def _cut(lines: Iterable[str], fit: int) -> Iterator[str]:
+    for line in lines:
+        while text_width(line) > fit:
+            line = line[: fit - 1 if line.isascii() else -2].rstrip("…") + "…"
+        yield line
+
+
+def _wrapped(lines: Iterable[str], fit: int) -> Iterator[str]:
+    for line in lines:
+        start = line[: len(line) - len(line.lstrip())]
+        yield from wrapped(line, fit, "", f"{start}  ") if text_width(line) > fit else (line,)
 
 
 def show(text: str) -> None:
     """Write `text` to stdout, through $PAGER, or less, where it is longer than the terminal."""
-    pager = _pager() if text.count("\n") >= shutil.get_terminal_size().lines else None
+    is_long = sys.stdout.isatty() and text.count("\n") >= shutil.get_terminal_size().lines
+    pager = _pager() if is_long else None
     if pager is None:
         sys.stdout.write(text)
         return

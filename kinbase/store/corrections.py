@@ -121,6 +121,28 @@ def drop_tags(con: Connection, model: str, tags: Sequence[str]) -> list[str]:
     return sorted(tag for (tag,) in rows)
 
 
+def test_meant(con: Connection, benchmark: str, metric: str | None) -> tuple[str, str]:
+    """A benchmark as it is spelled here, in whatever case it was typed, and its metric: by default the one it has, or acc.
+
+    Raises UsageError where it has several, and none of them is acc.
+    """
+    rows = con.execute(
+        """
+        select benchmark, list_sort(list(distinct metric)) from raw.score
+        where lower(benchmark) = lower($1) and metric <> 'gain' group by benchmark order by count(*) desc, benchmark
+        """,
+        [benchmark.strip()],
+    ).fetchall()
+    known = {str(name): [str(m) for m in metrics] for name, metrics in rows}
+    name = benchmark if benchmark in known or not known else next(iter(known))
+    metrics = known.get(name, [])
+    if metric is not None:
+        return name, metric
+    if len(metrics) > 1 and "acc" not in metrics:
+        raise UsageError(f"{name} is measured by {' and by '.join(metrics)} here: say which with --metric")
+    return name, metrics[0] if len(metrics) == 1 else "acc"
+
+
 def put_score(con: Connection, model: str, score: Score) -> None:
     """Store a result that was given by hand, in place of one that was given so before."""
     _refuse_empty(score.benchmark, "benchmark")

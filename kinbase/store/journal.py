@@ -74,25 +74,36 @@ def put_import(con: Connection, sources: Sequence[str], *, has_weights: bool) ->
     """The act of an import of `sources`: one of weights is told and cannot be undone."""
     said = ", ".join(sources[:3]) + (f" and {len(sources) - 3} more" if len(sources) > 3 else "")
     if has_weights:
-        put_skipped_act(con, "import", said, f"weights: {len(sources)} sources")
+        put_skipped_act(con, "import", said, f"weights: {len(sources)} source{'s' * (len(sources) != 1)}")
     elif sources:
         put_act(con, "import", said, apart=MEASURED)
 
 
 def undo(con: Connection, number: int = 1) -> list[str]:
-    """Take back the last `number` acts that can be, newest first, those of weights skipped; a line for each.
+    """Take back the last `number` acts that can be, newest first; a line for each, and for each that stays between them.
 
     Raises KinbaseError, for a transaction to roll back, when there are fewer, or when something was built on one.
     """
     rows = con.execute(
-        "select act_id, verb, said, changed, columns from raw.act where columns is not null order by act_id desc limit ?",
-        [number],
+        "select act_id, verb, said, changed, columns from raw.act order by act_id desc"
     ).fetchall()
-    if len(rows) < number:
-        known = "nothing" if not rows else f"only {len(rows)} act{'s' * (len(rows) > 1)}"
-        raise KinbaseError(f"there is {known} to undo: `kinbase log` lists what can be")
+    can_be = [row for row in rows if row[4] is not None]
+    if len(can_be) < number:
+        known = (
+            f"are only {len(can_be)} acts" if len(can_be) > 1 else "is only 1 act" if can_be else "is nothing"
+        )
+        others = (
+            f"{len(rows) - len(can_be)} others made or measured weights, whose models `kinbase rm` takes out"
+        )
+        raise KinbaseError(
+            f"there {known} to undo: "
+            + (others if len(rows) > len(can_be) else "`kinbase log` lists what can be")
+        )
     lines = []
-    for act_id, verb, said, changed, columns in rows:
+    for act_id, verb, said, changed, columns in rows[: rows.index(can_be[number - 1]) + 1]:
+        if columns is None:
+            lines.append(f"stays: {verb} {said} ({changed}): `kinbase rm` takes models out")
+            continue
         _undo(con, act_id, f"{verb} {said}", json.loads(columns))
         lines.append(f"undone: {verb} {said} ({changed})")
     return lines

@@ -26,10 +26,6 @@ def put_claims(
     """
     if not said:
         return []
-    con.execute(
-        "delete from raw.claim where list_contains($1::varchar[], source)",
-        [[source for _, source, _ in said]],
-    )
     claims: list[tuple[str, Edge, str]] = []
     for subject, source, edges in said:
         for edge in edges:
@@ -48,18 +44,43 @@ def put_claims(
         for child, edge, source in claims
         if ids[child] != ids[edge.parent]
     ]  # fmt: skip
+    _replace(con, [source for _, source, _ in said], rows)
+    return list(
+        dict.fromkeys((source, child) for child, edge, source in claims if ids[child] == ids[edge.parent])
+    )
+
+
+CLAIM = ("child_id", "parent_id", "relation", "method", "weight", "evidence", "detail", "source")
+
+
+def _replace(con: Connection, sources: Sequence[str], rows: Sequence[tuple[object, ...]]) -> None:
+    """Let `rows`, each of CLAIM, be all that `sources` claim; what they said before stays, with the time it was first said."""
+    columns = ", ".join(CLAIM)
+    con.execute(f"create or replace temp table said as select {columns} from raw.claim limit 0")
     if rows:
         con.execute(
             """
-            insert into raw.claim (child_id, parent_id, relation, method, weight, evidence, detail, source)
-            select unnest($1::integer[]), unnest($2::integer[]), unnest($3::varchar[]), unnest($4::varchar[]),
+            insert into said select unnest($1::integer[]), unnest($2::integer[]), unnest($3::varchar[]), unnest($4::varchar[]),
                 unnest($5::double[]), unnest($6::varchar[]), unnest($7::json[]), unnest($8::varchar[])
             """,
             [list(column) for column in zip(*rows, strict=True)],
         )
-    return list(
-        dict.fromkeys((source, child) for child, edge, source in claims if ids[child] == ids[edge.parent])
-    )
+    theirs = "raw.claim where list_contains($1::varchar[], source)"
+    if con.execute(f"select 1 from {theirs} limit 1", [sources]).fetchall():
+        same = " and ".join(f"old.{name} is not distinct from new.{name}" for name in CLAIM)
+        numbered = f"select rowid as number, *, row_number() over (partition by {columns} order by rowid) as copy from"
+        con.execute(
+            f"""
+            create or replace temp table again as select old.number as old, new.number as new
+            from ({numbered} {theirs}) old join ({numbered} said) new on old.copy = new.copy and {same}
+            """,
+            [sources],
+        )
+        con.execute(f"delete from {theirs} and rowid not in (select old from again)", [sources])
+        con.execute("delete from said where rowid in (select new from again)")
+        con.execute("drop table again")
+    con.execute(f"insert into raw.claim ({columns}) select {columns} from said")
+    con.execute("drop table said")
 
 
 def put_link(

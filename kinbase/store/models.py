@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import PurePath
 
 from kinbase.checkpoint import Alias, Edge, Facts, FileStamp
+from kinbase.checkpoint.tensors import dtype_code
 from kinbase.errors import KinbaseError
 from kinbase.store import Connection, utc
 from kinbase.store.aliases import put_alias
@@ -326,6 +327,7 @@ def put_many_facts(con: Connection, said: Sequence[tuple[int, Facts]], *, is_new
         told = merged.setdefault(model_id, dict.fromkeys(FACTS))
         told |= {name: value for name in FACTS if (value := getattr(facts, name)) is not None}
         told["created_at"] = utc(facts.created_at) or told["created_at"]
+        told["dtype"] = dtype_code(facts.dtype) if facts.dtype else told["dtype"]
     order = "coalesce(model.{name}, new.{name})" if is_new_only else "coalesce(new.{name}, model.{name})"
     order = f"if(list_contains(model.by_hand, '{{name}}'), model.{{name}}, {order})"
     if merged:

@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kinbase.cli.pages import matrix
-from kinbase.text import NARROWEST, blocks_of, count, fitted, middle, size, text_width, write_rows
+from kinbase.cli.tables import blocks_of, fitted_table, wrapped
+from kinbase.text import NARROWEST, count, fitted, middle, size, text_width, write_rows
 
 NAMES = [
     "org/a-very-long-name-of-a-model-7b-instruct-v0.1",
@@ -15,9 +16,7 @@ NAMES = [
 
 
 def table(fit, rows):
-    out = io.StringIO()
-    write_rows(["name", "license", "score"], rows, "table", out, fit=fit)
-    return out.getvalue().splitlines()
+    return list(fitted_table(["name", "license", "score"], rows, fit))
 
 
 def test_the_longest_texts_give_way_and_keep_both_ends():
@@ -28,8 +27,9 @@ def test_the_longest_texts_give_way_and_keep_both_ends():
 
 
 def test_elsewhere_nothing_is_cut_and_null_is_empty():
-    assert NAMES[0] in "".join(table(None, [(NAMES[0], None, None)]))
-    assert "·" not in "".join(table(None, [("a", None, None)]))
+    out = io.StringIO()
+    write_rows(["name", "license", "score"], [(NAMES[0], None, None)], "table", out)
+    assert NAMES[0] in out.getvalue() and "·" not in out.getvalue()
 
 
 def test_null_is_not_an_empty_text():
@@ -63,17 +63,54 @@ def test_blocks_hold_every_column_once_and_fit_where_a_column_does(widths, fit):
     for block in blocks:
         total = sum(widths[i] for i in block) + 2 * (len(block) - 1)
         assert total <= fit or len(block) <= 2
-    assert blocks_of(widths, None) == [list(range(len(widths)))]
 
 
 def test_a_table_of_many_columns_goes_in_blocks_that_begin_with_the_name():
-    out = io.StringIO()
     columns = ["name", *(f"column_{i}" for i in range(12))]
-    write_rows(columns, [("a", *range(12)), ("b", *range(12))], "table", out, fit=40)
-    lines = out.getvalue().splitlines()
+    lines = list(fitted_table(columns, [("a", *range(12)), ("b", *range(12))], 40))
     assert all(len(line) <= 40 for line in lines)
     assert sum(line.startswith("name  ") for line in lines) == lines.count("") + 1 > 1
     assert [word for line in lines if line.startswith("name") for word in line.split()[1:]] == columns[1:]
+
+
+def test_blocks_begin_with_all_columns_that_tell_the_rows_apart():
+    columns = ["parent", "child", *(f"column_{i}" for i in range(12))]
+    rows = [("base", "one", *range(12)), ("base", "two", *range(12))]
+    lines = list(fitted_table(columns, rows, 40))
+    assert all(len(line) <= 40 for line in lines)
+    assert sum(line.split()[:2] == ["base", "two"] for line in lines) == lines.count("") + 1 > 1
+
+
+def test_a_sentence_goes_beneath_its_row_whole():
+    detail = "the scores it is the average of are not here, and neither are those of its parents"
+    rows = [(NAMES[0], "gain 1.01", detail), (NAMES[1], "average", None)]
+    lines = list(fitted_table(["subject", "claim", "detail"], rows, 80))
+    assert all(len(line) <= 80 for line in lines)
+    assert NAMES[0] in lines[3] and lines[1] == "  detail" and NAMES[1] in lines[-1]
+    assert " ".join(line.strip() for line in lines[4:-1]) == detail
+    wide = list(fitted_table(["subject", "claim", "detail"], rows, 200))
+    assert wide[0].split() == ["subject", "claim", "detail"] and detail in wide[2]
+
+
+def test_several_sentences_beneath_a_row_carry_their_names():
+    said = "one two three four five six seven eight nine ten"
+    lines = list(fitted_table(["act", "said", "changed"], [(1, said, said), (2, said, said)], 40))
+    assert [word for line in lines for word in line.split()[:1] if word in ("said", "changed")] == [
+        "said",
+        "changed",
+    ] * 2
+    assert all(len(line) <= 40 for line in lines)
+
+
+@settings(max_examples=100, deadline=None, database=None)
+@given(
+    st.lists(st.text(alphabet="aé漢-/", min_size=1, max_size=30), min_size=1, max_size=20),
+    st.integers(20, 60),
+)
+def test_wrapped_lines_are_broken_at_blanks_alone(words, fit):
+    lines = list(wrapped(" ".join(words), fit, "- ", "  "))
+    assert [word for line in lines for word in line[2:].split(" ")] == words
+    assert all(text_width(line) <= fit or " " not in line[2:] for line in lines)
 
 
 def test_a_matrix_goes_in_blocks_of_columns():

@@ -170,6 +170,15 @@ def test_a_folder_without_weights(tmp_path):
     refused(folder, tmp_path, "holds no weights", ".safetensors")
 
 
+def test_a_folder_of_models_says_how_to_import_them_all(tmp_path):
+    home = tmp_path / "models"
+    for name in ("one", "two"):
+        write_safetensors(home / name / "model.safetensors", {"a": torch.zeros(1)})
+    refused(folder, home, f"folders below it do (2): import {home}/* takes each by itself")
+    (home / "notes.txt").write_text("a file that is no model")
+    refused(folder, home, f"import {home}/one, {home}/two by themselves")
+
+
 def test_loose_files_that_contradict_each_other(tmp_path):
     write_safetensors(tmp_path / "x.safetensors", {"a": torch.zeros(1)})
     write_safetensors(tmp_path / "y.safetensors", {"a": torch.zeros(1)})

@@ -1,5 +1,6 @@
 """Who may say what: files beside weights speak of those, tables report, and names that chain destroy nothing."""
 
+import json
 import shutil
 
 import pytest
@@ -159,3 +160,18 @@ def test_a_chain_over_models_with_weights_leaves_them(db, write_table):
     assert db.sql("select name, digest from models order by name").rows() == before
     assert db.sql("select model from aliases where alias = 'x'").rows() == [("ft_a",)]
     assert sum("already" in note for note in row["notes"]) == 2
+
+
+@pytest.mark.parametrize("said", ["bfloat16", "torch.bfloat16", "BF16", "bf16"])
+def test_a_dtype_has_one_spelling(empty, tmp_path, said):
+    table = tmp_path / "models.json"
+    table.write_text(json.dumps([{"name": "one", "dtype": said}]))
+    empty.import_([table])
+    assert empty.models("one")["dtype"].to_list() == ["BF16"]
+
+
+def test_an_imported_copy_leaves_the_dtype_as_it_was(db, family, tmp_path):
+    before = db.models("ft_a")["dtype"].to_list()
+    shutil.copytree(family["ft_a"], tmp_path / "copy")
+    db.import_([tmp_path / "copy"])
+    assert db.models("ft_a")["dtype"].to_list() == before == ["BF16"]

@@ -105,6 +105,18 @@ def test_no_file_replaces_what_was_set(db, tmp_path):
         db.set("ft_a", created_at="last week")
 
 
+def test_a_score_is_of_the_benchmark_that_is_known(db):
+    db.score("ft_a", "GSM8K", 61.5, metric="exact_match")
+    (row,) = db.score("ft_b", "gsm8k", 60).to_dicts()
+    assert (row["benchmark"], row["metric"]) == ("GSM8K", "exact_match")
+    db.score("ft_b", "gsm8k", 61, metric="f1")
+    with pytest.raises(UsageError, match="exact_match and by f1 here: say which"):
+        db.score("ft_c", "Gsm8k", 60)
+    assert db.score("ft_c", "new", 1)["metric"].to_list() == ["acc"]
+    db.score("ft_c", "gsm8k", 59, metric="acc")
+    assert db.score("ft_a", "gsm8k", 58)["metric"].to_list() == ["acc"]
+
+
 def test_a_score_said_again_is_the_score(db):
     db.score("ft_a", "mmlu", 61.5, date="2026-01-01")
     db.score("ft_a", "mmlu", 71.5)

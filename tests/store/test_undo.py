@@ -14,11 +14,20 @@ from kinbase.store import journal
 
 
 @pytest.fixture(scope="session")
-def measured(tmp_path_factory, family):
+def models(tmp_path_factory, family):
+    """The family in a folder of its own, where one of its models may be moved."""
+    home = tmp_path_factory.mktemp("models")
+    for name, folder in family.items():
+        shutil.copytree(folder, home / name)
+    return home
+
+
+@pytest.fixture(scope="session")
+def measured(tmp_path_factory, models, family):
     """A database with the whole family measured in it, and claims, to copy."""
     path = tmp_path_factory.mktemp("measured") / "kin.duckdb"
     db = kinbase.open(path)
-    db.import_(family.values(), base="base")
+    db.import_([models / name for name in family], base="base")
     db.link("merge_ab", ["ft_a", "ft_b"], method="linear", weights=[0.6, 0.4])
     return path
 
@@ -54,11 +63,22 @@ act = st.one_of(
     st.tuples(st.just("score"), name, st.floats(-1e300, 1e300)),
     st.tuples(st.just("import_"), name, name),
     st.just(("join",)),
+    st.just(("relocate",)),
 )
 
 
-def do(db, folder, verb, *told):
-    if verb == "join":
+def move(models):
+    """Move the files of ft_b to the other of their two places."""
+    here, there = models / "ft_b", models / "moved" / "ft_b"
+    there.parent.mkdir(exist_ok=True)
+    shutil.move(*((here, there) if here.exists() else (there, here)))
+
+
+def do(db, folder, models, verb, *told):
+    if verb == "relocate":
+        move(models)
+        db.status(models)
+    elif verb == "join":
         db.import_([folder / "team.kinbase"])
     elif verb == "import_":
         child, parent = told
@@ -78,10 +98,11 @@ def do(db, folder, verb, *told):
 @example(
     acts=[("rename", "ft_b", "ghost"), ("tag", "base", ["keep"]), ("join",), ("rm", ["ft_b"]), ("join",)]
 )
+@example(acts=[("relocate",), ("rename", "ft_b", "ghost"), ("relocate",), ("rm", ["ft_b"]), ("relocate",)])
 @example(
     acts=[("rm", ["base", "ft_b"]), ("join",), ("score", "base", 1.0), ("unlink", "merge_ab"), ("join",)]
 )
-def test_undoing_all_acts_gives_the_same_database(measured, team, tmp_path_factory, acts):
+def test_undoing_all_acts_gives_the_same_database(measured, models, team, tmp_path_factory, acts):
     folder = tmp_path_factory.mktemp("acts")
     shutil.copytree(team, folder / "team.kinbase")
     db = kinbase.open(shutil.copy(measured, folder / "kin.duckdb"))
@@ -89,7 +110,7 @@ def test_undoing_all_acts_gives_the_same_database(measured, team, tmp_path_facto
     for verb, *told in acts:
         is_refused = False
         try:
-            do(db, folder, verb, *told)
+            do(db, folder, models, verb, *told)
         except KinbaseError:
             is_refused = True
         now = rows(db)
@@ -100,6 +121,8 @@ def test_undoing_all_acts_gives_the_same_database(measured, team, tmp_path_facto
         assert len(db.undo()) == 1
         assert rows(db) == state
     assert sorted(db.log()["can_be_undone"]) == [False, True]  # the family's import, and its link
+    if not (models / "ft_b").exists():
+        move(models)
 
 
 def test_many_acts_are_undone_at_once_or_not_at_all(measured, tmp_path):
@@ -114,6 +137,36 @@ def test_many_acts_are_undone_at_once_or_not_at_all(measured, tmp_path):
     assert rows(db) == after
     assert [line.split()[1] for line in db.undo(3)] == ["score", "rename", "tag"]
     assert rows(db) == before
+
+
+def test_acts_that_stay_are_told(measured, models, tmp_path):
+    db = kinbase.open(shutil.copy(measured, tmp_path / "kin.duckdb"))
+    shutil.copytree(models / "ft_b", tmp_path / "new")
+    db.tag("ft_a", ["keep"])
+    db.import_([tmp_path / "new"], kinship=False)
+    db.set("ft_a", notes="later")
+    assert [line.partition(":")[0] for line in db.undo(2)] == ["undone", "stays", "undone"]
+    with pytest.raises(KinbaseError, match="is only 1 act to undo: 2 others made or measured weights"):
+        db.undo(2)
+
+
+def test_records_said_again_are_no_act(empty, tmp_path):
+    table = tmp_path / "edges.json"
+    edges = [
+        {"child": "a", "parent": parent, "relation": "merge", "weight": 0.5} for parent in ("b", "b", "c")
+    ]
+    table.write_text(json.dumps(edges))
+    empty.import_([table])
+    before = rows(empty)
+    assert empty.log().height == 1 and empty.sql("from lineage").height == 3
+    empty.import_([table])
+    assert rows(empty) == before
+    table.write_text(json.dumps(edges[1:]))
+    empty.import_([table])
+    assert empty.log()["changed"][0] == "claims of parents: 1 taken away"
+    assert empty.sql("select parent from lineage order by 1")["parent"].to_list() == ["b", "c"]
+    empty.undo()
+    assert rows(empty) == before
 
 
 def test_what_weights_were_built_on_is_not_undone(empty, family, tmp_path):
