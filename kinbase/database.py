@@ -62,37 +62,23 @@ class Kinbase(Acts, Answers):
 
     # In.
 
-    def _import_whole(self, folder: str) -> pl.DataFrame:
+    def _import_whole(self, sources: Sequence[str], with_options: bool) -> pl.DataFrame:
         from kinbase.store import archive
 
-        notes = archive.read_all(self.store, folder)
-        return pl.DataFrame([(folder, None, "records", None, notes)], schema=IMPORTED, orient="row")
+        whole = next(filter(is_whole, sources))
+        if len(sources) > 1 or with_options:
+            raise UsageError(f"{whole} is a whole database: import it by itself, without --base or --name")
+        notes = archive.read_all(self.store, whole)
+        return pl.DataFrame([(whole, None, "records", None, notes)], schema=IMPORTED, orient="row")
 
     def import_(
-        self,
-        sources: Sequence[str | Path],
-        *,
-        base: str | Path | None = None,
-        name: str | None = None,
-        device: str = "auto",
-        metadata_only: bool = False,
-        kinship: bool = True,
-        sample: float | None = None,
-        stderr: float | None = None,
-        stream: bool = False,
-        sketch: bool = False,
-        children: bool = False,
-        parents: bool = False,
-        depth: int = 1,
-        limit: int = 1000,
-        relations: Sequence[str] = (),
-        key: str | None = None,
-        replace: bool = False,
-        engine: str | None = None,
-        address: str | None = None,
-        report: Report = lambda done, total: None,
+        self, sources: Sequence[str | Path], *, base: str | Path | None = None, name: str | None = None, device: str = "auto",
+        metadata_only: bool = False, kinship: bool = True, sample: float | None = None, stderr: float | None = None,
+        stream: bool = False, sketch: bool = False, children: bool = False, parents: bool = False, depth: int = 1,
+        limit: int = 1000, relations: Sequence[str] = (), key: str | None = None, replace: bool = False,
+        engine: str | None = None, address: str | None = None, report: Report = lambda done, total: None,
         tell: Tell = lambda what, done, total: None,
-    ) -> pl.DataFrame:
+    ) -> pl.DataFrame:  # fmt: skip
         """Import checkpoints and records: one row a source with source, model, status, base and notes.
 
         The files of all parts that `measure_part` wrote are a source together. `engine` "ray", or "ray:ADDRESS", measures
@@ -104,12 +90,8 @@ class Kinbase(Acts, Answers):
         fails has status "failed" and the reason in its notes.
         """
         self.store.fill()
-        if whole := [str(source) for source in sources if is_whole(str(source))]:
-            if len(sources) > 1 or base or name:
-                raise UsageError(
-                    f"{whole[0]} is a whole database: import it by itself, without --base or --name"
-                )
-            return self._import_whole(whole[0])
+        if any(is_whole(str(source)) for source in sources):
+            return self._import_whole([str(source) for source in sources], with_options=bool(base or name))
         labels = [f"{s}#{key}" if key else str(s) for s in sources]
         found: list[Outcome] = []
         options = ImportOptions(

@@ -11,6 +11,8 @@ from kinbase.cli.options import Models, device_option, elsewhere_options, open_d
 from kinbase.errors import KinbaseError
 
 if TYPE_CHECKING:
+    import polars as pl
+
     from kinbase.database import Kinbase
 
 MANY = 50
@@ -72,12 +74,33 @@ def import_(
                              children=children, parents=parents, depth=depth, limit=limit, relations=relations, key=key,
                              replace=replace, engine=engine, address=address,
                              report=report, tell=lambda what, done, total: report(done, total, what))  # fmt: skip
+    tally = _told(found)
+    if found.height > 1:
+        say(", ".join(f"{number} {status}" for status, number in tally.items()))
+    bases = set(found["base"])
+    waiting = [
+        row["model"]
+        for row in found.iter_rows(named=True)
+        if row["status"] in ("imported", "sampled") and not row["base"] and row["model"] not in bases
+    ]
+    if waiting:
+        say(
+            f"no base is known for {', '.join(waiting)}: what were they tuned from? Import them again with --base"
+        )
+    if tally.get("failed") or tally.get("refused"):
+        raise SystemExit(1)
+
+
+def _told(found: "pl.DataFrame") -> dict[str, int]:
+    """Say of each source what became of it; how many there are of each status."""
+    from kinbase.cli.console import say
+
     tally: dict[str, int] = {}
-    for source, model, status, base_name, notes in found.iter_rows():
+    for source, model, status, base, notes in found.iter_rows():
         tally[status] = tally.get(status, 0) + 1
         if found.height > MANY and status in ("metadata", "unchanged") and not notes:
             continue
-        against = f" against {base_name}" if base_name and base_name != model else ""
+        against = f" against {base}" if base and base != model else ""
         say(
             {
                 "imported": f"imported {model}{against}",
@@ -93,20 +116,7 @@ def import_(
         )
         for note in notes[:-1] if status == "failed" else notes:
             say(f"  {note}")
-    if found.height > 1:
-        say(", ".join(f"{number} {status}" for status, number in tally.items()))
-    bases = set(found["base"])
-    waiting = [
-        row["model"]
-        for row in found.iter_rows(named=True)
-        if row["status"] in ("imported", "sampled") and not row["base"] and row["model"] not in bases
-    ]
-    if waiting:
-        say(
-            f"no base is known for {', '.join(waiting)}: what were they tuned from? Import them again with --base"
-        )
-    if tally.get("failed") or tally.get("refused"):
-        raise SystemExit(1)
+    return tally
 
 
 class _Part(click.ParamType[tuple[int, int]]):

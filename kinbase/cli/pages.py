@@ -20,40 +20,7 @@ CHILDREN = 50
 def model_page(about: dict[str, Any], fit: int | None = None) -> Iterator[str]:
     """Lines that tell one model's row of `Kinbase.show`; its tables fit into `fit` characters."""
     yield safe(about["name"])
-    facts = (
-        "digest",
-        "base",
-        "family",
-        "relation",
-        "architecture",
-        "dtype",
-        "license",
-        "revision",
-        "source",
-        "created_at",
-        "imported_at",
-        "tags",
-        "notes",
-    )
-    lines = [(name, cell(about[name])) for name in facts if about[name] is not None]
-    lines.insert(4, ("parameters", count(about["parameters"])))
-    if about.get("same_as"):
-        forms = {"layout": "in another layout", "dtype": "in another dtype", "names": "under other names"}
-        how = forms.get(about["same_how"], "the same bytes, with a card of its own")
-        lines.append(("same as", f"{about['same_as']} ({how})"))
-    if about.get("to_reread"):
-        lines.append(
-            (
-                "identity",
-                "taken by an earlier version, which did not cover all its files hold: import it again",
-            )
-        )
-    lines.insert(5, ("size", size(about["bytes"])))
-    if about["coverage"] is not None:
-        lines.append(("coverage", f"{about['coverage']:.4f} of the base's parameters"))
-    if not about["has_weights"]:
-        lines.append(("weights", "none here: known by name or metadata only"))
-    for name, text in lines:
+    for name, text in _facts(about):
         if text:
             yield f"  {name:<13}{text}"
     sections = (
@@ -79,6 +46,29 @@ def model_page(about: dict[str, Any], fit: int | None = None) -> Iterator[str]:
                 yield safe(
                     f"  and more: kinbase sql \"from lineage where parent = '{quoted}'\" lists them all"
                 )
+
+
+FACTS = ("digest", "base", "family", "relation", "architecture", "dtype", "license", "revision", "source", "created_at",
+         "imported_at", "tags", "notes")  # fmt: skip
+
+
+def _facts(about: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What is known of the model itself, in the order in which it is shown."""
+    lines = [(name, cell(about[name])) for name in FACTS if about[name] is not None]
+    lines.insert(4, ("parameters", count(about["parameters"])))
+    if about.get("same_as"):
+        forms = {"layout": "in another layout", "dtype": "in another dtype", "names": "under other names"}
+        how = forms.get(about["same_how"], "the same bytes, with a card of its own")
+        lines.append(("same as", f"{about['same_as']} ({how})"))
+    if about.get("to_reread"):
+        told = "taken by an earlier version, which did not cover all its files hold: import it again"
+        lines.append(("identity", told))
+    lines.insert(5, ("size", size(about["bytes"])))
+    if about["coverage"] is not None:
+        lines.append(("coverage", f"{about['coverage']:.4f} of the base's parameters"))
+    if not about["has_weights"]:
+        lines.append(("weights", "none here: known by name or metadata only"))
+    return lines
 
 
 def _listed(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> list[list[Any]]:
