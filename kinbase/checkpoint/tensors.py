@@ -73,9 +73,7 @@ def records(
             return
         weights.notes.append(_dequantised(weights))
     weights.notes += _unscaled(weights, config)
-    is_named_so = Path(weights.source).stem == ADAPTER
-    if weights.tensors and (is_named_so or is_adapter(weights.tensors)):
-        first = [*factors(weights.tensors), *weights.tensors][0].name
+    if first := _first_of_adapter(weights):
         weights.close()
         yield Facts(weights.name, dtype=torch_dtype(weights.tensors), relation="adapter")
         yield Problem(
@@ -95,14 +93,17 @@ def records(
         weights.close()  # until the pass reads it
     parameters = sum(tensor.numel for tensor in weights.tensors if tensor.dtype in FLOAT_DTYPES)
     yield weights
-    yield Facts(
-        architecture=architecture,
-        dtype=stored or torch_dtype(weights.tensors),
-        parameters=parameters,
-        relation=relation,
-    )
+    dtype = stored or torch_dtype(weights.tensors)
+    yield Facts(architecture=architecture, dtype=dtype, parameters=parameters, relation=relation)
     for note in weights.notes:
         yield Problem(note)
+
+
+def _first_of_adapter(weights: Checkpoint) -> str | None:
+    """The first factor of a file that is an adapter by its name or its tensors; None for weights."""
+    if not weights.tensors or not (Path(weights.source).stem == ADAPTER or is_adapter(weights.tensors)):
+        return None
+    return [*factors(weights.tensors), *weights.tensors][0].name
 
 
 def _unscaled(weights: Checkpoint, config: Mapping[str, Any]) -> list[str]:
