@@ -42,8 +42,15 @@ def watched(read: Callable[[], Result], source: str, limits: Limits = LIMITS) ->
     watch = _Watch(seconds, memory)
     watch.start()
     try:
-        return read()
+        try:
+            result = read()
+        finally:
+            watch.end()
+        if watch.over:  # a library may have swallowed what was raised in it
+            raise _OverError
+        return result
     except _OverError:
+        watch.end()  # if it arrived there before anything was ended
         raise CheckpointError(
             f"{shown(source)} takes more {watch.over} than a file of its size is worth; it is refused"
         ) from None
@@ -51,8 +58,6 @@ def watched(read: Callable[[], Result], source: str, limits: Limits = LIMITS) ->
         raise CheckpointError(f"{shown(source)} asks for more memory than there is; it is refused") from None
     except RecursionError:
         raise CheckpointError(f"{shown(source)} is nested too deeply to be genuine; it is refused") from None
-    finally:
-        watch.end()
 
 
 class _Watch(threading.Thread):
@@ -78,9 +83,20 @@ class _Watch(threading.Thread):
                     self._most = _peak() + (64 << 20)
 
     def end(self) -> None:
-        with self._lock:
-            self._done.set()
-            _raise_in(self._reader, None)  # what was raised and not delivered yet is taken back
+        """Watch no more; what was raised and has not arrived yet arrives here, and is forgotten.
+
+        It is not taken back by `PyThreadState_SetAsyncExc(..., None)`: under a tracer (a profiler, a debugger) CPython
+        3.11 then looks for ever at the step that it would have interrupted.
+        """
+        while True:
+            try:
+                with self._lock:
+                    self._done.set()
+                for _ in range(100 if self.over else 0):  # it arrives between two steps of a loop
+                    pass
+                return
+            except _OverError:
+                continue
 
     def _now(self) -> float:
         try:
@@ -100,10 +116,8 @@ def _peak() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def _raise_in(thread: int, error: type[BaseException] | None) -> None:
-    ctypes.pythonapi.PyThreadState_SetAsyncExc(
-        ctypes.c_ulong(thread), ctypes.py_object(error) if error else None
-    )
+def _raise_in(thread: int, error: type[BaseException]) -> None:
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), ctypes.py_object(error))
 
 
 def _size(source: str) -> int:

@@ -1,0 +1,50 @@
+"""A reader that is watched ends within its bounds, and nothing of the watch is left behind."""
+
+import cProfile
+from dataclasses import replace
+
+import pytest
+
+from kinbase.checkpoint.guard import watched
+from kinbase.checkpoint.limits import LIMITS
+from kinbase.errors import CheckpointError
+
+
+def endless():
+    while True:
+        pass
+
+
+def swallowing():
+    for _ in range(2):
+        try:
+            endless()
+        except BaseException:  # as a library might
+            continue
+
+
+def test_what_never_ends_is_refused_and_the_next_reader_is_not():
+    short = replace(LIMITS, seconds=0.1)
+    for read in (endless, swallowing):
+        with pytest.raises(CheckpointError, match=r"takes more time than a file of its size is worth"):
+            watched(read, "/nowhere", short)
+            raise AssertionError(read.__name__)
+    assert [watched(lambda i=i: sum(range(1000)) + i, "/nowhere") for i in range(3)] == [
+        499500 + i for i in range(3)
+    ]
+
+
+def test_what_grows_is_refused():
+    def growing():
+        held = []
+        while True:
+            held.append(bytearray(1 << 20))
+
+    with pytest.raises(CheckpointError, match=r"takes more memory than a file of its size is worth"):
+        watched(growing, "/nowhere", replace(LIMITS, memory=32 << 20))
+
+
+def test_a_reader_under_a_profiler_is_left_as_it_was():
+    """An asynchronous exception that is taken back makes CPython 3.11 turn for ever under a tracer."""
+    with cProfile.Profile():
+        assert [watched(lambda: len("four"), "/nowhere") for _ in range(200)] == [4] * 200
