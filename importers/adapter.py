@@ -273,12 +273,12 @@ def _alpha(module: str, config: Mapping[str, Any], what: str) -> float:
 def _matches(pattern: str, module: str, what: str) -> bool:
     """Whether PEFT applies `pattern` to `module`: a regular expression for the end of its name, from a dot on.
 
-    Expressions that could take for ever are refused: a repeated group, or many repetitions.
+    Expressions that could take for ever are refused: a repeated group, many repetitions, or many choices.
     """
     repeats = len(re.findall(r"(?<!\()[*+?{]", pattern))
     # Each repetition costs a factor of the name's length: what is left to try stays below ten million steps.
     refused = max(len(pattern), len(module)) > 300 or re.search(r"\)[*+?{]", pattern) is not None
-    refused = refused or repeats > 3 or len(module) ** (repeats + 1) > 2 * 10**7
+    refused = refused or repeats > 3 or len(module) ** (repeats + 1) * _choices(pattern) > 2 * 10**7
     try:
         if not refused:
             return re.match(rf"(.*\.)?({pattern})$", module) is not None
@@ -287,6 +287,19 @@ def _matches(pattern: str, module: str, what: str) -> bool:
     raise CheckpointError(
         f"{what}: the pattern {shown(pattern)} is no simple expression; write module names instead"
     )
+
+
+def _choices(pattern: str) -> int:
+    """How many ways there are through the alternatives of an expression without repeated groups, at most."""
+    ways, opened = 1, [1]
+    for mark in re.sub(r"\\.", "", pattern):
+        if mark == "(":
+            opened.append(1)
+        elif mark == "|":
+            opened[-1] += 1
+        elif mark == ")" and len(opened) > 1:
+            ways *= opened.pop()
+    return ways * math.prod(opened)
 
 
 def _detail(config: Mapping[str, Any]) -> dict[str, object]:

@@ -16,11 +16,10 @@ from kinbase.errors import CheckpointError
 
 _LIMIT = 1 << 20
 _LINE = re.compile(
-    r"^[ \t]*(FROM|ADAPTER|LICENSE)[ \t]+(\"\"\"(?:.|\n)*?\"\"\"|[^\n]+)$", re.IGNORECASE | re.MULTILINE
+    r"^[ \t]*(FROM|ADAPTER|LICENSE|SYSTEM|TEMPLATE|MESSAGE[ \t]+\w+)[ \t]+(?=[^\s])",
+    re.IGNORECASE | re.MULTILINE,
 )
-_TEXTS = re.compile(
-    r"^[ \t]*(?:SYSTEM|TEMPLATE|MESSAGE[ \t]+\w+)[ \t]+\"\"\"(?:.|\n)*?\"\"\"", re.IGNORECASE | re.MULTILINE
-)
+_LONG = '"""'
 
 
 def recognises(source: str) -> bool:
@@ -32,7 +31,9 @@ def recognises(source: str) -> bool:
         or path.stem.lower() == "modelfile"
     )
     return (
-        named and is_file(source) and re.search(rb"^\s*FROM\s", head(source, _LIMIT), re.M | re.I) is not None
+        named
+        and is_file(source)
+        and re.search(rb"^[ \t]*FROM\s", head(source, _LIMIT), re.M | re.I) is not None
     )
 
 
@@ -41,9 +42,7 @@ def open(source: str) -> Iterator[Record]:
     path = Path(source)
     text, _ = read_text(path, _LIMIT)
     refused: list[str] = []
-    said: dict[str, str] = {}
-    for match in _LINE.finditer(_TEXTS.sub("", text)):
-        said.setdefault(match[1].upper(), match[2].strip().strip('"').strip())
+    said = _said(text)
     parent = _tagged(model_id(said.get("FROM"), refused))
     if parent is None:
         raise CheckpointError(f"{shown(source)} does not say what it is made FROM")
@@ -54,6 +53,28 @@ def open(source: str) -> Iterator[Record]:
     if adapter:
         yield Edge(adapter, "adapter", "config", detail={"tool": "ollama"})
     yield from problems(path.name, refused)
+
+
+def _said(text: str) -> dict[str, str]:
+    """The first value of each instruction: to the end of its line, or between two threes of quotes.
+
+    Each character is looked at a few times, whatever is opened and not closed.
+    """
+    said: dict[str, str] = {}
+    at, is_closed = 0, True
+    while match := _LINE.search(text, at):
+        start = match.end()
+        end = -1
+        if is_closed and text.startswith(_LONG, start):
+            start += len(_LONG)
+            end = text.find(_LONG, start)
+            is_closed = end >= 0
+        if end < 0:
+            end = text.find("\n", start)
+            end = end if end >= 0 else len(text)
+        said.setdefault(match[1].upper(), text[start:end].strip().strip('"').strip())
+        at = end
+    return said
 
 
 def _tagged(label: str | None) -> str | None:

@@ -2,17 +2,19 @@
 
 Counts bound what is known to be costly (kinbase.checkpoint.limits); this bounds what nobody thought of. A second
 thread looks at the reader's processor time and at the memory of the process, and when either is over raises an
-error in the reader: between two steps of Python, so that what runs in C must bound itself.
+error in the reader, between two steps of Python. In the main thread a timer of the system does it too: a regular
+expression keeps all other threads waiting, but looks at signals. All else that runs in C must bound itself.
 """
 
 import ctypes
 import os
 import resource
+import signal
 import sys
 import threading
 import time
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from kinbase.checkpoint.files import shown
 from kinbase.checkpoint.limits import LIMITS, Limits
@@ -25,6 +27,9 @@ RATE, PARQUET_RATE = 4e6, 5e5
 
 _EVERY = 0.02
 """Seconds between two looks."""
+
+
+_HAS_TIMER = hasattr(signal, "pthread_kill") and hasattr(signal, "ITIMER_VIRTUAL")
 
 
 class _OverError(SystemExit):
@@ -40,9 +45,9 @@ def watched(read: Callable[[], Result], source: str, limits: Limits = LIMITS) ->
     seconds = limits.seconds + nbytes / (PARQUET_RATE if source.endswith(".parquet") else RATE)
     memory = limits.memory + 16 * nbytes
     watch = _Watch(seconds, memory)
-    watch.start()
     try:
         try:
+            watch.start()
             result = read()
         finally:
             watch.end()
@@ -70,6 +75,12 @@ class _Watch(threading.Thread):
         self._done = threading.Event()
         self._lock = threading.Lock()
         self.over = ""
+        self._timed: tuple[Any, tuple[float, float]] | None = (
+            None  # the signal's handler, and the timer, before
+        )
+        if _HAS_TIMER and threading.current_thread() is threading.main_thread():
+            before = signal.signal(signal.SIGVTALRM, self._look)
+            self._timed = before, signal.setitimer(signal.ITIMER_VIRTUAL, seconds + _EVERY, 1.0)
 
     def run(self) -> None:
         while not self._done.wait(_EVERY):
@@ -77,7 +88,7 @@ class _Watch(threading.Thread):
             with self._lock:
                 if over and not self._done.is_set():
                     self.over = over
-                    _raise_in(self._reader, _OverError)
+                    self._stop_reader()
                     # Once more if a reader swallowed it, but not before it had the time to end.
                     self._ends = self._now() + 1
                     self._most = _peak() + (64 << 20)
@@ -94,9 +105,30 @@ class _Watch(threading.Thread):
                     self._done.set()
                 for _ in range(100 if self.over else 0):  # it arrives between two steps of a loop
                     pass
-                return
+                break
             except _OverError:
                 continue
+        if self._timed:
+            signal.setitimer(signal.ITIMER_VIRTUAL, *self._timed[1])
+            signal.signal(signal.SIGVTALRM, self._timed[0])
+            self._timed = None
+
+    def _stop_reader(self) -> None:
+        if self._timed:
+            signal.pthread_kill(self._reader, signal.SIGVTALRM)
+        else:
+            ctypes.pythonapi.PyThreadState_SetAsyncExc(
+                ctypes.c_ulong(self._reader), ctypes.py_object(_OverError)
+            )
+
+    def _look(self, number: int, frame: object) -> None:
+        """In the reader, at a signal: its own, or the timer's, which counts the time of all threads."""
+        if self._now() > self._ends:
+            self.over = self.over or "time"
+            self._ends += 1
+            raise _OverError
+        if self.over:
+            raise _OverError
 
     def _now(self) -> float:
         try:
@@ -114,10 +146,6 @@ def _peak() -> int:
     """The most memory this process ever had, in bytes."""
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
-def _raise_in(thread: int, error: type[BaseException]) -> None:
-    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), ctypes.py_object(error))
 
 
 def _size(source: str) -> int:

@@ -261,12 +261,14 @@ def _open_part(
     source: str, known: Iterable[ModuleType]
 ) -> tuple[list[tuple[str, Record]], CheckpointError | None]:
     """What an importer yields of a source before it has to refuse its weights, if it has to, and the refusal."""
-    importer = next((importer for importer in known if importer.recognises(source)), None)
     records: list[tuple[str, Record]] = []
-    if importer is None:
-        return records, None
+
+    def take() -> None:
+        if importer := next((importer for importer in known if importer.recognises(source)), None):
+            records.extend((source, record) for record in _yielded(importer, source, source))
+
     try:
-        watched(lambda: records.extend((source, r) for r in _yielded(importer, source, source)), source)
+        watched(take, source)
     except CheckpointError as error:
         for _, record in records:
             if isinstance(record, Checkpoint):
@@ -283,10 +285,11 @@ def _tells(record: Record) -> bool:
 
 
 def _open(source: str, known: Iterable[ModuleType]) -> list[tuple[str, Record]]:
-    importer = next((importer for importer in known if importer.recognises(source)), None)
-    if importer is None:
-        return []
-    return watched(lambda: [(source, record) for record in _yielded(importer, source, source)], source)
+    """What the importer that recognises a source yields of it, all or nothing; raises CheckpointError."""
+    records, refused = _open_part(source, known)
+    if refused:
+        raise refused
+    return records
 
 
 def _read_beside(folder: Path, known: Sequence[ModuleType], *, has_weights: bool) -> list[tuple[str, Record]]:

@@ -42,7 +42,7 @@ def apart(run: Callable[[Tell], None], *, seconds: float, leftovers: Sequence[st
             lambda word: None
         )  # threads do not survive a fork, and neither does what takes the output instead
         return
-    from kinbase.store.worker import GRACE, stopped, too_much
+    from kinbase.store.worker import GRACE, REAPED, stopped, too_much
 
     sys.stdout.flush()
     sys.stderr.flush()
@@ -64,7 +64,9 @@ def apart(run: Callable[[Tell], None], *, seconds: float, leftovers: Sequence[st
         os.close(ours)
         if _is_there(child):
             os.kill(child, signal.SIGKILL)
-            os.waitpid(child, 0)
+            until = time.monotonic() + REAPED
+            while _is_there(child) and time.monotonic() < until:
+                time.sleep(0.01)
             _clear(leftovers)
     if code == -signal.SIGINT:  # the terminal told the child too, and it was faster
         _clear(leftovers)

@@ -31,8 +31,10 @@ MEMORY = 4 << 30
 """Bytes that a worker may take beside what it has when it starts: DuckDB's own bound is as high."""
 RESULT = 1 << 30
 """Bytes of a result that are taken."""
-GRACE = 1.0
-"""Seconds that DuckDB has to obey."""
+GRACE = 0.5
+"""Seconds that DuckDB has to obey; what obeys does so in a twentieth of that."""
+REAPED = 0.5
+"""Seconds that a killed process is waited for: giving back gigabytes takes a while, and nothing depends on it."""
 
 Part = tuple[int, int] | str | Path | None
 """Of a query's rows: so many from an offset on (limit, offset), "count", or a file; None: all."""
@@ -87,7 +89,10 @@ class Worker:
         process, self._process = self._process, None
         if process is not None:
             process.kill()
-            process.wait()
+            try:
+                process.wait(REAPED)
+            except subprocess.TimeoutExpired:
+                threading.Thread(target=process.wait, daemon=True).start()
             for pipe in (process.stdin, process.stdout):
                 with suppress(OSError):
                     if pipe is not None:

@@ -1,6 +1,9 @@
 """A reader that is watched ends within its bounds, and nothing of the watch is left behind."""
 
 import cProfile
+import re
+import signal
+import threading
 from dataclasses import replace
 
 import pytest
@@ -48,3 +51,29 @@ def test_a_reader_under_a_profiler_is_left_as_it_was():
     """An asynchronous exception that is taken back makes CPython 3.11 turn for ever under a tracer."""
     with cProfile.Profile():
         assert [watched(lambda: len("four"), "/nowhere") for _ in range(200)] == [4] * 200
+
+
+@pytest.mark.parametrize("in_main", [True, False])
+def test_a_reader_in_any_thread_is_stopped(in_main):
+    said = []
+
+    def ask():
+        with pytest.raises(CheckpointError) as error:
+            watched(endless, "/nowhere", replace(LIMITS, seconds=0.1))
+        said.append(str(error.value))
+
+    if in_main:
+        ask()
+    else:
+        thread = threading.Thread(target=ask)
+        thread.start()
+        thread.join()
+    assert "takes more time" in said[0]
+
+
+def test_an_expression_that_tries_for_ever_is_stopped():
+    """Two to the power of sixty ways to try, in one call into C."""
+    before = signal.getsignal(signal.SIGVTALRM)
+    with pytest.raises(CheckpointError, match="takes more time"):
+        watched(lambda: re.match("(a|a)*b", "a" * 60), "/nowhere", replace(LIMITS, seconds=0.1))
+    assert signal.getsignal(signal.SIGVTALRM) is before

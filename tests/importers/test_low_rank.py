@@ -104,6 +104,7 @@ def test_adapters_that_are_more_than_two_factors(case):
         ({"alpha_pattern": {"(a+)+b": 1}}, "no simple expression"),
         ({"alpha_pattern": {"a*a*a*a*a*b": 1}}, "no simple expression"),
         ({"alpha_pattern": {"(": 1}}, "no simple expression"),
+        ({"alpha_pattern": {"(l|l)" * 24 + "b": 1}}, "no simple expression"),
         ({"drop": "q_proj.lora_B"}, "only one factor of 'model.layers.0.self_attn.q_proj'"),
         ({"drop": "lora_"}, "no LoRA factors"),
         ({"add": {"x.lora_magnitude_vector.weight": torch.ones(2)}}, "plain LoRA has not"),

@@ -32,6 +32,14 @@ def test_modelfile(write):
     assert not ollama.recognises(str(write("Modelfile", "nothing\n")))
 
 
+def test_a_modelfile_costs_no_more_than_its_length(write):
+    """What is opened and not closed, and lines that only begin like something, a hundred thousand times."""
+    assert not ollama.recognises(str(write("Modelfile", " \n" * 400_000 + "FROMx")))
+    text = 'LICENSE """x\n' * 50_000 + "FROM org/base\n" + 'SYSTEM """x\n' * 50_001
+    assert edges(read(ollama, write("Modelfile", text))) == [("org/base", "conversion")]
+    assert edges(read(ollama, write("Modelfile", 'TEMPLATE """ {{ x }}\nFROM a\n'))) == [("a", "conversion")]
+
+
 AXOLOTL = """
 base_model: org/base
 adapter: qlora
