@@ -141,6 +141,15 @@ def add(frame):
     return 0
 
 
+@compiled
+def _hash(state, where, nbytes, is_end, digest):
+    """Hash the bytes at an address; at the end of a leaf write its digest [2], low half first, and begin again."""
+    _update(state, where, _u8(nbytes))
+    if is_end:
+        digest[0], digest[1] = _digest(state)
+        _reset(state)
+
+
 def span(frame):
     """Read, hash, sketch and add elements start..stop of the span that begins at `first`.
 
@@ -185,12 +194,8 @@ def span(frame):
                     steps[0, lane[4]], steps[1, lane[4]], moments[k, leaf],
                 )  # fmt: skip
             if lane[6]:
-                state = f[23] + lane[5] * STATE
-                _update(state, to, _u8(size))
-                if (at + count) % LEAF == 0 or at + count == lane[2]:
-                    low, high = _digest(state)
-                    digests[k, leaf, 0], digests[k, leaf, 1] = low, high
-                    _reset(state)
+                is_end = (at + count) % LEAF == 0 or at + count == lane[2]
+                _hash(f[23] + lane[5] * STATE, to, size, is_end, digests[k, leaf])
         begin = at
         for c in range(len(intervals)):
             end = min(intervals[c, 0], at + step)

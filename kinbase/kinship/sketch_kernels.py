@@ -95,23 +95,8 @@ def _moments64(values, n, least, fraction):
 
 @compiled
 def weigh(
-    raw8,
-    raw16,
-    words,
-    single,
-    double,
-    start,
-    n,
-    code,
-    key,
-    signs,
-    spare,
-    window,
-    placed,
-    smallest,
-    fraction,
-    sums,
-):
+    raw8, raw16, words, single, double, start, n, code, key, signs, spare, window, placed, smallest, fraction, sums
+):  # fmt: skip
     """Add elements start..start + n of a tensor to its sums [3] and its window; `raw8` to `double` hold their bytes.
 
     `window` is BUCKETS + CELL sums, or, if `placed`, CELL for each cell of the tensor, of which none is a later one.
@@ -136,9 +121,8 @@ def weigh(
         apart = element < BUCKETS
         plain = code == BF16 and not odd and not apart
         if plain:
-            found = _cell_bf16(
-                words, np.uint64(at >> 1), signs, left, right, flip, window, low, pairs, centre
-            )
+            where = np.uint64(at >> 1)
+            found = _cell_bf16(words, where, signs, left, right, flip, window, low, pairs, centre)
         else:
             spare[0] = spare[lead + m] = np.float32(0)  # beside a pair that is cut
             if code == 1 or code == ROUNDED:
