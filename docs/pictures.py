@@ -42,6 +42,9 @@ def main(folder: Path) -> None:
         db.plot("evolution").save(folder / "evolution.svg")
         with Store(db.store.path).writing() as con:
             con.execute("update raw.model set imported_at = '2026-01-01', source = null")
+            con.execute(
+                "update raw.run set started_at = '2026-01-01 00:00:00', ended_at = '2026-01-01 00:00:01'"
+            )
         asyncio.run(screens(db.store.path, folder))
 
 

@@ -95,6 +95,8 @@ class Context(App[None]):
 
     def _tick(self) -> None:
         """Tell of long questions, drop finished ones, stop again what was cancelled as it began."""
+        if not self.screen_stack:  # it is being closed
+            return
         slow = ""
         for question in list(self._questions):
             if question.done:

@@ -1,6 +1,7 @@
 """The terminal UI with hostile names and with files that are empty, broken, gone or being written."""
 
 import asyncio
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -211,3 +212,13 @@ def test_the_file_is_not_held_open(path):
         await until(lambda: "the database changed" in app.status)
 
     run(path, steps)
+
+
+def test_a_clock_that_ticks_while_it_closes_harms_nothing(path):
+    async def opened_and_closed():
+        app = KinbaseApp(path)
+        async with app.run_test():
+            os.utime(path)
+        return app
+
+    asyncio.run(opened_and_closed())._tick()
