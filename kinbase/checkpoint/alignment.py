@@ -1,19 +1,21 @@
 """Which tensor of a member corresponds to which tensor of the base, and why some do not.
 
-Names meet in four steps, each with what the one before left: exactly; without what wrappers and classes add
-(`names.bare`); with an unknown prefix on one side; and as parts of a tensor in another layout (`layouts`). A step
-takes only what is unambiguous.
+Where one model is a part of the other, what stands before the part's names is taken off first (`parts`). Names then meet
+in four steps, each with what the one before left: exactly; without what wrappers and classes add (`names.bare`); with an
+unknown prefix on one side; and as parts of a tensor in another layout (`layouts`). A step takes only what is unambiguous.
 """
 
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from math import prod
 from typing import TypeVar
 
 from kinbase.checkpoint import FLOAT_DTYPES, Checkpoint, Tensor
 from kinbase.checkpoint.layouts import is_conv1d, transposed, views
 from kinbase.checkpoint.names import bare, is_other_tower
+from kinbase.checkpoint.parts import Part, is_numbered, part_of
 
 Key = TypeVar("Key")
 
@@ -65,13 +67,58 @@ def counterparts(
     return _counterparts(base, member, {}, heads)[0]
 
 
+Met = tuple[list[Tensor | None], dict[str, str], set[str], set[str]]
+"""What meets; what of the member does not, and why; the base's names of views; those that are ambiguous."""
+
+
 def _counterparts(
     base: Sequence[Tensor],
     member: Sequence[Tensor],
     placed: Mapping[str, str],
     heads: tuple[int, int] | None,
-) -> tuple[list[Tensor | None], dict[str, str], set[str], set[str]]:
-    """What meets; what of the member does not, and why; the base's names of views; those that are ambiguous."""
+) -> Met:
+    part, doubtful = part_of(base, member, _fits)
+    if part is None:
+        aligned, skipped, reshaped, ambiguous = _met(base, member, placed, heads)
+        return aligned, skipped, reshaped, ambiguous | doubtful
+    if part.in_base:
+        return _met_in_base(part, base, member, placed, heads)
+    renamed = [replace(t, name=part.names[t.name]) for t in member if t.name in part.names]
+    own = {id(new): t for new, t in zip(renamed, (t for t in member if t.name in part.names), strict=True)}
+    names = {part.names[t.name]: t.name for t in own.values()}
+    shifted = {part.names[n]: part.names.get(new, new) for n, new in placed.items() if n in part.names}
+    found, skipped, reshaped, ambiguous = _met(base, renamed, shifted, heads)
+    outside = {t.name: NOT_IN_THE_BASE for t in member if t.name not in part.names}
+    aligned = [None if t is None else own.get(id(t), t) for t in found]
+    return aligned, {names[n]: why for n, why in skipped.items()} | outside, reshaped, ambiguous
+
+
+def _met_in_base(
+    part: Part,
+    base: Sequence[Tensor],
+    member: Sequence[Tensor],
+    placed: Mapping[str, str],
+    heads: tuple[int, int] | None,
+) -> Met:
+    """What meets where the member is a part of the base."""
+    held = [position for position, tensor in enumerate(base) if tensor.name in part.names]
+    renamed = [replace(base[p], name=part.names[base[p].name]) for p in held]
+    names = {part.names[base[p].name]: base[p].name for p in held}
+    found, skipped, reshaped, ambiguous = _met(renamed, member, placed, heads)
+    aligned: list[Tensor | None] = [None] * len(base)
+    own = {id(tensor) for tensor in member}
+    for position, match in zip(held, found, strict=True):
+        is_view = match is not None and id(match) not in own
+        aligned[position] = replace(match, name=base[position].name) if match and is_view else match
+    return aligned, skipped, {names[n] for n in reshaped}, {names[n] for n in ambiguous}
+
+
+def _met(
+    base: Sequence[Tensor],
+    member: Sequence[Tensor],
+    placed: Mapping[str, str],
+    heads: tuple[int, int] | None,
+) -> Met:
     by_name = {placed.get(t.name, t.name): t for t in member if placed.get(t.name, t.name)}
     aligned = [by_name.pop(tensor.name, None) for tensor in base]
     names = {t.name: p for p, t in enumerate(base) if aligned[p] is None}
@@ -167,14 +214,17 @@ def _by_suffix(base: Mapping[str, Tensor], member: Mapping[str, Tensor]) -> tupl
 
 
 def _suffixes(tensors: Mapping[str, Tensor]) -> dict[str, list[tuple[str, str]]]:
-    """{end of a name: [(what stands before it, the whole name)]}, but for one that says it is of another kind of model."""
+    """{end of a name: [(what stands before it, the whole name)]}.
+
+    But for what says that it is of another kind of model, or leads into a layer: a norm in there is not the model's.
+    """
     ends: defaultdict[str, list[tuple[str, str]]] = defaultdict(list)
     for name in tensors:
         short = bare(name)
         at = short.find(".")
         while 0 <= at < len(short) - 1:
             prefix = short[: at + 1]
-            if not is_other_tower(prefix):
+            if not is_other_tower(prefix) and not is_numbered(prefix):
                 ends[short[at + 1 :]].append((prefix, name))
             at = short.find(".", at + 1)
     return ends

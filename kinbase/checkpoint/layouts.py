@@ -32,11 +32,23 @@ _TERMS = {
     "q_lin": "q_proj", "k_lin": "k_proj", "v_lin": "v_proj", "to_q": "q_proj", "to_k": "k_proj", "to_v": "v_proj",
     "wo": "o_proj",
 }  # fmt: skip
-_META = {"tok_embeddings": "embed_tokens", "output": "lm_head"}
+_META = {"tok_embeddings": "embed_tokens", "output": "lm_head", "embed_out": "lm_head"}
 _META_NORMS = {"attention_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm"}
 """Of Llama's and Mistral's own files (consolidated.*), whose other names are among the rest."""
 _PAIRED = re.compile(r"(^|\.)(attention\.w[qk]|sa_norm)\.")
 """Names in models whose rotary pairs lie side by side: Llama's and Mistral's own files, and torchtune's."""
+_PHRASES = tuple(
+    (re.compile(pattern), term)
+    for pattern, term in (
+        (r"^encoder\.layer(?=\.\d)", "layers"),
+        (r"\.attn\.(output\.dense|out_proj|proj)\b", ".attn.o_proj"),
+        (r"(?<=\d)\.intermediate\.dense\b", ".mlp.fc1"),
+        (r"(?<=\d)\.output\.dense\b", ".mlp.fc2"),
+        (r"\.router(\.layer)?(?=\.weight$)", ".gate"),
+        (r"(\.(gate|moe_statics|router))+\.e_score_correction_bias$", ".e_score_correction_bias"),
+    )
+)
+"""What is called in several words, or in others, by models that transformers 5 saves under their old names."""
 _LLAMA_MLP = {"w1": "gate_proj", "w2": "down_proj", "w3": "up_proj"}
 _QUERY_OR_KEY = re.compile(r"\.attn\.[qk]_proj\.(weight|bias)$")
 _CONV1D = re.compile(r"(^|\.)(c_attn|c_fc|c_proj|q_attn)\.weight$")
@@ -107,8 +119,13 @@ def canonical(name: str) -> str:
         parts = [_META.get(parts[0], parts[0])]
     parts[-1] = _META_NORMS.get(parts[-1], parts[-1])
     words = [_CONTAINERS.get(p) or _TERMS.get(p) or (_LLAMA_MLP.get(p, p) if llama else p) for p in parts]
-    words = [w for at, w in enumerate(words) if not (w == "self" and at and words[at - 1] == "attn")]  # BERT
-    return ".".join(words) + (".weight" if weight else "")
+    words = [
+        w for at, w in enumerate(words) if not (w in ("self", "attn") and at and words[at - 1] == "attn")
+    ]  # BERT
+    name = ".".join(words) + (".weight" if weight else "")
+    for pattern, term in _PHRASES:
+        name = pattern.sub(term, name)
+    return name
 
 
 def is_conv1d(name: str) -> bool:
