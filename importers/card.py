@@ -5,8 +5,8 @@ writes as tags, and the scores of `model-index`. Fenced mergekit configurations 
 the header: mergekit writes into `base_model` every model the recipe mentions, the base of a TIES
 merge and adapters included, so what the recipes that made the model mention is claimed by them alone.
 What they do not mention is claimed by the header: a recipe that is not read covers nothing.
-Recipes in the card of a quantised copy, and those that mention none of the header's base models, were
-copied from the card of another model and are not read. `library_name`, `datasets` and `new_version`
+Recipes in the card of a quantised copy are of its source, and reported of that; those that mention none of the header's
+base models were copied from the card of another model, which is told. `library_name`, `datasets` and `new_version`
 have no place in the contract and are not read.
 """
 
@@ -15,12 +15,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from kinbase.checkpoint import Edge, Facts, Problem, Record, relations
-from kinbase.checkpoint import yaml as safe_yaml
 from kinbase.checkpoint.files import is_file, shown
 from kinbase.checkpoint.untrusted import decoded, head, model_id, name, problems
-from kinbase.errors import CheckpointError
-from kinbase.importers import card_header, fences, mergekit, model_index
-from kinbase.importers.card_header import Card, listed
+from kinbase.importers import card_header, card_recipes, model_index
+from kinbase.importers.card_header import listed
 
 _REPO = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
@@ -45,51 +43,16 @@ def open(source: str) -> Iterator[Record]:
         refused.append(
             f"nothing, but base_model_relation {shown(card.relation)} is none of {', '.join(relations.HUB)}; kept as stated"
         )
+    yield from card_recipes.claims(card, path.name)
     bases = list(card.bases)
-    covered: set[str] = set()
-    recipe = None
-    try:
-        recipe = _recipe(card)
-    except CheckpointError as error:
-        yield Problem(str(error))
-    if recipe is not None:
-        yield from mergekit.claims(recipe.configs, "card", path.name, recipe)
-        covered = recipe.mentioned
-    elif not card.is_copy and relations.is_merged_by_tags(card.tags):
+    if not card.covered and not card.is_copy and relations.is_merged_by_tags(card.tags):
         parents = [model_id(tag, []) for tag in sorted(card.tags) if _REPO.fullmatch(tag)]
         bases = list(dict.fromkeys([*bases, *(parent for parent in parents if parent)]))
     for base in bases:
-        if base not in covered:
-            yield Edge(base, card.relation or "merge", "card", method=None)
+        if base not in card.covered:
+            yield Edge(base, card.relation or "merge", "card", alone=card.alone)
     yield from model_index.scores(card.header.get("model-index"), refused)
     yield from problems(path.name, refused)
-
-
-def _recipe(card: Card) -> mergekit.Recipe | None:
-    """The mergekit configurations in the body that made this model, not the one it was copied from."""
-    if card.header.get("base_model_relation") and card.relation != "merge":
-        return None
-    configs: list[dict[str, object]] = []
-    captions: list[str] = []
-    end = 0
-    for block in fences.blocks(card.body):
-        info = block.info.strip().lower()
-        if info and not info.startswith(("yaml", "yml")):
-            continue
-        if "merge_method" not in block.text and "experts" not in block.text:
-            continue
-        try:
-            documents = safe_yaml.load(block.text, "")
-        except CheckpointError:
-            continue  # an example for the reader, which nobody promised to be YAML
-        told = [each for each in documents if isinstance(each, dict) and mergekit.is_config(each)]
-        configs += told
-        captions += [card.body[end : block.start]] * len(told)
-        end = block.end
-    if not configs or card.is_copy:
-        return None
-    recipe = mergekit.Recipe(configs, captions)
-    return recipe if not card.bases or recipe.everything & set(card.bases) else None
 
 
 def _license(header: dict[str, object], refused: list[str]) -> str | None:

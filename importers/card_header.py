@@ -8,9 +8,9 @@ from kinbase.checkpoint import relations
 from kinbase.checkpoint import yaml as safe_yaml
 from kinbase.checkpoint.files import CONFIG_LIMIT, is_file, read_json, shown
 from kinbase.checkpoint.ids import says_nothing
-from kinbase.checkpoint.limits import LIMITS
-from kinbase.checkpoint.untrusted import model_id, read_text
+from kinbase.checkpoint.untrusted import read_text
 from kinbase.errors import CheckpointError
+from kinbase.importers import card_bases
 
 LIMIT = 4 * 1024 * 1024
 """Bytes of a card that are read: the header comes first, and real cards are far shorter."""
@@ -18,18 +18,31 @@ LIMIT = 4 * 1024 * 1024
 # huggingface_hub.repocard's pattern, with line ends made one; spaces behind the dashes are let through as well.
 _HEADER = re.compile(r"\s*---[ \t]*\n+(?P<yaml>.*?)^---[ \t]*$", re.DOTALL | re.MULTILINE)
 _BEGINS = re.compile(r"\s*---[ \t]*\n")
-_TAG = re.compile(r"base_model:(?:(?P<relation>[a-z_]+):)?(?P<base>[^:\s]+(?:/[^:\s]+)?)")
+_FURTHER_DOWN = re.compile(
+    r"^---[ \t]*\n(?:[ \t#-].*\n|\w[\w -]*:.*\n){0,200}?(?:base_model|license|tags|library_name|model-index)[ \t]*:",
+    re.MULTILINE,
+)
+_LOOKED_THROUGH = 64 << 10
+"""Characters of a card without a header in which one further down is looked for."""
 
 
 @dataclass
 class Card:
-    """A card's header, what is said in it of base models, and the text below it."""
+    """A card's header, what is said in it of base models, and the text below it.
+
+    `alone` is what the relation would be if only one of several base models were one: a card may name its own model
+    among them. None where the number of base models does not matter. `is_stated` tells a relation that the card says from
+    one that is inferred. `covered` are the models that recipes in the text speak of.
+    """
 
     header: dict[str, object] = field(default_factory=dict)
     body: str = ""
     tags: set[str] = field(default_factory=set)
     bases: list[str] = field(default_factory=list)
     relation: str | None = None
+    is_stated: bool = False
+    alone: str | None = None
+    covered: set[str] = field(default_factory=set)
     refused: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
 
@@ -57,11 +70,18 @@ def read(path: Path) -> Card:
             card.problems.append(str(error))
     elif _BEGINS.match(text):
         card.refused.append("the card's header, which does not end with ---")
+    elif _FURTHER_DOWN.search(text[:_LOOKED_THROUGH]):
+        card.refused.append(
+            "the card's header, which is not at the top: the Hub does not read it there either"
+        )
     card.tags = {tag for tag in listed(card.header.get("tags")) if isinstance(tag, str)}
-    _bases(card)
-    card.relation = relations.of_card(card.header, len(card.bases), card.tags)
-    if card.relation is None or not card.header.get("base_model_relation"):
-        _by_the_files(card, path.parent)
+    card.bases = card_bases.named(card.header, card.tags, card.refused)
+    stated = _stated(card)
+    card.relation, card.is_stated = stated, stated is not None
+    if stated is None:
+        card.relation = _inferred(card, len(card.bases), path.parent)
+        alone = _inferred(card, 1, path.parent)
+        card.alone = alone if len(card.bases) > 1 and alone != card.relation else None
     return card
 
 
@@ -81,40 +101,52 @@ def listed(value: object) -> list[object]:
     return value if isinstance(value, list) else [] if value is None else [value]
 
 
-def _bases(card: Card) -> None:
-    """The base models of the header; or else of the tags that the Hub and PEFT make of them."""
-    told = [each for each in listed(card.header.get("base_model")) if not says_nothing(each)]
-    if len(told) > LIMITS.parents:
-        card.refused.append(f"all but {LIMITS.parents:,} of {len(told):,} base models")
-    some = told[: LIMITS.parents]
-    card.bases = list(dict.fromkeys(base for base in (model_id(each, card.refused) for each in some) if base))
-    for match in filter(None, (_TAG.fullmatch(tag) for tag in sorted(card.tags))):
-        base = model_id(match["base"], [])
-        if base and not card.bases and not says_nothing(match["base"]):
-            card.bases.append(base)
-            if match["relation"] in relations.HUB:
-                card.header.setdefault("base_model_relation", match["relation"])
+def _stated(card: Card) -> str | None:
+    """How the model was made, where the header or the tags say it."""
+    said = card.header.get("base_model_relation")
+    said = said[0] if isinstance(said, list) and len(said) == 1 else said
+    relation = relations.stated(said)
+    if relation is None and not says_nothing(said):
+        card.refused.append(f"base_model_relation {shown(said)}, which is no word")
+    return relation or card_bases.relation_of_tags(card.bases, card.tags)
 
 
-def _by_the_files(card: Card, folder: Path) -> None:
-    """Judge by the files that lie beside a card with one base whether the model is a quantised copy or an adapter of it."""
-    if len(card.bases) != 1 or card.relation not in ("finetune", "merge"):
-        return
+def _inferred(card: Card, bases: int, folder: Path) -> str | None:
+    """How a model with so many base models was made, by its header and the files beside it."""
+    relation = relations.of_card(card.header, bases, card.tags)
+    return _by_the_files(relation, folder) if bases == 1 else relation
+
+
+def _by_the_files(relation: str | None, folder: Path) -> str | None:
+    """What the files beside a card with one base make of an inferred relation: a quantised copy, an adapter, or neither."""
+    whole = (*folder.glob("model*.safetensors"), *folder.glob("pytorch_model*.bin"))
+    weights = (*folder.glob("adapter_model.*"), *folder.glob("pytorch_lora_weights.*"))
+    if relation in ("finetune", "merge") and _is_quantised(folder):
+        return "quantized"
+    if relation == "adapter" and whole and not weights:
+        return "finetune"
+    # A trainer leaves the settings of an adapter beside weights into which it was merged, too.
+    if relation == "finetune" and not whole and is_file(str(folder / "adapter_config.json")):
+        return "adapter"
+    return relation
+
+
+def _is_quantised(folder: Path) -> bool:
+    """Whether the files of a folder are those of a quantised model."""
     config = folder / "config.json"
-    quantised = relations.files_of_quantiser(folder)
-    if not quantised and is_file(str(config)) and config.stat().st_size <= CONFIG_LIMIT:
-        try:
-            quantised = isinstance(read_json(config).get("quantization_config"), dict)
-        except CheckpointError:
-            quantised = False
-    if quantised:
-        card.relation = "quantized"
-    elif card.relation == "finetune" and is_file(str(folder / "adapter_config.json")):
-        # A trainer leaves the settings of an adapter beside weights into which it was merged, too.
-        whole = (*folder.glob("model*.safetensors"), *folder.glob("pytorch_model*.bin"))
-        card.relation = "finetune" if whole else "adapter"
+    if relations.files_of_quantiser(folder):
+        return True
+    if not is_file(str(config)) or config.stat().st_size > CONFIG_LIMIT:
+        return False
+    try:
+        return isinstance(read_json(config).get("quantization_config"), dict)
+    except CheckpointError:
+        return False
 
 
-def said_of_copy(card: Card, what: str) -> str:
-    """The line that tells why a recipe is not read."""
-    return f"{what}: the recipe of {shown(', '.join(card.bases))}, which this is a quantised copy of, is not this model's"
+def said_of_copy(card: Card, what: str, *, is_kept: bool) -> str:
+    """The line that tells why a recipe is not this model's, and what becomes of it."""
+    source = shown(", ".join(card.bases))
+    made = "which this is a quantised copy of" if card.is_copy else "which this was made from"
+    kept = f", and is kept as reported of {source}" if is_kept else ""
+    return f"{what}: the recipe of {source}, {made}, is not this model's{kept}"

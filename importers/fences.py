@@ -4,9 +4,9 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-# A fence as CommonMark has it: three marks or more, indented by up to three spaces, closed by as many.
-_OPENS = re.compile(r"^ {0,3}(?P<marks>`{3,}|~{3,})[ \t]*(?P<info>[^\n`]*)$")
-_CLOSES = re.compile(r"^ {0,3}(?P<marks>[`~]{3,})[ \t]*$")
+# A fence as CommonMark has it: three marks or more, closed by as many. Items of lists indent it, quotes set > before it.
+_OPENS = re.compile(r"^(?P<lead>[ \t>]*)(?P<marks>`{3,}|~{3,})[ \t]*(?P<info>[^\n`]*)$")
+_CLOSES = re.compile(r"^[ \t>]*(?P<marks>[`~]{3,})[ \t]*$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +34,7 @@ def blocks(body: str) -> Iterator[Block]:
     number = at = 0
     while number < len(lines):
         line = lines[number].rstrip("\n")
-        opening = _OPENS.match(line) if line.lstrip(" ")[:3] in ("```", "~~~") else None
+        opening = _OPENS.match(line) if line.lstrip(" \t>")[:3] in ("```", "~~~") else None
         number += 1
         if opening is None or opening["marks"] in open_for_good:
             continue
@@ -44,7 +44,7 @@ def blocks(body: str) -> Iterator[Block]:
         if close is None:
             open_for_good.add(opening["marks"])
             continue
-        text = body[starts[number] : starts[close]]
+        text = "".join(_without_lead(each, opening["lead"]) for each in lines[number:close])
         yield Block(opening["info"], text, starts[number - 1], starts[close] + len(lines[close].rstrip("\n")))
         number = close + 1
 
@@ -55,6 +55,14 @@ def _closing(closers: list[tuple[int, str]], at: int, marks: str) -> int | None:
         if closers[i][1].startswith(marks):
             return closers[i][0]
     return None
+
+
+def _without_lead(line: str, lead: str) -> str:
+    """A line of a block without what stands before the block's marks: as many marks of quotes, and as much space."""
+    for _ in range(lead.count(">")):
+        line = re.sub(r"^[ \t]*>", "", line, count=1)
+    space = len(lead) - len(lead.rstrip(" \t"))
+    return line[min(space, len(line) - len(line.lstrip(" \t"))) :]
 
 
 def _lines(body: str) -> list[str]:

@@ -20,6 +20,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -34,17 +35,20 @@ from kinbase.importers import card_header
 
 NAMES = ("mergekit_config.yml", "mergekit_config.yaml", "mergekit_moe_config.yml")
 _LIMIT = 1024 * 1024
+_EXPERTS = re.compile(rb"^experts[ \t]*:", re.MULTILINE)
 
 _Said = tuple[Use, float | None, Mapping[str, object]]
 """One use of a model: where, its coefficient, and how the model is referred to."""
 
 
 def recognises(source: str) -> bool:
-    """A mergekit file by its name, or any YAML file that names a merge method near its top."""
+    """A mergekit file by its name, or any YAML file that names a merge method, or experts and their models, near its top."""
     path = Path(source)
     if path.suffix.lower() not in (".yml", ".yaml") or not is_file(source):
         return False
-    return path.name in NAMES or b"merge_method" in head(source, 65536)
+    begins = head(source, 65536)
+    is_moe = _EXPERTS.search(begins) is not None and b"source_model" in begins
+    return path.name in NAMES or b"merge_method" in begins or is_moe
 
 
 def open(source: str) -> Iterator[Record]:
@@ -60,9 +64,23 @@ def open(source: str) -> Iterator[Record]:
         )
     card = card_header.beside(path)
     if card is not None and _is_of_another(card, documents):
-        yield Problem(card_header.said_of_copy(card, path.name))
+        yield from of_copied(card, documents, path.name)
         return
     yield from claims(documents, "config", path.name)
+
+
+def of_copied(card: card_header.Card, documents: Sequence[object], where: str) -> Iterator[Record]:
+    """What recipes that lie with a model made from another say: of a quantised copy's source they are reported.
+
+    A recipe that takes that model itself made something else, and one beside a fine-tune may be anybody's: both are told.
+    """
+    configs = [each for each in documents if isinstance(each, dict) and is_config(each)]
+    source = card.bases[0]
+    is_sources = card.is_copy and source not in Recipe(configs).everything
+    yield Problem(card_header.said_of_copy(card, where, is_kept=is_sources))
+    for record in claims(configs, "reported", where) if is_sources else ():
+        if isinstance(record, Edge):
+            yield replace(record, child=record.child or source)
 
 
 def _is_of_another(card: card_header.Card, documents: Sequence[object]) -> bool:
@@ -70,7 +88,7 @@ def _is_of_another(card: card_header.Card, documents: Sequence[object]) -> bool:
     if card.is_copy:
         return True
     configs = [each for each in documents if isinstance(each, dict) and is_config(each)]
-    stated = card.header.get("base_model_relation") and card.relation != "merge"
+    stated = card.is_stated and card.relation != "merge"
     return bool(stated) and len(card.bases) == 1 and card.bases[0] not in Recipe(configs).everything
 
 
@@ -227,6 +245,10 @@ def _edges(
         label = base.key()[0]
         if method not in BASE_IS_PARENT and not (method in MIXES_WEIGHTS and label in parents):
             yield Edge(stages.get(label, label), "base", evidence, child, method, None, base.detail())
+            if base.lora:  # the deltas are taken against both together
+                told: dict[str, object] = {"model": base.model}
+                told |= {"revision": base.lora_revision} if base.lora_revision else {}
+                yield Edge(str(base.key()[1]), "base", evidence, child, method, None, told)
 
 
 def _one_edge(found: list[_Said]) -> tuple[float | None, dict[str, object]]:

@@ -44,7 +44,7 @@ def within_their_right(records: Sequence[Said], model: str | None, *, beside_wei
         if other is not None:
             met = strangers.setdefault(file, {})
             met[other] = met.get(other, 0) + 1
-            if isinstance(record, Edge) and _is_met(record):
+            if isinstance(record, Edge) and _is_met(record, file):
                 record = replace(record, evidence="reported")
             elif isinstance(record, ReportedKinship):
                 record = replace(record, source=None)  # another's word is not this file's to replace
@@ -55,9 +55,10 @@ def within_their_right(records: Sequence[Said], model: str | None, *, beside_wei
     return kept
 
 
-def _is_met(edge: Edge) -> bool:
+def _is_met(edge: Edge, file: str) -> bool:
     """Whether an edge was read out of a configuration, a card or a header, and not out of a table of anybody's edges."""
-    return edge.evidence not in ("reported", *OURS)
+    is_table = not file.lower().endswith((".yml", ".yaml", ".md"))
+    return edge.evidence not in OURS and not (edge.evidence == "reported" and is_table)
 
 
 def _is_gguf(record: Record) -> bool:

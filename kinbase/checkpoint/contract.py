@@ -251,7 +251,8 @@ class Edge:
     `relation` is finetune, merge, adapter, quantized or base (the model a merge's deltas are
     taken against); `evidence` is config, card, adapter, gguf, user, run, weights or reported;
     `weight` is the parent's coefficient where it is one number; `detail` keeps the rest as JSON
-    values (gradient, density, t, revision).
+    values (gradient, density, t, revision). `alone` is the relation where the other parents of the same file turn out to be
+    the child itself: what was inferred from several base models is then of one.
     """
 
     parent: str
@@ -261,6 +262,7 @@ class Edge:
     method: str | None = None
     weight: float | None = None
     detail: dict[str, object] = field(default_factory=dict)
+    alone: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

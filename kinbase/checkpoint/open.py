@@ -12,6 +12,7 @@ from typing import TypeVar
 from kinbase.checkpoint import Alias, Checkpoint, Commit, Edge, Facts, Problem, Record, Score, Training
 from kinbase.checkpoint.authority import within_their_right
 from kinbase.checkpoint.guard import watched
+from kinbase.checkpoint.own_name import without_itself
 from kinbase.errors import CheckpointError, KinbaseError, WeightsRefused
 
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf")
@@ -128,7 +129,7 @@ def _read_here(source: str, name: str | None, depth: str) -> Opened:
             records = _renamed(records, name)
         model = name or (checkpoint.name if checkpoint else _subject(Path(source)))
         has_weights = checkpoint is not None or _holds_weights(Path(source))
-        records = within_their_right(records, model, beside_weights=has_weights)
+        records = within_their_right(without_itself(records, model), model, beside_weights=has_weights)
         opened = Opened(
             source,
             model,
@@ -227,9 +228,10 @@ def _read_elsewhere(
             called = opened.name or Path(public.rstrip("/")).name
             opened = replace(opened, name=called, checkpoint=None, refused=str(error))
             notes.append(str(error))
-        told = len(records)
-        records = within_their_right(records, opened.name, beside_weights=opened.commit is not None)
-        notes += [record.message for _, record in records[told:] if isinstance(record, Problem)]
+        kept = without_itself(records, opened.name)
+        kept = within_their_right(kept, opened.name, beside_weights=opened.commit is not None)
+        notes += [each.message for _, each in kept if isinstance(each, Problem) and each.message not in notes]
+        records = kept
         _refuse_unnamed(replace(opened, records=tuple(records)))
     except KinbaseError as error:
         opened.close()

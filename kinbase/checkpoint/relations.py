@@ -77,18 +77,18 @@ def stated(value: object) -> str | None:
 
 
 def of_card(header: Mapping[str, object], bases: int, tags: Iterable[str]) -> str | None:
-    """How a model with so many base models was made, as the header of its card says, or else by the Hub's rule."""
-    said = stated(header.get("base_model_relation"))
+    """How a model with so many base models was made, by the Hub's rule, where the header of its card does not say it."""
     lower = {tag.strip().lower() for tag in tags}
-    if said is not None:
-        return said
     if bases == 1 and marks_of_quantiser(header, lower):
         return "quantized"
     if lower.intersection(_MERGE_TAGS) or bases > 1:
         return "merge"
     if not bases:
         return None
-    return "adapter" if header.get("library_name") in _ADAPTER_LIBRARIES else "finetune"
+    library = str(header.get("library_name") or "").strip().lower()
+    # A trainer of whole models may tag how it trained; a library of parts of models tags what it holds.
+    is_adapter = library in _ADAPTER_LIBRARIES or ("lora" in lower and library != "transformers")
+    return "adapter" if is_adapter else "finetune"
 
 
 def marks_of_quantiser(header: Mapping[str, object], tags: Iterable[str]) -> bool:

@@ -105,17 +105,93 @@ def test_a_quantised_copy_has_one_parent_whatever_was_copied_with_it(write, head
     write("README.md", f"---\n{header}\n---\n{fence(RECIPE)}")
     config = write("mergekit_config.yml", RECIPE)
     records = read(card, config.with_name("README.md"))
-    assert [(e.parent, e.relation) for e in only(Edge, records)] == [("o/blend", "quantized")]
+    assert own(records) == [("o/blend", "quantized")]
     assert only(Facts, records)[0].relation == "quantized"
     beside = read(mergekit, config)
-    assert not only(Edge, beside) and "o/blend" in problem(beside)
+    for found in (records, beside):
+        of_source = {e.parent: (e.child, e.evidence) for e in only(Edge, found) if e.child}
+        assert of_source == {"o/a": ("o/blend", "reported"), "o/b": ("o/blend", "reported")}
+        assert "is kept as reported of 'o/blend'" in problem(found)
+    assert not own(beside)
+
+
+def own(records):
+    """The claims on the model that a file lies beside."""
+    return [(edge.parent, edge.relation) for edge in only(Edge, records) if edge.child is None]
+
+
+def test_a_recipe_beside_a_copy_that_takes_its_source_is_told_alone(write):
+    takes_it = RECIPE.replace("o/b", "o/blend")
+    header = "base_model: o/blend\nbase_model_relation: quantized"
+    records = read(card, write("README.md", f"---\n{header}\n---\n{fence(takes_it)}"))
+    assert [e.parent for e in only(Edge, records)] == ["o/blend"] and "is not this model's" in problem(
+        records
+    )
+
+
+def test_a_recipe_that_takes_none_of_the_base_models_is_told(write):
+    records = read(card, write("README.md", f"---\nbase_model: o/x\n---\n{fence(RECIPE)}"))
+    assert own(records) == [("o/x", "finetune")] and "takes none of the base models" in problem(records)
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("1. Recipe:\n\n   ", "   "),
+        ("- x\n    ", "    "),
+        ("> ", "> "),
+        ("> - x\n>   ", ">   "),
+        ("\t", "\t"),
+    ],
+    ids=["list", "deep list", "quote", "list in a quote", "tab"],
+)
+def test_a_recipe_within_a_list_or_a_quotation_is_read(write, before, after):
+    lines = fence("models:\n- model: o/a\n- model: o/b\nmerge_method: linear\n").splitlines()
+    text = before + ("\n" + after).join(lines)
+    assert set(parents(read(card, write("README.md", f"---\ntags: [merge]\n---\n{text}\n")))) == {
+        "o/a",
+        "o/b",
+    }
+
+
+@pytest.mark.parametrize("opening", ["```{.yaml}", "``` yaml title=x", "```json", "~~~YAML", "```yml", "```"])
+def test_a_block_of_yaml_under_each_of_its_names_is_read(write, opening):
+    text = (
+        opening
+        + '\n{"models": [{"model": "o/a"}, {"model": "o/b"}], "merge_method": "linear"}\n'
+        + opening[:3]
+    )
+    assert set(parents(read(card, write("README.md", f"---\ntags: [merge]\n---\n{text}\n")))) == {
+        "o/a",
+        "o/b",
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (fence("models:\n\t- model: o/a\nmerge_method: linear\n"), "a recipe in the text: not YAML"),
+        ("<pre><code>\nmodels: [o/a]\nmerge_method: linear\n</code></pre>", "in no block of YAML"),
+        ('```python\ny = """\nmerge_method: linear\n"""\n```', "in no block of YAML"),
+        ("Config:\n\n    merge_method: linear\n", "in no block of YAML"),
+    ],
+    ids=["tabs", "html", "python", "indented"],
+)
+def test_a_recipe_that_cannot_be_read_is_told(write, text, said):
+    records = read(card, write("README.md", f"---\ntags: [merge]\n---\n{text}\n"))
+    assert not only(Edge, records) and said in problem(records)
+
+
+def test_a_word_about_merge_methods_is_no_recipe(write):
+    text = "We set merge_method to linear, unlike o/other, which is no parent.\n"
+    assert not only(Problem, read(card, write("README.md", f"---\ntags: [merge]\n---\n{text}")))
 
 
 def test_quantised_weights_beside_a_card_with_one_base_are_a_copy(write):
     config = {"architectures": ["LlamaForCausalLM"], "quantization_config": {"quant_method": "exl2"}}
     write("config.json", json.dumps(config))
     records = read(card, write("README.md", f"---\nbase_model: o/blend\ntags: [merge]\n---\n{fence(RECIPE)}"))
-    assert [(e.parent, e.relation) for e in only(Edge, records)] == [("o/blend", "quantized")]
+    assert own(records) == [("o/blend", "quantized")]
 
 
 def test_a_merge_with_its_own_card_keeps_its_recipe(write):

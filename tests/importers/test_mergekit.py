@@ -175,3 +175,18 @@ def test_what_is_no_merge_config_is_one_line(write, text):
     with pytest.raises(CheckpointError) as error:
         read(mergekit, write("mergekit_config.yml", text))
     assert "\n" not in str(error.value)
+
+
+def test_an_adapter_on_the_base_is_named_as_well(write):
+    config = (
+        "merge_method: ties\nbase_model: o/base+o/lora@v1\nmodels: [{model: o/a}]\nparameters: {weight: 1}\n"
+    )
+    bases = parents(read(mergekit, write("m.yml", config)), "base")
+    assert bases.keys() == {"o/base", "o/lora@v1"}
+    assert bases["o/lora@v1"].detail == {"model": "o/base", "revision": "v1"}
+
+
+def test_experts_are_recognised_under_any_name(write):
+    config = "base_model: o/a\nexperts:\n- source_model: o/x\n- source_model: o/y\n"
+    assert set(parents(read(mergekit, write("config.yaml", config)))) == {"o/a", "o/x", "o/y"}
+    assert not mergekit.recognises(str(write("other.yaml", "experts:\n- name: somebody\n")))

@@ -164,3 +164,34 @@ def test_weights_that_are_refused_with_nothing_beside_them_fail(db, tmp_path):
     folder.mkdir()
     (folder / "model.safetensors").write_text(POINTER)
     assert db.import_([str(folder)])["status"].to_list() == ["failed"]
+
+
+@pytest.mark.parametrize(
+    ("header", "found"),
+    [
+        ("base_model: [ORG/m, org/base]", [("org/base", "finetune")]),
+        ("base_model: [org/m, org/base]\nlibrary_name: peft", [("org/base", "adapter")]),
+        ("base_model: [org/m, org/base]\ntags: [gguf]", [("org/base", "quantized")]),
+        ("base_model: [org/m, org/base]\ntags: [merge]", [("org/base", "merge")]),
+        ("base_model: [org/m, org/a, org/b]", [("org/a", "merge"), ("org/b", "merge")]),
+        ("base_model: org/m", []),
+    ],
+)
+def test_a_model_does_not_count_among_its_own_parents(db, tmp_path, header, found):
+    told = db.import_([card(tmp_path / "m", header)], name="org/m")
+    assert parents(db, "org/m") == found
+    assert "org/m as a parent of its own" in notes(told)
+
+
+def test_a_recipe_that_takes_the_model_itself_did_not_make_it(db, tmp_path):
+    folder = tmp_path / "m"
+    card(folder, "base_model: org/base")
+    with (folder / "README.md").open("a") as file:
+        file.write(
+            "Merge it with its base:\n\n```yaml\nmodels: [{model: org/m}, {model: org/base}, {model: org/c}]\n"
+            "merge_method: linear\nparameters: {weight: 1}\n```\n"
+        )
+    told = db.import_([str(folder)], name="org/m")
+    assert parents(db, "org/m") == [("org/base", "finetune")]
+    assert "the merge that takes 'org/m', and so made another model" in notes(told)
+    assert db.sql("select relation from models where name = 'org/m'").rows() == [("finetune",)]
