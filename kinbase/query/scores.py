@@ -23,6 +23,33 @@ with reading as (
 select avg(value order by benchmark), list(benchmark order by benchmark) from reading
 """
 
+READINGS = """
+with taken as (
+    select
+        model, benchmark, value, coalesce(is_fraction and best = 1, false) as is_fraction, setting.source as source,
+        {'metric': setting.metric, 'n_shot': setting.n_shot, 'split': setting.split, 'template': setting.template,
+         'printed_by': if(benchmark = 'average', setting.source, null)} as test
+    from raw.reading where list_contains($1::varchar[], model)
+),
+counted as (select *, count(*) over (partition by benchmark, test, source) as models from taken),
+one as (  -- of several sources of one test the one that tested most
+    from counted qualify row_number() over (partition by model, benchmark, test order by models desc, source) = 1
+),
+lead_test as (
+    select benchmark, test from one group by benchmark, test
+    qualify row_number() over (
+        partition by benchmark
+        order by count(*) desc, test['metric'] <> 'normalised', test['metric'] desc, test['n_shot'] desc nulls last,
+            test['split'] nulls first, test['template'] nulls first, test['printed_by'] nulls last
+    ) = 1
+)
+select
+    one.model, one.benchmark,
+    one.value * if(is_fraction and not bool_and(is_fraction) over (partition by one.benchmark), 100, 1)
+from one join lead_test on lead_test.benchmark = one.benchmark and lead_test.test is not distinct from one.test
+order by all
+"""
+
 ACCURACIES = """
 pivot (
     select model, benchmark, 100 * value as value from scores where metric like 'acc%'
@@ -76,14 +103,12 @@ def model_scores(con: Connection, models: Sequence[str]) -> dict[str, tuple[floa
 
 
 def readings(con: Connection, models: Sequence[str]) -> list[tuple[str, str, float]]:
-    """One value a model and benchmark: acc_norm before acc, mc2 before mc1, as merge gains compare them."""
-    return con.execute(
-        """
-        select model, benchmark, arg_max(value, setting.metric) from raw.reading
-        where list_contains(?, model) group by model, benchmark
-        """,
-        [list(models)],
-    ).fetchall()
+    """One value a model and benchmark, all of a benchmark tested alike: (model, benchmark, value).
+
+    Of several tests of one benchmark (metric, n-shot, split, template; of an average its source) the one counts that most
+    of `models` took, then acc_norm before acc, mc2 before mc1; fractions are percent where others are.
+    """
+    return con.execute(READINGS, [list(models)]).fetchall()
 
 
 def mean_over(

@@ -43,22 +43,31 @@ comment on column scores.template is 'chat template, system prompt and examples 
 comment on column scores.higher_is_better is 'as the file says, else by the view metrics; NULL: not known, and taken as true';
 comment on column scores.evaluated_at is 'when it was measured, as its source says it';
 
--- Measured results of which more is better, so that they can be averaged and compared.
+-- Measured results of which more is better, with the scale they are on. A program or a table has one scale for each metric;
+-- cards are written by their models' authors, each of whom has one scale for all metrics that are fractions or percent.
+create or replace view raw.scaled as
+select
+    *,
+    if(by_author,
+        coalesce(max(abs(value)) filter (best = 1) over (partition by model_id, by_author, source), abs(value)),
+        max(abs(value)) over (partition by benchmark, metric, by_author, source)) <= 1 as is_fraction
+from (
+    select *, coalesce(regexp_matches(source, '^(card|eval_results)($| \()|://'), false) as by_author
+    from raw.latest
+    where metric <> 'gain' and coalesce(higher_is_better, true)
+);
+
 create or replace view raw.reading as
 select
     m.name as model, s.benchmark, s.value,
-    {'metric': s.metric, 'n_shot': s.n_shot, 'split': s.split, 'template': s.template, 'source': s.source} as setting, s.best
-from raw.latest s join raw.model m on m.model_id = s.model_id
-where s.metric <> 'gain' and coalesce(s.higher_is_better, true);
+    {'metric': s.metric, 'n_shot': s.n_shot, 'split': s.split, 'template': s.template, 'source': s.source} as setting,
+    s.best, s.is_fraction, s.by_author
+from raw.scaled s join raw.model m on m.model_id = s.model_id;
 
 -- What a model's score is, everywhere: the average that a source prints, or else a mean over benchmarks tested alike.
 
 create or replace view raw.model_score as
-with reading as (
-    select l.*, max(abs(value)) over (partition by benchmark, metric, source) <= 1 as is_fraction
-    from raw.latest l
-    where metric <> 'gain' and coalesce(higher_is_better, true)
-),
+with reading as (from raw.scaled),
 printer as (select source, count(distinct model_id) as models from reading where benchmark = 'average' group by source),
 printed as (  -- of several the one whose source prints most
     select r.model_id, r.source, r.value, r.is_fraction
@@ -154,10 +163,14 @@ comment on column model_scores.score is 'NULL where the model took none of the t
 comment on column model_scores.benchmarks is 'how many the score is over; 0: none, or a printed average of unknown parts';
 comment on column model_scores.source is 'who prints the average, or which benchmarks the mean is over, or why there is none';
 
+-- Parents by what lies with the merge, its user and its weights; by what others report of it only where these say nothing.
 create or replace view raw.merge as
-select child_id as model_id, c.name as model, parents, method
+select child_id as model_id, c.name as model, coalesce(near, every) as parents, coalesce(near_method, method) as method
 from (
-    select child_id, list(distinct p.name order by p.name) as parents, min(method) as method
+    select
+        child_id, list(distinct p.name order by p.name) as every, min(method) as method,
+        list(distinct p.name order by p.name) filter (k.evidence <> 'reported') as near,
+        min(method) filter (k.evidence <> 'reported') as near_method
     from raw.claim k join raw.model p on p.model_id = k.parent_id
     where k.relation = 'merge'
     group by child_id
@@ -221,13 +234,14 @@ where h.experts is null and b.base is not null;
 -- Which result counts when a benchmark has several: the one that most counterparts have as well, under the same
 -- metric, n-shot, split and template; then one whose source tested most of them; then normalised before raw; then the
 -- last metric in the alphabet, which prefers acc_norm to acc, mc2 to mc1 and strict-match to flexible-extract.
--- Results of two sources meet only when both are fractions or neither is, and averages never: what they are
--- averages of is not said.
+-- Results of two sources, or of two authors, meet only when both are fractions or neither is, and averages never: what
+-- they are averages of is not said.
 -- The aliases of readings are words: DuckDB takes `r.setting.metric` in a file r.duckdb for a table of it.
 create or replace view raw.compared as
 with candidate as (
     select
-        c.model, c.role, c.other, own_reading.benchmark, own_reading.setting, own_reading.best, own_reading.value as score,
+        c.model, c.role, c.other, own_reading.benchmark, own_reading.setting, own_reading.best, own_reading.is_fraction,
+        own_reading.value as score,
         arg_min(their_reading.value, {'foreign': their_reading.setting['source'] is distinct from own_reading.setting['source'], 'source': their_reading.setting['source']})
             as value,
         min(their_reading.setting['source'] is distinct from own_reading.setting['source'])::integer as foreign_source
@@ -239,17 +253,19 @@ with candidate as (
         and their_reading.setting['n_shot'] is not distinct from own_reading.setting['n_shot']
         and their_reading.setting['split'] is not distinct from own_reading.setting['split']
         and their_reading.setting['template'] is not distinct from own_reading.setting['template']
-        and (their_reading.setting['source'] is not distinct from own_reading.setting['source']
-            or (own_reading.benchmark <> 'average' and (abs(their_reading.value) <= 1) = (abs(own_reading.value) <= 1)))
-    group by c.model, c.role, c.other, own_reading.benchmark, own_reading.setting, own_reading.best, own_reading.value
+        and ((their_reading.setting['source'] is not distinct from own_reading.setting['source'] and not own_reading.by_author)
+            or (own_reading.benchmark <> 'average' and their_reading.is_fraction = own_reading.is_fraction))
+    group by
+        c.model, c.role, c.other, own_reading.benchmark, own_reading.setting, own_reading.best, own_reading.is_fraction,
+        own_reading.value
 )
 select
-    model, role, benchmark, setting, best, score,
+    model, role, benchmark, setting, best, is_fraction, score,
     count(*) as others,
     count(value) as known,
     list({'model': other, 'score': value} order by other) filter (value is not null) as results
 from candidate
-group by model, role, benchmark, setting, best, score
+group by model, role, benchmark, setting, best, is_fraction, score
 qualify row_number() over (
     partition by model, role, benchmark
     order by
@@ -263,7 +279,7 @@ with benchmark_row as (
     select
         model, benchmark, setting['metric'] as metric, score, best = 1 and abs(score) <= 100 as on_scale,
         if(others >= 2 and known = others, results, null) as results,  -- one named parent is no merge: another is missing
-        abs(score) <= 1 and list_bool_and(list_transform(results, lambda r: abs(r.score) <= 1)) as fraction
+        is_fraction as fraction
     from raw.compared
     where role = 'parents'
 ),
@@ -338,8 +354,8 @@ comment on view merge_gains is
     'equation 6). The average is over the benchmarks that the merge and all its parents have, or the printed one where they '
     'share none; only metrics that are fractions or percent are averaged, and those of which less is better are no gains. '
     'Of several results the one counts that merge and parents have alike: same metric, n-shot, split and template, '
-    'if possible of one source; then normalised before raw, acc_norm before acc, mc2 before mc1.';
-comment on column merge_gains.parents is 'by claims of relation merge, each once; a base is none';
+    'if possible of one source, and otherwise, as of two cards, both fractions or both percent; then normalised before raw, acc_norm before acc, mc2 before mc1.';
+comment on column merge_gains.parents is 'by claims of relation merge, each once, reported ones where there are no others; a base is none';
 comment on column merge_gains.kinship is 'mean PCC over all pairs of parents; NULL unless all are known';
 comment on column merge_gains.benchmark is 'or average';
 comment on column merge_gains.metric is 'that was compared; NULL for the average';

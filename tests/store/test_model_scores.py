@@ -135,3 +135,49 @@ def test_families_are_compared_among_themselves(store):
         ),
     )
     assert scored(store) == {"a": (1, 1), "b": (2, 1), "p": (3, 1), "c": (4, 1), "d": (5, 1)}
+
+
+def merged(store, *scores):
+    with store.writing() as con:
+        put_edges(con, "child", "f", [Edge(parent, "merge", "config") for parent in ("a", "b")])
+        put_scores(con, None, scores)
+    return dict(rows(store, "select benchmark, round(gain, 6) from merge_gains"))
+
+
+@pytest.mark.parametrize("source", ["card", "card (2)", "eval_results", "https://example.org/results"])
+def test_cards_with_fractions_and_cards_with_percent_do_not_meet(store, source):
+    """A card is its author's: that two say `card` does not make their scale one."""
+    values = {"a": 0.70, "b": 0.68, "child": 72.0}
+    scores = [Score("x", "acc", value, model, source=source) for model, value in values.items()]
+    assert merged(store, *scores) == {"x": None, "average": None}
+    assert scored(store) == {"a": (70, 1), "b": (68, 1), "child": (72, 1)}
+
+
+def test_a_program_has_one_scale_for_each_metric(store):
+    """Percents of a base may be below 1, and mean one in a hundred; a score of BLEU says nothing of accuracies beside it."""
+    few = {"a": 0.9, "b": 0.5, "child": 40.0}
+    scores = [Score("x", "acc", value, model, source="table") for model, value in few.items()]
+    scores += [Score("y", "acc", value / 100, model, source="table") for model, value in few.items()]
+    scores += [Score("y", "bleu", 30.0, "a", source="table")]
+    assert merged(store, *scores) == {"x": 39.3, "y": 0.393, "average": 39.3}
+
+
+def test_a_card_in_percent_has_its_small_values_in_percent_too(store):
+    percent = [Score("x", "acc", 0.9, m, source="card") for m in ("a", "b", "child")]
+    percent += [Score("y", "acc", v, m, source="card") for m, v in {"a": 40, "b": 42, "child": 45}.items()]
+    assert merged(store, *percent) == {"x": 0, "y": 4, "average": 2}
+    assert scored(store)["a"] == (20.45, 2)
+
+
+def test_averages_of_two_cards_are_of_unknown_parts(store):
+    averages = [Score("average", "acc", v, m, source="card") for m, v in {"a": 1, "b": 2, "child": 3}.items()]
+    assert merged(store, *averages)["average"] is None
+
+
+def test_what_others_report_of_a_merge_counts_where_nobody_nearer_speaks(store):
+    with store.writing() as con:
+        put_edges(con, "child", "copy", [Edge(p, "merge", "reported", method="ties") for p in ("a", "b")])
+    assert rows(store, "select distinct parents, method from merge_gains") == [(["a", "b"], "ties")]
+    with store.writing() as con:
+        put_edges(con, "child", "own", [Edge(p, "merge", "config", method="linear") for p in ("a", "c")])
+    assert rows(store, "select distinct parents, method from merge_gains") == [(["a", "c"], "linear")]
