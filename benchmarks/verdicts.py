@@ -201,7 +201,9 @@ def told_by_those_here(family: Family, name: str, missing: set[str]) -> dict[str
     for parent, share in (model.parents or {}).items():
         above = {parent: 1.0}
         if parent in missing:
-            if family.models[parent].kind not in ("linear", "task", "slerp") or model.kind == "fine-tune":
+            is_sum = model.kind != "fine-tune" and family.models[parent].kind in ("linear", "task", "slerp")
+            # What drops elements of a model that was made by dropping elements of others has elements of those.
+            if not is_sum and not model.kind == family.models[parent].kind == "dare":
                 return None
             expressed = told_by_those_here(family, parent, missing)
             if expressed is None:
@@ -219,6 +221,11 @@ def examined(seed: int, counts: Counter, *, talk: bool = False) -> None:
     points = points_of(family, names)
     copies = find_copies(points, 0)
     same = {names[copy]: names[original] for copy, original in copies.items()}
+    for gone in missing:  # a recipe that was drawn twice makes the same weights
+        lost = family.models[gone].weights
+        equal = [n for n in names if all(map(np.array_equal, family.models[n].weights, lost))]
+        if equal:
+            same[gone] = same.get(equal[0], equal[0])
     judgement = judged(points, 0)
     for i, name in enumerate(names[1:], 1):
         model, finding = family.models[name], judgement.of(i)

@@ -6,7 +6,8 @@ weights' total: that leaves up to half as much again. How much follows from the 
 once is (kinbase.provenance.recipes.rounding), for the weights that people write.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -44,26 +45,60 @@ def in_steps(
     `estimate` fits sums. Gives coefficients freed of what the steps bend, and the expected squared residual by tensor.
     """
     fit, _ = estimate(population.grams)
-    ways = [_summed, _averaged] if abs(base) < ABSENT or base > 0 else []
-    for way in [*ways, *([_added] if abs(base) >= ABSENT else [])]:
+    for way in ways(base):
         unbent = coefficients
         for _ in range(TURNS):
-            written = way(population, unbent, base, half)
-            if written is None:
+            found = way(unbent, base, half)
+            if found is None:
                 break
-            shares, sums = written
-            again, left = estimate(sums)
+            shares = found.coefficients
+            again, left = estimate(found.sums(population))
             unbent = fit[: len(shares)] - again[: len(shares)] + shares
             if (np.abs(unbent - shares) <= np.maximum(half, HUMAN)).all():
                 yield unbent, left
                 break
 
 
-Written = tuple[FloatArray, Grams] | None
-"""The coefficients [P] of a merge with weights that people write, near those known, and its sums; None where there are none."""
+@dataclass(frozen=True, slots=True)
+class Written:
+    """Weights [P] that people write for a merge, the base's own as `base`: raw weights summed up and divided by `total`, or
+    changes that are added to the base (`is_added`)."""
+
+    weights: FloatArray
+    base: float = 0.0
+    total: float = 1.0
+    is_added: bool = False
+
+    @property
+    def coefficients(self) -> FloatArray:
+        """What each parent's change counts [P]."""
+        return self.weights / self.total
+
+    def sums(self, population: Population) -> Grams:
+        """The sums of a merge with these weights, every step of it rounded."""
+        if self.is_added:
+            return population.added_in_steps(self.weights)
+        return population.merged_in_steps(np.append(self.weights, self.base), self.total)
 
 
-def _summed(population: Population, coefficients: FloatArray, base: float, half: FloatArray) -> Written:
+def written(coefficients: FloatArray, base: float, half: FloatArray) -> Iterator[Written]:
+    """Weights that people write near coefficients [P] that are known to within `half`, `base` the share of the base's weights."""
+    for way in ways(base):
+        found = way(coefficients, base, half)
+        if found is not None:
+            yield found
+
+
+Way = Callable[[FloatArray, float, FloatArray], "Written | None"]
+
+
+def ways(base: float) -> list[Way]:
+    """The ways to compute a merge that has so much of the base's weights."""
+    summed: list[Way] = [_summed, _averaged] if abs(base) < ABSENT or base > 0 else []
+    return [*summed, *([_added] if abs(base) >= ABSENT else [])]
+
+
+def _summed(coefficients: FloatArray, base: float, half: FloatArray) -> Written | None:
     """Products of raw weights, added up; of SLERP, whose coefficients are sines, the share of the second is what is written."""
     shares = np.append(coefficients, 0.0 if abs(base) < ABSENT else base)
     if shares.min() < 0 or len(coefficients) > MOST_PARENTS:
@@ -79,10 +114,10 @@ def _summed(population: Population, coefficients: FloatArray, base: float, half:
         weights = shares / total if abs(total - 1) < HUMAN / 40 else shares
     else:
         return None
-    return weights[:-1], population.merged_in_steps(weights)
+    return Written(weights[:-1], float(weights[-1]))
 
 
-def _averaged(population: Population, coefficients: FloatArray, base: float, half: FloatArray) -> Written:
+def _averaged(coefficients: FloatArray, base: float, half: FloatArray) -> Written | None:
     """Raw weights times small whole numbers, added up and divided by the numbers' sum."""
     shares = np.append(coefficients, 0.0 if abs(base) < ABSENT else base)
     if shares.min() < 0 or len(coefficients) > MOST_PARENTS or abs(shares.sum() - 1) > HUMAN:
@@ -90,14 +125,14 @@ def _averaged(population: Population, coefficients: FloatArray, base: float, hal
     for least in range(1, LARGEST + 1):
         whole = np.round(shares * least / shares[shares > 0].min())
         if whole.max() <= LARGEST and (np.abs(shares - whole / whole.sum()) <= WHOLE).all():
-            return (whole / whole.sum())[:-1], population.merged_in_steps(whole, float(whole.sum()))
+            return Written(whole[:-1], float(whole[-1]), float(whole.sum()))
     return None
 
 
-def _added(population: Population, coefficients: FloatArray, base: float, half: FloatArray) -> Written:
+def _added(coefficients: FloatArray, base: float, half: FloatArray) -> Written | None:
     """Changes times their weights, added up and then to the base."""
     rounded = np.round(20 * coefficients) / 20
-    return (rounded, population.added_in_steps(rounded)) if _near(coefficients, rounded, half) else None
+    return Written(rounded, is_added=True) if _near(coefficients, rounded, half) else None
 
 
 def _near(shares: FloatArray, rounded: FloatArray, half: FloatArray | float) -> bool:

@@ -151,28 +151,33 @@ def _gains(grams: Grams, chosen: Sequence[int]) -> tuple[FloatArray, FloatArray]
     return gains, rss
 
 
-def recover(grams: Grams) -> Gradient | None:
+def recover(
+    grams: Grams,
+    is_made: Callable[[Sequence[int]], bool | None] = lambda chosen: None,
+    also: Sequence[int] = (),
+) -> Gradient | None:
     """The merge by depth that leaves no more than rounding does, or None. Needs two parents.
 
     Of more parents than two, pairs are tried first: an earlier merge of the same two, with a coefficient a tensor, explains
-    some of the rounding.
+    some of the rounding. `is_made` tells whether candidates make the child's sampled elements, None where that is not known; then
+    pairs of those that make most of the child with one coefficient each, `also`, are tried too.
     """
     chosen = find_parents_by_tensor(grams)
-    if len(chosen) < 2:
-        return None
     trust, room = grams.trust, LIMIT**2 * Normal.of(grams).floor
-    whole = float(trust @ _residual(grams, chosen))
-    if whole > room:
-        return None
-    pairs = (
-        [(trust @ _residual(grams, pair), pair) for pair in combinations(chosen, 2)]
-        if len(chosen) > 2
-        else []
-    )
-    for left, pair in sorted(pairs):
-        if left <= PAIRS * whole and (found := _told_by_depth(grams, list(pair), room)) is not None:
+    whole = float(trust @ _residual(grams, chosen)) if len(chosen) > 1 else 0.0
+    pairs = [
+        (float(trust @ _residual(grams, pair)), pair)
+        for pair in combinations(dict.fromkeys([*chosen, *also[:MOST]]), 2)
+    ]
+    for left, pair in sorted(pairs) if len(pairs) > 1 or also else []:
+        if left > room:
+            break
+        # What makes each element is the pair, whatever more of them explain beside it.
+        made = is_made(pair)
+        near = left <= PAIRS * whole and len(chosen) > 2 if made is None else made
+        if near and (found := _told_by_depth(grams, list(pair), room)) is not None:
             return found
-    return _told_by_depth(grams, chosen, room)
+    return _told_by_depth(grams, chosen, room) if len(chosen) > 1 and whole <= room else None
 
 
 def _told_by_depth(grams: Grams, chosen: list[int], room: float) -> Gradient | None:

@@ -13,10 +13,13 @@ from itertools import combinations
 import numpy as np
 from numpy.typing import NDArray
 
-from kinbase.provenance.recipes.least_squares import FloatArray
+from kinbase.provenance.recipes.least_squares import BITS, FloatArray
 from kinbase.provenance.recipes.rounding import spacing
 
 Mask = NDArray[np.bool_]
+
+SUBNORMAL = 2.0**-24
+"""The unit in the last place of float16 numbers below 2^-14, as many weights are."""
 
 BESIDE = 4
 """Roundings beside an element, where a number is made by chance only."""
@@ -123,18 +126,18 @@ class Changes:
 
 
 def units(elements: Elements) -> FloatArray:
-    """Units in the last place of the child's elements [K]."""
-    return spacing(np.where(elements.child == 0, 1e-300, elements.child), elements.bits)
+    """Units in the last place of the child's elements [K], of float16's subnormal numbers the one that they all have."""
+    unit = spacing(np.where(elements.child == 0, 1e-300, elements.child), elements.bits)
+    return np.where(elements.bits == BITS["F16"], np.maximum(unit, SUBNORMAL), unit)
 
 
 def most_common(centre: FloatArray, half: FloatArray) -> float:
     """The number in most of the intervals centre +- half: the middle of where the most of them meet."""
-    ends = np.concatenate([centre - half, centre + half])
-    steps = np.repeat([1, -1], len(centre))
-    order = np.lexsort((-steps, ends))
-    depth = np.cumsum(steps[order])
-    at = int(depth.argmax())
-    found = float(ends[order[at]] + ends[order[min(at + 1, len(order) - 1)]]) / 2
+    first, last = np.sort(centre - half), np.sort(centre + half)
+    ended = np.searchsorted(last, first, "left")
+    at = int((np.arange(len(first)) - ended).argmax())  # as many have begun and not ended there as anywhere
+    until = min(last[ended[at]], first[at + 1] if at + 1 < len(first) else np.inf)
+    found = float(first[at] + until) / 2
     for _ in range(
         3
     ):  # the deepest place is ragged: the mean of the intervals that hold it, by how narrow they are

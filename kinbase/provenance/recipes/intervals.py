@@ -12,6 +12,7 @@ import numpy as np
 from kinbase.provenance.recipes import by_depth as gradients
 from kinbase.provenance.recipes.arithmetic import in_steps
 from kinbase.provenance.recipes.by_depth import Gradient
+from kinbase.provenance.recipes.element_fit import ElementFit
 from kinbase.provenance.recipes.least_squares import (
     EXACT,
     LIMIT,
@@ -136,10 +137,13 @@ def off(found: Finding) -> float:
     return abs(float(np.log(max(found.ratio or 1e-9, 1e-9))))
 
 
-def fitted(grams: Grams, chosen: Sequence[int], population: Population | None = None) -> Finding:
+def fitted(
+    grams: Grams, chosen: Sequence[int], population: Population | None = None, *, is_made: bool = False
+) -> Finding:
     """One coefficient a parent in all tensors: the fit, its intervals, and whether rounding is all it leaves.
 
-    `population` is drawn to `grams`, for many fits among the same candidates.
+    `population` is drawn to `grams`, for many fits among the same candidates. `is_made` tells that they are known to make each
+    sampled element to half a unit: what is left is then not asked.
     """
     sub = grams.of(chosen)
     count = len(chosen)
@@ -191,8 +195,8 @@ def fitted(grams: Grams, chosen: Sequence[int], population: Population | None = 
         base=0.0 if adding_up else rest, opposed=_lowest_cosine(inner),
     )  # fmt: skip
     each = np.broadcast_to(straight, (len(left), count + 1))
-    found = held(replace(finding), left, expected, sub, each)
-    if adapted or not _leaves_more(found, sub):
+    found = held(replace(finding), left, expected, sub, each, is_made=is_made)
+    if adapted or is_made or not _leaves_more(found, sub):
         return found
     drawn_to = population.of(chosen) if population is not None else Population(sub)
     for unbent, by_tensor in in_steps(drawn_to, estimate, straight[:count], 0.0 if adding_up else rest, half):
@@ -247,8 +251,16 @@ def _covariance(grams: Grams, rows: Sequence[int], left: FloatArray, trust: Floa
     return np.asarray(back @ np.einsum("t,tij->ij", variance, gram) @ back)
 
 
-def held(finding: Finding, left: FloatArray, expected: FloatArray, grams: Grams, each: FloatArray) -> Finding:
-    """Keep the verdict merge only if the residual is what rounding leaves, in all and in each tensor.
+def held(
+    finding: Finding,
+    left: FloatArray,
+    expected: FloatArray,
+    grams: Grams,
+    each: FloatArray,
+    *,
+    is_made: bool = False,
+) -> Finding:
+    """Keep the verdict merge only if the residual is what rounding leaves, in all and in each tensor, unless it `is_made`.
 
     `each` are the coefficients by tensor: where one is 1 and the others 0, the tensor is a copy, and nothing
     was rounded. Tensors in which hardly an element moved have no say either.
@@ -290,6 +302,9 @@ def held(finding: Finding, left: FloatArray, expected: FloatArray, grams: Grams,
     if finding.ratio <= LIMIT and hidden >= HIDDEN:
         finding.verdict = UNDECIDABLE
         finding.reason = f"its whole change is {1 / hidden:.2g} times what rounding adds"
+    elif is_made and not one:
+        parents = f"{len(finding.parents)} parents" if len(finding.parents) > 1 else "one parent and the base"
+        finding.reason = f"{parents} make each sampled element to half a unit in its last place"
     elif finding.ratio > (LIMIT if hidden < HIDDEN / 2 else STRICT):
         finding.verdict, finding.reason = UNDECIDABLE, "it leaves more than rounding such a merge would"
     elif finding.ratio > np.exp(room):
@@ -345,9 +360,16 @@ def condition(gram: FloatArray) -> float:
     return float(np.linalg.cond(gram * np.outer(scale, scale)))
 
 
-def graded(grams: Grams) -> Finding | None:
-    """A merge whose coefficients change by depth and block."""
-    found = gradients.recover(grams)
+def graded(grams: Grams, fit: ElementFit | None = None, also: Sequence[int] = ()) -> Finding | None:
+    """A merge whose coefficients change by depth and block, and that makes the sampled elements where those can be read.
+
+    `also` are candidates to try beside those that explain most tensor by tensor.
+    """
+
+    def is_made(chosen: Sequence[int]) -> bool | None:
+        return None if fit is None else fit.is_made([grams.names[i] for i in chosen], by_tensor=True)
+
+    found = gradients.recover(grams, is_made, also)
     if found is None:
         return None
     sub = grams.of(found.parents)
@@ -388,6 +410,8 @@ def graded(grams: Grams) -> Finding | None:
         steps = estimate(Population(sub, draws=2 * DRAWS).merged_in_steps(shares))[1]
         once = _nearer(once, held(replace(finding), left, steps, sub, found.each), sub)
     finding = once
+    if not finding.is_in_steps and is_made(found.parents) is False:
+        return None  # what rounding once leaves in all, but not element by element: another model stands for a parent
     if finding.verdict == MERGE and (len(parents) == 2 or not is_negative(finding)):
         finding.reason = (
             f"{found.method} by depth and block leaves {finding.ratio:.2f} of what rounding would"

@@ -63,6 +63,34 @@ def _to_bits(values: FloatArray, spare: int) -> FloatArray:
     return bits.view(np.float64)
 
 
+def summed_in_steps(
+    models: Sequence[FloatArray],
+    weights: "Sequence[float | FloatArray] | FloatArray",
+    bits: "NDArray[np.int64]",
+    total: float = 1.0,
+) -> FloatArray:
+    """Weights times raw weights added up in the order given and divided by a total, each step rounded to `bits`."""
+    result = np.zeros_like(models[0])
+    for model, weight in zip(models, weights, strict=True):
+        if np.any(weight):
+            result = to_dtype(result + to_dtype(weight * model, bits), bits)
+    return result if total == 1 else to_dtype(result / total, bits)
+
+
+def added_in_steps(
+    base: FloatArray,
+    changes: Sequence[FloatArray],
+    weights: "Sequence[float | FloatArray] | FloatArray",
+    bits: "NDArray[np.int64]",
+) -> FloatArray:
+    """Weights times changes added up in the order given, and then to the base, each step rounded to `bits`."""
+    added = np.zeros_like(base)
+    for change, weight in zip(changes, weights, strict=True):
+        if np.any(weight):
+            added = to_dtype(added + to_dtype(weight * to_dtype(change, bits), bits), bits)
+    return to_dtype(base + added, bits)
+
+
 def spacing(values: FloatArray, bits: "str | NDArray[np.int64]") -> FloatArray:
     """Units in the last place of numbers, none of them 0 or smaller than float64's normal ones."""
     kept = BITS[bits] if isinstance(bits, str) else bits
@@ -140,21 +168,15 @@ class Population:
         `weights` [P + 1] or [T, P + 1] are of the models' raw weights, the base's last, and are added in that order; the sum
         is divided by `total`, as mergekit's `linear` and most loops of people do.
         """
-        each = np.broadcast_to(weights, (len(self.base), self.columns.shape[1]))
-        result = np.zeros_like(self.base)
-        for i in np.flatnonzero(each.any(axis=0)).tolist():
-            model = self.base if i == each.shape[1] - 1 else self.base + self.columns[:, i]
-            result = to_dtype(result + to_dtype(each[:, i : i + 1] * model, self.bits), self.bits)
-        return self._sums((result if total == 1 else to_dtype(result / total, self.bits)) - self.base)
+        each = np.broadcast_to(weights, (len(self.base), self.columns.shape[1])).T[:, :, None]
+        models = [*(self.base + self.columns[:, i] for i in range(len(each) - 1)), self.base]
+        return self._sums(summed_in_steps(models, each, self.bits, total) - self.base)
 
     def added_in_steps(self, coefficients: FloatArray) -> Grams:
         """The sums of changes added to the base, rounded to the child's dtype after each step: task arithmetic in a loop."""
-        each = np.broadcast_to(coefficients, (len(self.base), self.columns.shape[1] - 1))
-        added = np.zeros_like(self.base)
-        for i in np.flatnonzero(each.any(axis=0)).tolist():
-            change = to_dtype(self.columns[:, i], self.bits)
-            added = to_dtype(added + to_dtype(each[:, i : i + 1] * change, self.bits), self.bits)
-        return self._sums(to_dtype(self.base + added, self.bits) - self.base)
+        each = np.broadcast_to(coefficients, (len(self.base), self.columns.shape[1] - 1)).T[:, :, None]
+        changes = [self.columns[:, i] for i in range(len(each))]
+        return self._sums(added_in_steps(self.base, changes, each, self.bits) - self.base)
 
     def _sums(self, delta: FloatArray) -> Grams:
         """The sums of a child with these changes [T, K]."""

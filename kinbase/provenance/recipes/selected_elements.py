@@ -8,6 +8,7 @@ What a parent counts is the number that lies in most of the intervals (c - round
 another parent's or several's, the interval lies anywhere.
 """
 
+from collections.abc import Container
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -126,9 +127,13 @@ def selected(elements: Elements) -> Selection | None:
 def _best(child: Changes) -> Made | None:
     """The reading that makes the most elements of the fewest parents: sums and means of them, from several first parents."""
     best: tuple[float, Made] | None = None
-    for first in range(STARTS):
+    everything = np.ones(len(child.change), bool)
+    firsts = sorted(
+        ((alone, name, count) for name, (alone, count) in _alone(child, everything, ()).items()), reverse=True
+    )
+    for _, name, count in firsts[:STARTS]:
         for averaged in (False, True):
-            made = _found(child, first, averaged=averaged)
+            made = _found(child, name, count, averaged=averaged)
             share = float(child.explained(made).mean()) if made.counts else 0.0
             fewer = best is not None and len(made.counts) < len(best[1].counts) and share > best[0] - NEEDED
             if best is None or share > best[0] + NEEDED or (fewer and made.counts):
@@ -138,30 +143,30 @@ def _best(child: Changes) -> Made | None:
     return best[1] if best is not None and best[1].counts else None
 
 
-def _found(child: Changes, first: int, *, averaged: bool) -> Made:
+def _found(child: Changes, first: str, count: float, *, averaged: bool) -> Made:
     """Parents with what they count: the one that explains most of what is left is added, then those go that are not needed.
 
-    The `first` is by its place among those that explain most alone: a child of the child may explain more than a parent.
+    The `first` is one of those that explain most alone: a child of the child may explain more than a parent.
     """
-    made = Made({}, {} if averaged else None)
-    left, share = np.ones(len(child.change), bool), 0.0
+    made = _weighted(child, Made({}, {} if averaged else None).beside(first, count))
+    share = float(child.explained(made).mean())
     while share < 1 - NEEDED and len(made.counts) < MOST_PARENTS + 2:
+        left = ~child.explained(made)
         tried: list[tuple[float, str, float]] = sorted(
             (
                 (alone, name, count)
-                for name, (alone, count) in _alone(child, left, made).items()
+                for name, (alone, count) in _alone(child, left, made.counts).items()
                 if not averaged
                 or all(abs(count / float(np.mean(one)) - 1) <= ALIKE for one in made.counts.values())
             ),
             reverse=True,
-        )[slice(TRIED) if made.counts else slice(first, first + 1)]
+        )[:TRIED]
         more = [_weighted(child, made.beside(name, count)) for _, name, count in tried]
         shares: list[float] = [float(child.explained(one).mean()) for one in more]
         if not more or max(shares) < share + NEEDED:
             break
         share = max(shares)
         made = more[int(np.argmax(shares))]
-        left = ~child.explained(made)
     return _needed(child, made)
 
 
@@ -177,13 +182,14 @@ def _needed(child: Changes, made: Made) -> Made:
     return made if len(made.counts) <= MOST_PARENTS else Made({}, made.weights)
 
 
-def _alone(child: Changes, left: Mask, known: Made) -> dict[str, tuple[float, float]]:
+def _alone(child: Changes, left: Mask, known: Container[str]) -> dict[str, tuple[float, float]]:
     """By candidate: the share of the elements that it alone explains beyond chance among those `left`, and what it counts."""
     found = {}
+    clear = left & (np.abs(child.change) > CLEAR * child.room)
     for name, delta in child.deltas.items():
-        if name in known.counts:
+        if name in known:
             continue
-        usable = left & (np.abs(child.change) > CLEAR * child.room) & (np.abs(delta) > 0)
+        usable = clear & (delta != 0)
         if usable.sum() < MOVED / 20:
             continue
         ratio, half = child.change[usable] / delta[usable], child.room[usable] / np.abs(delta[usable])

@@ -18,11 +18,10 @@ child, and who descends from whom, is the family's to say: kinbase.provenance.re
 
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import combinations, islice
 
 import numpy as np
-from numpy.typing import NDArray
 
+from kinbase.provenance.recipes.element_fit import ElementFit
 from kinbase.provenance.recipes.elements import Sampler
 from kinbase.provenance.recipes.intervals import (
     ADAPTER,
@@ -47,18 +46,15 @@ from kinbase.provenance.recipes.intervals import (
 from kinbase.provenance.recipes.least_squares import (
     EXACT,
     LIMIT,
-    MOST,
     FloatArray,
     Grams,
     Normal,
     find_parents,
-    inverse,
-    solve,
 )
 from kinbase.provenance.recipes.model_stock import model_stock
+from kinbase.provenance.recipes.parent_sets import is_human, made_of, simplest, unless_missed
 from kinbase.provenance.recipes.partial_merges import trained_from, trained_from_merge
 from kinbase.provenance.recipes.quantised_copy import quantised_from
-from kinbase.provenance.recipes.rounding import Population, bends
 from kinbase.provenance.recipes.selection import by_elements, selection
 from kinbase.provenance.recipes.stacks import STACK, grown_from, stacked, undecided
 
@@ -66,24 +62,6 @@ __all__ = [
     "ADAPTER", "COPY", "MERGE", "MERGES", "NONE", "ONWARD", "SELECTED", "TRAINED", "UNDECIDABLE", "UNRELATED",
     "Finding", "Parent", "fitted", "graded", "is_negative", "judge", "off", "tolerance",
 ]  # fmt: skip
-
-MADE = 9.0
-"""Squared residual, in squared floors, below which a candidate is made of others: it divides by its share."""
-
-SMALL = 0.1
-"""The same over the candidate's own squared length."""
-
-NARROW, NEXT = 0.012, 0.001
-"""Width of an interval in which a multiple of 0.05 is no chance, and how near to one a coefficient is the same in any case."""
-
-PLAINLY = 0.025
-"""By how much nearer to what rounding leaves one more parent must bring the logarithm of the residual."""
-
-MOST_SETS = 400
-MOST_FITS = 4
-MOST_PARENTS = 6
-"""Sets of candidates of one size that are looked at; of those that fit, how many are held against rounding; and the
-largest."""
 
 UNRELATED_BELOW = 0.3
 """Correlation with the base's weights below which a model is no fine-tune of it: trainings lie above 0.8, strangers near 0."""
@@ -99,17 +77,18 @@ HALF = 0.5
 
 
 def judge(grams: Grams, zeros: FloatArray | None = None, sampler: Sampler | None = None) -> Finding:
-    """The verdict on a child from its sums and its candidates', and from sampled elements where sums do not make it a merge.
+    """The verdict on a child from its sums and its candidates', and from sampled elements: whether a merge makes each of them,
+    and, where no combination does, whether they were selected.
 
     `zeros` [T, M + 1] is the share of elements equal to the base's, of each candidate and, last, of the child.
     """
-    finding = _judge_by_sums(grams, zeros)
+    finding = _judge_by_sums(grams, zeros, None if sampler is None else ElementFit(sampler))
     if sampler is None or finding.verdict in (COPY, ADAPTER, UNRELATED) or finding.method == STACK:
         return finding
     return by_elements(grams, zeros, finding, sampler) or finding
 
 
-def _judge_by_sums(grams: Grams, zeros: FloatArray | None) -> Finding:
+def _judge_by_sums(grams: Grams, zeros: FloatArray | None, fit: ElementFit | None) -> Finding:
     sumsq = float(grams.sumsq.sum())
     if sumsq == 0:
         return Finding(COPY, "not a weight differs from the base's", 0.0, None)
@@ -119,7 +98,9 @@ def _judge_by_sums(grams: Grams, zeros: FloatArray | None) -> Finding:
         return quantised
     notes: list[str] = []
     while usable:
-        finding = _judge_as_computed(grams.of(usable), None if zeros is None else zeros[:, [*usable, -1]])
+        finding = _judge_as_computed(
+            grams.of(usable), None if zeros is None else zeros[:, [*usable, -1]], fit
+        )
         turned = _turned(finding, grams.of(usable))
         grown = grown_from(grams.of(usable), finding)
         if grown:
@@ -139,37 +120,46 @@ def _judge_by_sums(grams: Grams, zeros: FloatArray | None) -> Finding:
     return replace(_alone(grams, Finding(NONE, "", 1.0, grams.floor, rho=1 / grams.floor)), notes=notes)
 
 
-def _judge_as_computed(grams: Grams, zeros: FloatArray | None) -> Finding:
+def _judge_as_computed(grams: Grams, zeros: FloatArray | None, fit: ElementFit | None) -> Finding:
     """The verdict, also of a merge that was computed in fewer bits, its parents' or the base's, than it is stored in."""
-    finding = _judge(grams, zeros)
+    finding = _judge(grams, zeros, fit)
     own, fewer = grams.significant[:, -1], grams.significant[:, :-1].min(axis=1)
     if finding.verdict in (*MERGES, COPY) or (fewer >= own).all():
         return finding
-    again = _judge(grams.rounded_to(fewer), zeros)
+    coarser = None if fit is None else fit.computed_in(int(fewer.min()))
+    again = _judge(grams.rounded_to(fewer), zeros, coarser)
     if again.verdict not in MERGES:
         return finding
     reason = f"{again.reason}, computed in {int(fewer.min())} significant bits, though it is stored in {int(own.max())}"
     return replace(again, reason=reason)
 
 
-def _judge(grams: Grams, zeros: FloatArray | None) -> Finding:
+def _judge(grams: Grams, zeros: FloatArray | None, fit: ElementFit | None) -> Finding:
     normal = Normal.beside_base(grams) if grams.based else Normal.of(grams)
-    one = _single(grams)
+    one = _single(grams, fit)
     if one is None:
         one = stacked(grams)
     if one is not None:
         return one
     chosen = find_parents(normal)
+    is_near = bool(chosen) and normal.solve(chosen)[1] <= LIMIT**2 * normal.floor
+    made = made_of(grams, normal, chosen, fit) if is_near and fit is not None else None
+    if made:
+        proved = fitted(grams, made, is_made=True)
+        if proved.verdict in MERGES:
+            return _with_alternatives(proved, grams, normal, made)
     whole = fitted(grams, chosen) if chosen else None
-    if whole is not None and normal.solve(chosen)[1] <= LIMIT**2 * normal.floor:
-        chosen, whole = _simplest(grams, normal, chosen, whole)
+    if whole is not None and is_near:
+        chosen, whole = simplest(grams, normal, chosen, whole)
+        if fit is not None and whole.verdict in MERGES:
+            whole = unless_missed(whole, grams, normal, chosen, fit)
     # Coefficients that nobody writes, and that follow from the parents' cosines.
-    human = whole is not None and whole.verdict in MERGES and _is_human(whole)
+    human = whole is not None and whole.verdict in MERGES and is_human(whole)
     if not human and (stock := model_stock(grams, chosen)) is not None:
         return stock
     if whole is not None and whole.verdict in MERGES and not _may_be_graded(whole):
         return _with_alternatives(whole, grams, normal, chosen)
-    by_depth = graded(grams)
+    by_depth = graded(grams, fit, chosen)
     if (
         whole is not None
         and whole.verdict in MERGES
@@ -178,98 +168,9 @@ def _judge(grams: Grams, zeros: FloatArray | None) -> Finding:
         return _with_alternatives(whole, grams, normal, chosen)
     if by_depth is not None:
         return by_depth
-    if whole is not None and normal.solve(chosen)[1] <= LIMIT**2 * normal.floor:
+    if whole is not None and is_near:
         return whole
     return _unmerged(grams, zeros, chosen, whole)
-
-
-def _simplest(grams: Grams, normal: Normal, chosen: list[int], whole: Finding) -> tuple[list[int], Finding]:
-    """The fewest parents that leave what rounding leaves, of those found and of those that these and others make.
-
-    Merges of the same models make each other up to rounding, so many sets of them fit. Another merge in a
-    parent's place brings its own rounding with it; beside the parents it explains some of the child's, because merges of
-    the same models are rounded alike. So what is left must be what rounding the very set would leave, and
-    of the sets of which it is, the smallest wins: the positive ones, then the nearest.
-    """
-    pool = [*chosen, *_making(normal, chosen)]
-    if len(pool) == len(chosen) and len(chosen) < 3 and whole.verdict in MERGES:
-        return chosen, whole
-    population = Population(grams.of(pool)) if bends(grams) else None
-    inner = grams.of(pool)
-    enough = tolerance(inner)
-    best: list[tuple[list[int], Finding]] = []
-    plain: tuple[list[int], Finding] | None = None
-    for size in range(1, min(len(chosen) + 2, len(pool) + 1, MOST_PARENTS + 1)):
-        sets = np.array(list(islice(combinations(range(len(pool)), size), MOST_SETS)), dtype=np.intp)
-        left = _left_by_each(normal, np.asarray(pool, np.intp)[sets])
-        order = [i for i in np.argsort(left, kind="stable")[:MOST_FITS] if left[i] <= LIMIT**2 * normal.floor]
-        fits = [(float(left[i]), sets[i].tolist()) for i in order]
-        found = [(some, fitted(inner, some, population)) for _, some in fits]
-        merges = [pair for pair in found if pair[1].verdict in MERGES]
-        best += merges
-        good = [pair for pair in merges if off(pair[1]) <= enough and not _needless(pair[1])]
-        if good:
-            # Rounding at every step leaves more, as another merge in a parent's place does: it is the second guess.
-            better = min(good, key=_second_guesses)
-            if plain is None or (off(better[1]) + PLAINLY < off(plain[1]) and not is_negative(better[1])):
-                plain = better
-        if plain is not None and not (good and off(plain[1]) > PLAINLY):
-            return [pool[i] for i in plain[0]], plain[1]
-    if plain is not None:
-        return [pool[i] for i in plain[0]], plain[1]
-    if not best:
-        return chosen, whole
-    some, finding = min(best, key=lambda pair: (_needless(pair[1]), is_negative(pair[1]), off(pair[1])))
-    return [pool[i] for i in some], finding
-
-
-def _second_guesses(pair: tuple[list[int], Finding]) -> tuple[bool, bool, bool, float]:
-    return is_negative(pair[1]), not _is_human(pair[1]), pair[1].is_in_steps, off(pair[1])
-
-
-def _left_by_each(normal: Normal, sets: NDArray[np.intp]) -> FloatArray:
-    """Squared residuals [S] of least squares on S sets of as many columns [S, P]."""
-    gram = normal.gram[sets[:, :, None], sets[:, None, :]]
-    cross = normal.cross[sets]
-    values = solve(gram, cross)
-    rss = normal.sumsq - 2 * (cross * values).sum(axis=1) + np.einsum("sp,spq,sq->s", values, gram, values)
-    return np.asarray(np.maximum(rss, 0.0))
-
-
-def _making(normal: Normal, chosen: Sequence[int]) -> list[int]:
-    """Candidates that the chosen ones make but for rounding, and candidates that make one of the chosen ones."""
-    others = [j for j in range(len(normal.cross)) if j not in chosen and normal.gram[j, j] > 0]
-    lengths = np.diagonal(normal.gram)
-    # A change that is hardly longer than rounding is not made.
-    bound = np.minimum(MADE * normal.floor, SMALL * lengths)
-    room = {j: float(lengths[j]) - _along(normal, chosen, j) for j in others}
-    found = sorted((j for j in others if room[j] <= bound[j]), key=lambda j: room[j])[:MOST]
-    for i in chosen[:MOST_PARENTS]:
-        rest = [j for j in (*others, *chosen) if j != i]
-        target = Normal(
-            normal.gram[np.ix_(rest, rest)],
-            normal.gram[rest, i],
-            float(lengths[i]),
-            normal.floor,
-            normal.numel,
-        )
-        parents = find_parents(target)
-        if parents and target.solve(parents)[1] <= bound[i]:
-            found += [rest[j] for j in parents]
-    return [j for j in dict.fromkeys(found) if j not in chosen][:MOST]
-
-
-def _needless(found: Finding) -> int:
-    return sum(p.low <= 0 <= p.high for p in found.parents)
-
-
-def _is_human(found: Finding) -> bool:
-    """Whether all coefficients are multiples of 0.05, as people write them, as narrowly as they are known."""
-    return all(
-        p.high - p.low < NARROW
-        and abs(p.coefficient - round(20 * p.coefficient) / 20) <= max(NEXT, p.high - p.low)
-        for p in found.parents
-    )
 
 
 def _may_be_graded(whole: Finding) -> bool:
@@ -286,19 +187,12 @@ def _is_plainer(by_depth: Finding, whole: Finding) -> bool:
     return _nearly_linear(whole) and off(by_depth) <= off(whole)
 
 
-def _along(normal: Normal, chosen: Sequence[int], column: int) -> float:
-    """The squared length of what of a column the chosen ones make."""
-    rows = list(chosen)
-    cross = normal.gram[rows, column]
-    return float(cross @ inverse(normal.gram[np.ix_(rows, rows)]) @ cross)
-
-
 def _nearly_linear(found: Finding) -> bool:
     """Two parents that add up to a little more or less than 1: SLERP, unless it fits no better."""
     return len(found.parents) == 2 and found.method == "task_arithmetic" and abs(found.base or 0.0) < 0.05
 
 
-def _single(grams: Grams) -> Finding | None:
+def _single(grams: Grams, fit: ElementFit | None) -> Finding | None:
     """A copy of one candidate or of the base, or one so near to it that nothing else can be told."""
     gram = grams.gram.sum(axis=0)
     cross, sumsq = grams.cross.sum(axis=0), float(grams.sumsq.sum())
@@ -319,7 +213,7 @@ def _single(grams: Grams) -> Finding | None:
             residual / grams.floor, grams.floor, residual / grams.floor, 1.0,
         )  # fmt: skip
         finer = (bits[:, best] > bits[:, -1]).any()
-        if apart[best] <= EXACT * sumsq:
+        if apart[best] <= EXACT * sumsq and (fit is None or fit.is_equal(name) is not False):
             how = f" ({codes[-1]} for {codes[best]})" if codes[best] != codes[-1] else ""
             return replace(
                 facts, reason=f"the same weights as {name}{how}, as far as sums can tell", expected=None
