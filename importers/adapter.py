@@ -5,6 +5,7 @@ PEFT's fan_in_fan_out is one flag for the whole adapter, so a model that mixes C
 targets is read as the flag says.
 """
 
+import json
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -25,6 +26,7 @@ from kinbase.checkpoint.files import (
     stamp,
 )
 from kinbase.checkpoint.ids import revised
+from kinbase.checkpoint.names import TOKENS, TOKENS_KEY
 from kinbase.checkpoint.tensors import torch_dtype
 from kinbase.checkpoint.untrusted import model_id, number, problems
 from kinbase.errors import CheckpointError
@@ -52,7 +54,6 @@ _REFUSED = {
     "monteclora_config": "its factors are random variables",
     "layer_replication": "it copies layers of the base",
     "target_parameters": "it changes parameters that are no module's weight",
-    "trainable_token_indices": "it replaces rows of the embedding",
     "lora_bias": "it trains biases of its own",
 }
 """Settings whose adapter is more than scale * B @ A, and why."""
@@ -189,7 +190,11 @@ def _deltas(factors: Checkpoint, config: Mapping[str, Any], what: str) -> Checkp
                     f"{what} holds {shown(tensor.name)}, which plain LoRA has not; merge it into its base "
                     "with PEFT and import the merged model"
                 )
-            skipped[tensor.name] = "a whole weight, not a change of the base's"
+            skipped[tensor.name] = (
+                "rows of an embedding, not a change of the base's"
+                if tensor.name.endswith(TOKENS_KEY)
+                else "a whole weight, not a change of the base's"
+            )
             blobs.append(Blob.of(tensor))
             continue
         if tensor.dtype not in FACTOR_DTYPES:
@@ -203,6 +208,8 @@ def _deltas(factors: Checkpoint, config: Mapping[str, Any], what: str) -> Checkp
                 f"{what} holds two adapters for {shown(match['module'])}; save one by itself"
             )
         pair[side] = tensor
+    if any(name.endswith(TOKENS_KEY) for name in skipped):
+        blobs.append(_tokens(config, what))
     if not sides:
         raise CheckpointError(f"{what} holds no LoRA factors (lora_A, lora_B); it is no LoRA adapter")
     # A tensor is read tile by tile, by a few threads at once: so many factors are in memory.
@@ -214,6 +221,28 @@ def _deltas(factors: Checkpoint, config: Mapping[str, Any], what: str) -> Checkp
 
     tensors = [_delta(module, pair, config, what, prepared) for module, pair in sides.items()]
     return Checkpoint("", "", tensors, skipped=skipped, blobs=blobs, close=close)
+
+
+def _tokens(config: Mapping[str, Any], what: str) -> Blob:
+    """Which rows of which embeddings an adapter trained: part of what it is, and what merging it needs."""
+    told = config.get("trainable_token_indices")
+    by_module = told if isinstance(told, Mapping) else {"embed_tokens": told}
+    for module, rows in by_module.items():
+        if not (
+            isinstance(module, str)
+            and isinstance(rows, list)
+            and all(isinstance(row, int) and not isinstance(row, bool) and row >= 0 for row in rows)
+        ):
+            raise CheckpointError(
+                f"{what} holds trained tokens, and its {ADAPTER_CONFIG} does not say of which rows: trainable_token_indices "
+                "is a list of numbers, or one for each module"
+            )
+    data = json.dumps(by_module, sort_keys=True).encode()
+
+    def read(start: int, out: memoryview) -> None:
+        out[:] = data[start : start + len(out)]
+
+    return Blob(TOKENS, "JSON", (len(data),), len(data), read)
 
 
 def _delta(
@@ -250,7 +279,7 @@ def _delta(
         )
     scale = _alpha(module, config, what) / (math.sqrt(rank) if config.get("use_rslora") else rank)
     left, right = (a, b) if transposed else (b, a)
-    product = Factors(left, right, rank, scale, transposed)
+    product = Factors(left, right, rank, scale, transposed, is_rounded=embedding)
     return Tensor(f"{module}.weight", "F64", shape, reader(shape, product, prepared), factors=product)
 
 

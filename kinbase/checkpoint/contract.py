@@ -126,6 +126,7 @@ class Factors:
     """A low-rank change: scale * left @ right; `transposed` factors are stored the other way round.
 
     `left` is [m, r], or stored [r, m]; `right` is [r, n], or stored [n, r]; higher ranks are flattened to these.
+    `is_rounded`: who merges it rounds the product to the weights' dtype before it is added, as PEFT does of embeddings.
     """
 
     left: Tensor
@@ -133,6 +134,7 @@ class Factors:
     rank: int
     scale: float
     transposed: bool = False
+    is_rounded: bool = False
 
 
 @dataclass(frozen=True, slots=True)

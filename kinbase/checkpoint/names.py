@@ -33,6 +33,11 @@ _NORM = re.compile(r"norm|(^|_)ln(_|\d|$)", re.IGNORECASE)
 _TERMS = {"gamma": "weight", "beta": "bias"}
 _NUMBERED = re.compile(r"\d{1,9}")
 
+TOKENS_KEY = ".token_adapter.trainable_tokens_delta"
+"""End of the name of the rows that an adapter puts in place of an embedding's, as PEFT saves them."""
+TOKENS = "trainable_token_indices"
+"""The Blob of an adapter that says which rows those are: JSON, a list of numbers by the end of a module's name."""
+
 
 @lru_cache(maxsize=1 << 17)
 def bare(name: str) -> str:

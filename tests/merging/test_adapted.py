@@ -101,6 +101,97 @@ def test_stored_the_other_way_round(tmp_path):
     assert torch.equal(found["h.0.c_attn.weight"], weight + (b @ a).T * (6 / 4**0.5))
 
 
+def embeddings(tmp_path, dtype):
+    """A base with an embedding and a head, in a folder; its tensors."""
+    torch.manual_seed(3)
+    shapes = {"model.embed_tokens": (48, 40), "model.layers.0.mlp.up_proj": (64, 40), "lm_head": (48, 40)}
+    base = {f"{name}.weight": torch.randn(shape).to(dtype) for name, shape in shapes.items()}
+    write_safetensors(tmp_path / "base" / "model.safetensors", base)
+    (tmp_path / "base" / "config.json").write_text(json.dumps(CONFIG))
+    return base
+
+
+def merge_onto(tmp_path, adapter):
+    config = {
+        "merge_method": "linear",
+        "models": [{"model": f"{tmp_path / 'base'}+{adapter}", "parameters": {"weight": 1}}],
+    }
+    return merged(config, tmp_path / f"{adapter.name}-out")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_layers_and_tokens_that_were_trained_whole(tmp_path, dtype):
+    """What PEFT 0.21.2 makes of modules_to_save, trainable_token_indices and adapters of embeddings, to the bit."""
+    base = embeddings(tmp_path, dtype)
+    head, rows, mlp = torch.randn(48, 40), torch.randn(3, 40), "base_model.model.model.layers.0.mlp.up_proj"
+    a, b = torch.randn(4, 40), torch.randn(64, 4)
+    factors = {f"{mlp}.lora_A.weight": a, f"{mlp}.lora_B.weight": b}
+    expected = base | {
+        "model.layers.0.mlp.up_proj.weight": base["model.layers.0.mlp.up_proj.weight"]
+        .clone()
+        .add_((b @ a) * (6 / 4))
+    }
+    write_adapter(
+        tmp_path / "saved", factors | {"base_model.model.lm_head.weight": head}, modules_to_save=["lm_head"]
+    )
+    assert_same_bits(merge_onto(tmp_path, tmp_path / "saved"), expected | {"lm_head.weight": head.to(dtype)})
+
+    key = "base_model.model.model.embed_tokens.token_adapter.trainable_tokens_delta"
+    replaced = base["model.embed_tokens.weight"].clone()
+    replaced[[7, 0, 47]] = rows.to(dtype)
+    for number, told in enumerate(([7, 0, 47], {"embed_tokens": [7, 0, 47]})):
+        write_adapter(tmp_path / f"tokens{number}", factors | {key: rows}, trainable_token_indices=told)
+        found = merge_onto(tmp_path, tmp_path / f"tokens{number}")
+        assert_same_bits(found, expected | {"model.embed_tokens.weight": replaced})
+
+    embed, own = "base_model.model.model.embed_tokens", torch.randn(48, 40).to(dtype)
+    a, b = torch.randn(4, 48), torch.randn(40, 4)
+    table = {
+        f"{embed}.lora_embedding_A": a,
+        f"{embed}.lora_embedding_B": b,
+        f"{embed}.base_layer.weight": own,
+    }
+    write_adapter(tmp_path / "embedding", factors | table)
+    summed = own.clone().add_(((b @ a).T * (6 / 4)).to(dtype))
+    assert_same_bits(
+        merge_onto(tmp_path, tmp_path / "embedding"), expected | {"model.embed_tokens.weight": summed}
+    )
+
+
+def test_whole_layers_that_fit_nothing_are_refused(tmp_path):
+    embeddings(tmp_path, torch.float32)
+    mlp = "base_model.model.model.layers.0.mlp.up_proj"
+    factors = {f"{mlp}.lora_A.weight": torch.ones(4, 40), f"{mlp}.lora_B.weight": torch.ones(64, 4)}
+    key = "base_model.model.model.embed_tokens.token_adapter.trainable_tokens_delta"
+    for name, more, config, words in (
+        ("score", {"base_model.model.score.weight": torch.ones(2, 40)}, {}, "takes the place of none"),
+        (
+            "longer",
+            {"base_model.model.lm_head.weight": torch.ones(50, 40)},
+            {},
+            "resize the model's vocabulary",
+        ),
+        (
+            "beyond",
+            {key: torch.ones(1, 40)},
+            {"trainable_token_indices": [48]},
+            "1 trained tokens .* do not fit",
+        ),
+        (
+            "fewer",
+            {key: torch.ones(2, 40)},
+            {"trainable_token_indices": [4]},
+            "2 trained tokens .* do not fit",
+        ),
+        ("odd", {key: torch.ones(1, 40)}, {"trainable_token_indices": ["x"]}, "does not say of which rows"),
+        ("silent", {key: torch.ones(1, 40)}, {}, "does not say of which rows"),
+    ):
+        write_adapter(tmp_path / name, factors | more, **config)
+        with pytest.raises(KinbaseError, match=words):
+            merge_onto(tmp_path, tmp_path / name)
+        assert not (tmp_path / f"{name}-out").exists()
+
+
 def test_what_cannot_be_merged_is_refused(models, tmp_path):
     base, lora, _ = models
 
@@ -128,5 +219,5 @@ def test_what_cannot_be_merged_is_refused(models, tmp_path):
     )
     refused("another model|shape", adapter=tmp_path / "wide")
     factors = {f"{module}.lora_A.weight": torch.ones(4, 40), f"{module}.lora_B.weight": torch.ones(64, 4)}
-    write_adapter(tmp_path / "more", {**factors, "base_model.model.lm_head.weight": torch.ones(48, 40)})
+    write_adapter(tmp_path / "more", {**factors, "base_model.model.score.weight": torch.ones(48, 40)})
     refused("no low-rank change", adapter=tmp_path / "more")
