@@ -89,14 +89,12 @@ def layout(columns: Sequence[str], rows: Sequence[Row]) -> tuple[list[bool], lis
     """Which columns hold nothing but numbers, and stand at the right, and the decimals that each is shown with."""
     values = [[value for value in column if value is not None] for column in zip(*rows, strict=True)]
     right = [bool(column) and all(map(_is_number, column)) for column in values] or [False] * len(columns)
-    return right, [_places(column) if numbers else 4 for column, numbers in zip(values, right, strict=False)]
+    return right, [decimals(column) if numbers else 4 for column, numbers in zip(values, right, strict=False)]
 
 
 def texts_of(row: Row, places: Sequence[int], null: str = "") -> list[str]:
     """The cells of a row."""
-    return [
-        null if value is None else cell(value, decimals) for value, decimals in zip(row, places, strict=True)
-    ]
+    return [null if value is None else cell(value, number) for value, number in zip(row, places, strict=True)]
 
 
 def aligned(texts: Sequence[str], widths: Sequence[int], right: Sequence[bool]) -> str:
@@ -139,7 +137,7 @@ def middle(text: str, width: int) -> str:
     return f"{left}…{right}"
 
 
-def _places(numbers: Iterable[int | float]) -> int:
+def decimals(numbers: Iterable[int | float]) -> int:
     """Decimals a column is shown with: as few as tell its numbers apart from rounded ones, at most four."""
     return next((d for d in (1, 2, 3) if all(round(n, d) == n for n in numbers if math.isfinite(n))), 4)
 

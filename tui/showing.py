@@ -9,16 +9,19 @@ from datetime import timedelta
 from rich.text import Text
 from textual.content import Content
 
-from kinbase.text import safe
+from kinbase.text import middle, safe, text_width
 
 
 def plain(name: object, width: int = 0) -> str:
-    """`name` on one line without control or direction characters, cut in the middle to `width` if given."""
+    """`name` on one line without control or direction characters, cut in the middle to `width` cells if given."""
     shown = safe(name)
-    if width and len(shown) > width:
-        head = (width - 1) * 2 // 3
-        shown = f"{shown[:head]}…{shown[len(shown) - (width - 1 - head) :]}"
-    return shown
+    return middle(shown, width) if width else shown
+
+
+def padded(text: str, width: int, *, is_right: bool = False) -> str:
+    """`text` in a column of `width` cells, at its right side or at its left."""
+    blanks = " " * (width - text_width(text))
+    return blanks + text if is_right else text + blanks
 
 
 def text(name: object, style: str = "", width: int = 0) -> Text:
@@ -31,11 +34,11 @@ def content(name: object, style: str = "", width: int = 0) -> Content:
     return Content.styled(plain(name, width), style) if style else Content(plain(name, width))
 
 
-def figure(value: float | None) -> str:
-    """A kinship or a score: four digits after a small number, a dash for none."""
+def figure(value: float | None, places: int = 4) -> str:
+    """A kinship or a score: so many digits after a small number, a dash for none."""
     if value is None:
         return "-"
-    return f"{value:.4f}" if abs(value) < 1000 else f"{value:.4g}"
+    return f"{value:.{places}f}" if abs(value) < 1000 else f"{value:.4g}"
 
 
 def gain(value: float | None) -> str:

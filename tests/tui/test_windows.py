@@ -49,7 +49,7 @@ def test_two_models_are_compared_by_layer_and_block(path):
             ]
             assert [int(word) for word in line.split(block)[1].split("│")[0].split()] == wanted
         # Scores side by side, with their difference.
-        assert "+0.1500" in shown and "0.6500" in shown and "0.5000" in shown
+        assert "+0.1500" in shown and "0.65 " in shown and "0.50 " in shown
         await press(app, pilot, "m", "m")
         assert window.metric == "ed"
         await press(app, pilot, "escape")

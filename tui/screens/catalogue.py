@@ -8,7 +8,7 @@ from textual.binding import Binding, BindingType
 from textual.containers import Vertical
 from textual.content import Content
 from textual.screen import ModalScreen
-from textual.widgets import Input, OptionList
+from textual.widgets import Input, OptionList, Static
 from textual.widgets.option_list import Option
 
 from kinbase.query.catalogue import Catalogue
@@ -35,6 +35,7 @@ class CatalogueWindow(ModalScreen[str | None]):
             call = f"{macro.name}({', '.join(macro.parameters)})"
             self._add(call, call, "", macro.says.partition(": ")[2] or macro.says, "bold $accent")
         self.names: list[str] = []
+        self.meanings: list[Content] = []
 
     def _add(self, name: str, shown: str, kind: str, says: str, style: str) -> None:
         about = "  ".join(filter(None, (kind, says)))
@@ -47,6 +48,7 @@ class CatalogueWindow(ModalScreen[str | None]):
             box.border_subtitle = "Enter inserts the name"
             yield Input(placeholder="part of a name or of what it means", compact=True)
             yield OptionList(compact=True, markup=False)
+            yield Static(id="meaning", markup=False)
 
     def on_mount(self) -> None:
         self._fill("")
@@ -59,6 +61,7 @@ class CatalogueWindow(ModalScreen[str | None]):
         words = typed.lower().split()
         found = [line for line in self.lines if all(word in line[1] for word in words)]
         self.names = [name for name, _, _ in found]
+        self.meanings = [shown for _, _, shown in found]
         options = self.query_one(OptionList)
         options.clear_options()
         options.add_options([Option(shown) for _, _, shown in found])
@@ -69,6 +72,11 @@ class CatalogueWindow(ModalScreen[str | None]):
         options = self.query_one(OptionList)
         if self.names:
             options.highlighted = max(0, min(len(self.names) - 1, (options.highlighted or 0) + by))
+
+    @on(OptionList.OptionHighlighted)
+    def _tell(self, event: OptionList.OptionHighlighted) -> None:
+        """The line under the cursor, whole."""
+        self.query_one("#meaning", Static).update(self.meanings[event.option_index])
 
     @on(Input.Submitted)
     @on(OptionList.OptionSelected)

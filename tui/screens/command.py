@@ -17,6 +17,8 @@ from textual.widgets import Static
 
 from kinbase.tui.showing import content, plain
 
+FRAME = 10
+"""Columns of the terminal that are not the answer's: borders, blanks, a scrollbar, and what shows of the screen behind."""
 LONGEST = 400_000
 """Characters of an answer that are shown."""
 
@@ -43,12 +45,12 @@ class CommandWindow(ModalScreen[None]):
 
     def on_mount(self) -> None:
         self.query_one(VerticalScroll).focus()
-        self._run()
+        self._run(self.app.size.width - FRAME)
 
     @work(exclusive=True)
-    async def _run(self) -> None:
+    async def _run(self, width: int) -> None:
         started = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "kinbase", "--db", str(self.path), *self.command,
+            sys.executable, "-m", "kinbase", "--db", str(self.path), "--width", str(max(width, 40)), *self.command,
             stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
         )  # fmt: skip
         try:

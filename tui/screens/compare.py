@@ -15,11 +15,11 @@ from kinbase.query.details import Details, details
 from kinbase.query.kinship import Kinship, by_layer, of_pair
 from kinbase.query.models import Model
 from kinbase.store import Connection
-from kinbase.text import count
+from kinbase.text import count, decimals
 from kinbase.tui.context import context
 from kinbase.tui.screens.command import CommandWindow
 from kinbase.tui.screens.plot import KEY, offer_plot
-from kinbase.tui.showing import content, figure, plain
+from kinbase.tui.showing import content, figure, padded, plain
 from kinbase.tui.widgets.scale import colour, ink
 
 METRICS = ("pcc", "cs", "ed")
@@ -179,7 +179,7 @@ def _facts(one: Details, other: Details, width: int) -> list[Content]:
             left, right = plain(first or "-", room), plain(second or "-", room)
             lines.append(
                 Content.assemble(
-                    (f"{what:<11}", "$foreground 65%"), (f"{mark} ", style), f"{left:<{room}}  {right}"
+                    (f"{what:<11}", "$foreground 65%"), (f"{mark} ", style), f"{padded(left, room)}  {right}"
                 )
             )
     return lines
@@ -194,12 +194,16 @@ def _scores(one: Details, other: Details, width: int) -> list[Content]:
     second = {(s.benchmark, s.metric, s.n_shot): s.value for s in other.scores}
     room = max(min(width - 36, 40), 12)
     lines = []
+    places = decimals([value for value in (*first.values(), *second.values()) if value is not None])
     for key in sorted(first.keys() | second.keys(), key=str):
         benchmark, metric, shots = key
         name = plain(f"{benchmark} {metric}{f' {shots}-shot' if shots is not None else ''}", room)
         a, b = first.get(key), second.get(key)
         apart = f"{a - b:+.4f}" if a is not None and b is not None else ""
         lines.append(
-            Content.assemble(f"{name:<{room}}{figure(a):>10}{figure(b):>10}", (f"{apart:>11}", "$accent"))
+            Content.assemble(
+                f"{padded(name, room)}{figure(a, places):>10}{figure(b, places):>10}",
+                (f"{apart:>11}", "$accent"),
+            )
         )
     return lines

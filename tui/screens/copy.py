@@ -34,7 +34,8 @@ class CopyWindow(ModalScreen[str | None]):
                 *(
                     Option(
                         Content.assemble(
-                            (f"{i} {what:<{wide}}", "bold"), (f"  {plain(text, 46)}", "$foreground 65%")
+                            (f"{i} {what:<{wide}}", "bold"),
+                            (f"  {plain(' '.join(text.split()), 46)}", "$foreground 65%"),
                         )
                     )
                     for i, (what, text) in enumerate(self.offers, 1)

@@ -15,7 +15,7 @@ from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, Vertical
 from textual.content import Content
 from textual.screen import Screen
-from textual.widgets import Footer, OptionList, Static
+from textual.widgets import OptionList, Static
 from textual.widgets.option_list import Option
 
 from kinbase.errors import KinbaseError
@@ -37,6 +37,7 @@ from kinbase.tui.context import Context, context
 from kinbase.tui.screens.plot import KEY, offer_plot
 from kinbase.tui.showing import content, plain, plural, span
 from kinbase.tui.widgets.curve import Curve, Series
+from kinbase.tui.widgets.footer import KeysFooter
 from kinbase.tui.widgets.notice import Notice
 from kinbase.tui.widgets.paged_table import WINDOW, PagedTable
 from kinbase.tui.widgets.top_bar import TopBar
@@ -118,7 +119,7 @@ class EvolutionScreen(Screen[None]):
             yield OffspringTable()
             yield Static(id="reason", markup=False)
         yield Notice()
-        yield Footer()
+        yield KeysFooter()
 
     def on_mount(self) -> None:
         self.query_one(RunList).border_title = "Runs"

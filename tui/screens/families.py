@@ -7,7 +7,7 @@ from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, Vertical
 from textual.screen import Screen
-from textual.widgets import Footer, Input
+from textual.widgets import Input
 
 from kinbase.query import filters as filtering
 from kinbase.query.models import SORTS, Model
@@ -18,6 +18,7 @@ from kinbase.tui.screens.compare import CompareScreen
 from kinbase.tui.screens.copy import offer_copies
 from kinbase.tui.screens.plot import KEY, offer_plot
 from kinbase.tui.widgets.details import DetailsPane
+from kinbase.tui.widgets.footer import KeysFooter
 from kinbase.tui.widgets.model_table import ModelTable
 from kinbase.tui.widgets.model_tree import ModelTree
 from kinbase.tui.widgets.notice import Notice
@@ -126,7 +127,7 @@ class FamiliesScreen(Screen[None]):
                 yield ModelTable()
                 yield Notice()
             yield DetailsPane()
-        yield Footer()
+        yield KeysFooter()
 
     def on_mount(self) -> None:
         self.query_one(ModelTable).display = False
@@ -231,11 +232,7 @@ class FamiliesScreen(Screen[None]):
         found = self.query_one(DetailsPane).details
         if found is None:
             return
-        row = (
-            [("row", "\t".join(v or "" for v in self.query_one(ModelTable).row_under_cursor()))]
-            if self.is_table
-            else []
-        )
+        row = [("row", "\t".join(self.query_one(ModelTable).row_whole()))] if self.is_table else []
         base = found.base.name if found.base else None
         offers = [
             ("name", found.model.name),

@@ -9,7 +9,7 @@ from textual.binding import Binding, BindingType
 from textual.containers import Horizontal
 from textual.content import Content
 from textual.screen import Screen
-from textual.widgets import Footer, Static
+from textual.widgets import Static
 
 from kinbase.errors import KinbaseError
 from kinbase.query import kinship
@@ -22,6 +22,7 @@ from kinbase.tui.screens.model_picker import ModelPicker
 from kinbase.tui.screens.plot import KEY, offer_plot
 from kinbase.tui.showing import content, figure, plural
 from kinbase.tui.widgets.choice import Choice
+from kinbase.tui.widgets.footer import KeysFooter
 from kinbase.tui.widgets.heatmap import Heatmap
 from kinbase.tui.widgets.notice import Notice
 from kinbase.tui.widgets.top_bar import TopBar
@@ -98,7 +99,7 @@ class KinshipScreen(Screen[None]):
         yield Heatmap()
         yield Notice()
         yield Static(id="pair", markup=False)
-        yield Footer()
+        yield KeysFooter()
 
     def on_screen_resume(self) -> None:
         """Follow what was marked or chosen elsewhere since."""

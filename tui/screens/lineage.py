@@ -9,7 +9,7 @@ from textual.binding import Binding, BindingType
 from textual.containers import VerticalScroll
 from textual.content import Content
 from textual.screen import Screen
-from textual.widgets import Footer, OptionList, Static
+from textual.widgets import OptionList, Static
 from textual.widgets.option_list import Option
 
 from kinbase.errors import KinbaseError
@@ -21,6 +21,7 @@ from kinbase.tui.screens.model_picker import ModelPicker
 from kinbase.tui.screens.plot import KEY, offer_plot
 from kinbase.tui.showing import content, plain, plural
 from kinbase.tui.widgets.choice import Choice
+from kinbase.tui.widgets.footer import KeysFooter
 from kinbase.tui.widgets.notice import Notice
 from kinbase.tui.widgets.top_bar import TopBar
 
@@ -72,7 +73,7 @@ class LineageScreen(Screen[None]):
         yield Notice()
         with VerticalScroll(id="claims"):
             yield Static(markup=False)
-        yield Footer()
+        yield KeysFooter()
 
     def on_mount(self) -> None:
         self.watch(self._app, "current", self._follow, init=False)

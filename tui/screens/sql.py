@@ -15,7 +15,7 @@ from textual import on, work
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.screen import Screen
-from textual.widgets import Footer, Static
+from textual.widgets import Static
 from textual.worker import Worker
 
 from kinbase.errors import KinbaseError, QueryError
@@ -31,6 +31,7 @@ from kinbase.tui.screens.save import SaveWindow
 from kinbase.tui.showing import content, plural
 from kinbase.tui.widgets.completion import words
 from kinbase.tui.widgets.editor import Completions, Editor
+from kinbase.tui.widgets.footer import KeysFooter
 from kinbase.tui.widgets.paged_table import WINDOW, PagedTable
 from kinbase.tui.widgets.top_bar import TopBar
 
@@ -78,6 +79,7 @@ class SqlScreen(Screen[None]):
 
     AUTO_FOCUS = "Editor"
     BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("f1", "app.help", "Keys", show=True, priority=True, tooltip="The keys of this screen"),
         Binding("escape", "stop", "Stop", id="sql.stop"),
         Binding("ctrl+s", "save", "Save", id="sql.save"),
         Binding(
@@ -135,7 +137,7 @@ class SqlScreen(Screen[None]):
         yield Static(id="outcome", markup=False)
         yield PagedTable()
         yield Completions()
-        yield Footer()
+        yield KeysFooter()
 
     def on_mount(self) -> None:
         editor = self.query_one(Editor)

@@ -12,9 +12,9 @@ from kinbase.errors import KinbaseError
 from kinbase.query.details import ComparedScore, Details, ParentClaim, details
 from kinbase.query.kinship import Kinship
 from kinbase.query.models import Model
-from kinbase.text import count, size
+from kinbase.text import count, decimals, size
 from kinbase.tui.context import Context, context
-from kinbase.tui.showing import content, figure, gain, plain, plural
+from kinbase.tui.showing import content, figure, gain, padded, plain, plural
 from kinbase.tui.widgets.divergence import strips
 from kinbase.tui.widgets.model_list import ModelList
 
@@ -164,12 +164,15 @@ def _scores(scores: list[ComparedScore], width: int) -> Content:
     compared = any(score.parents for score in scores)
     head = f"{'':<{room}}{'value':>9}{'gain' if compared else '':>10}"
     lines = [Content.styled(head, "$foreground 65%")] if scores else []
+    places = decimals([score.value for score in scores if score.value is not None])
     for score in scores:
         shot = f" {score.n_shot}-shot" if score.n_shot is not None else ""
         name = plain(f"{score.benchmark} {score.metric}{shot}", room)
         better = "$success" if (score.gain or 0) > 0 else "$accent"
         lines.append(
-            Content.assemble(f"{name:<{room}}{figure(score.value):>9}", (f"{gain(score.gain):>10}", better))
+            Content.assemble(
+                f"{padded(name, room)}{figure(score.value, places):>9}", (f"{gain(score.gain):>10}", better)
+            )
         )
     if compared:
         lines.append(Content.styled("gain: over the mean of its parents", "$foreground 50%"))

@@ -16,7 +16,8 @@ from textual.strip import Strip
 
 from kinbase.query.kinship import KinshipMatrix
 from kinbase.query.models import Model
-from kinbase.tui.showing import plain
+from kinbase.text import text_width
+from kinbase.tui.showing import padded, plain
 from kinbase.tui.widgets.scale import colour, ink, shade
 
 HEADER = 1
@@ -70,7 +71,7 @@ For ed, the distance, cells show hundredths of the largest, and near is light.
     @property
     def margin_left(self) -> int:
         """Columns before the cells: a number and a name."""
-        longest = max((len(plain(m.name)) for m in self.table.models), default=0)
+        longest = max((text_width(plain(m.name)) for m in self.table.models), default=0)
         digits = len(str(len(self.table.models)))
         return digits + 2 + max(min(longest, max(self.size.width // 3, 12)), 4)
 
@@ -131,7 +132,7 @@ For ed, the distance, cells show hundredths of the largest, and near is light.
         else:
             name = plain(self.table.models[row].name, margin_left - digits - 2)
             style = lit if row == self.row else label
-            segments = [Segment(f"{row + 1:>{digits}} {name:<{margin_left - digits - 1}}", style)]
+            segments = [Segment(f"{row + 1:>{digits}} {padded(name, margin_left - digits - 1)}", style)]
             segments += [self._cell(row, column, ground) for column in range(first, last)]
         return Strip(segments).adjust_cell_length(width, ground)
 
@@ -154,10 +155,9 @@ For ed, the distance, cells show hundredths of the largest, and near is light.
                 text, style = shade(strength) * 2, ground
         if not self.wide:
             return Segment(("▐▌" if here else text.ljust(2)[:2]), style + Style(bold=here))
-        return Segment(
-            f"[{text:^{self.cell - 2}}]"[: self.cell] if here else f"{text:>{self.cell - 1}} ",
-            style + Style(bold=here),
-        )
+        room = self.cell - 2
+        marked = f"[{text:^{room}}]" if len(text) <= room else f"▸{text}"[-self.cell :]
+        return Segment(marked if here else f"{text:>{self.cell - 1}} ", style + Style(bold=here))
 
     # Moving.
 

@@ -15,15 +15,15 @@ from kinbase.errors import KinbaseError
 from kinbase.query import table as tables
 from kinbase.query.filters import Filter
 from kinbase.query.models import Model
-from kinbase.text import count
+from kinbase.text import count, decimals, text_width
 from kinbase.tui.context import Context, context
 from kinbase.tui.showing import figure, gain, plain, plural
-from kinbase.tui.widgets.paged_table import WINDOW, PagedTable
+from kinbase.tui.widgets.paged_table import WIDEST, WINDOW, PagedTable
 
 REST = 0.08
 """Seconds the cursor rests on a model before its details are read."""
-SHORTEST = 16
-"""Cells of a name that is cut."""
+SHORTEST = {"name": 24, "parents": 16}
+"""Columns that are cut where there is no room for all of them, and how much of them is kept."""
 ASCENDING = ("name", "relation", "parents", "license")
 """Columns whose first is on top when they are sorted by; of all others the largest is."""
 
@@ -66,6 +66,10 @@ The family of the current model, or what the filter lets through, as a table. **
         self._order: list[int] = []
         self._shown: list[int] = []
         """The columns of `found` that are on the screen."""
+        self._texts: dict[int, list[str]] = {}
+        """The cells of each column on the screen, whole, in the order of `found`."""
+        self._kin_to = ""
+        """Whom the column of kinship is about."""
         self._rest: Timer | None = None
         self._bound: int | None = None
         self.border_title = "Models"
@@ -86,6 +90,10 @@ The family of the current model, or what the filter lets through, as a table. **
     async def _read(self, wanted: Filter | None, current: Model | None) -> None:
         self.border_subtitle = "reading…"
         app = self._app
+        if app.chosen:
+            self._kin_to = f" · kin to {len(app.chosen)} marked"
+        else:
+            self._kin_to = f" · kin to {plain(current.name, 30)}" if current is not None else ""
         try:
             self.found = await app.ask(
                 partial(
@@ -119,8 +127,7 @@ The family of the current model, or what the filter lets through, as a table. **
             self.go(place)
         self._bound = None
         more = f"{tables.MOST:,} of more" if self.found.more else plural(len(rows), "model")
-        kin = f" · kin to {len(self._app.chosen)} marked" if self._app.chosen else ""
-        self.border_title = f"Models · {plain(self.found.title, 40)}{kin}"
+        self.border_title = f"Models · {plain(self.found.title, 40)}{self._kin_to}"
         self.border_subtitle = f"{more} · by {self.sorted_by}"
 
     @staticmethod
@@ -137,29 +144,24 @@ The family of the current model, or what the filter lets through, as a table. **
         ]
         empty = {c for c in wanted if c and all(row[c] is None for row in self.found.rows)}
         wanted = [c for c in wanted if c not in empty or columns[c] == self.sorted_by]
-        texts = {c: [self._cell(columns[c], row[c]) for row in self.found.rows] for c in wanted}
+        texts = {c: self._cells(columns[c], [row[c] for row in self.found.rows]) for c in wanted}
         marked = self._app.chosen
         texts[wanted[0]] = [
             f"◆ {name}" if model.id in marked else name
             for model, name in zip(self.found.models, texts[wanted[0]], strict=True)
         ]
         heads = {c: self._head(columns[c]) for c in wanted}
-        widths = {
-            c: min(
-                max([len(heads[c]), *map(len, texts[c])], default=1), 30 if columns[c] == "parents" else 60
-            )
-            for c in wanted
-        }
+        widths = {c: min(max(map(text_width, [heads[c], *texts[c]]), default=1), WIDEST) for c in wanted}
         room = max(self.scrollable_content_region.width, 20) - len(str(len(self.found.rows))) - 2
-        shown = list(wanted)
-        while (
-            len(shown) > 2
-            and sum(widths[c] + 2 for c in shown[1:]) + min(widths[shown[0]], SHORTEST) + 2 > room
-        ):
+        shown, least = list(wanted), {c: min(widths[c], SHORTEST.get(columns[c], widths[c])) for c in wanted}
+        while len(shown) > 2 and sum(least[c] + 2 for c in shown) > room:
             shown.remove(next(c for c in reversed(shown) if columns[c] != self.sorted_by))
+        for c in reversed(shown):  # the parents give way before the name does
+            over = sum(widths[c] + 2 for c in shown) - room
+            widths[c] = max(least[c], widths[c] - max(over, 0))
         rest = sum(widths[c] + 2 for c in shown[1:])
         widths[shown[0]] = max(min(widths[shown[0]], room - rest - 2), 8)
-        self._shown = shown
+        self._shown, self._texts = shown, texts
         at = self.cursor
         self.columns = [heads[c] for c in shown]
         self._right = [columns[c] not in ("name", "relation", "parents", "license") for c in shown]
@@ -178,16 +180,29 @@ The family of the current model, or what the filter lets through, as a table. **
         return plain(column, 24) + ("▼" if (column not in ASCENDING) != self.reversed else "▲")
 
     @staticmethod
-    def _cell(column: str, value: Any) -> str:
-        if value is None:
-            return ""
-        if column == "gain":
-            return gain(value)
-        if column == "parameters":
-            return count(value)
-        if column == "coverage":
-            return f"{100 * value:.1f}%"
-        return figure(value) if isinstance(value, float) else plain(value)
+    def _cells(column: str, values: list[Any]) -> list[str]:
+        """The texts of a column; nothing for what is not known."""
+        known = [value for value in values if isinstance(value, float)]
+        places = decimals(known) if known and column != "kin" else 4
+
+        def text(value: Any) -> str:
+            if value is None:
+                return ""
+            if column == "gain":
+                return gain(value)
+            if column == "parameters":
+                return count(value)
+            if column == "coverage":
+                return f"{100 * value:.1f}%"
+            return figure(value, places) if isinstance(value, float) else plain(value)
+
+        return [text(value) for value in values]
+
+    def row_whole(self) -> list[str]:
+        """The texts of the row under the cursor, none of them cut."""
+        if self.cursor >= len(self._order):
+            return []
+        return [self._texts[c][self._order[self.cursor]].removeprefix("◆ ") for c in self._shown]
 
     def _measure(self) -> None:
         self.virtual_size = Size(0, self.number + 1)

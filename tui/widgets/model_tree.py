@@ -22,7 +22,7 @@ from kinbase.query import models
 from kinbase.query.filters import Filter
 from kinbase.query.models import Entry, Model
 from kinbase.store import Connection
-from kinbase.text import count
+from kinbase.text import count, text_width
 from kinbase.tui.context import Context, context
 from kinbase.tui.showing import plain, plural, text
 
@@ -283,11 +283,11 @@ The models: foundation models first, then what was made from each. A merge stand
 
     # Showing.
 
-    def _label(self, entry: Entry) -> Text:
+    def _label(self, entry: Entry, width: int = WIDTH) -> Text:
         marked = entry.id in self._app.chosen
         label = Text("◆ ", "bold") if marked else Text()
         label.append_text(
-            text(entry.name, "bold" if marked else "" if entry.has_weights else "italic", WIDTH)
+            text(entry.name, "bold" if marked else "" if entry.has_weights else "italic", max(width, 1))
         )
         return label
 
@@ -341,7 +341,11 @@ The models: foundation models first, then what was made from each. A merge stand
             about = " ".join(filter(None, parts))
             if not about.strip() and shown.cell_len + 1 + len(about) > room:
                 about = ""
-            shown.truncate(room - len(about) - 1, overflow="ellipsis")
+            over = shown.cell_len - (room - len(about) - 1)
+            if over > 0:
+                cut = self._label(node.data, min(text_width(plain(node.data.name)), WIDTH) - over)
+                cut.stylize_before(style)
+                shown = Text.assemble((arrow, base_style), cut)
             shown.append(" " * max(room - shown.cell_len - len(about), 1), style)
             shown.append(about, Style.combine([style, Style(dim=True, bold=False)]))
         return shown

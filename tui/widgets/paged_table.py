@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any, ClassVar
 
 from rich.segment import Segment
@@ -13,8 +14,8 @@ from textual.message import Message
 from textual.scroll_view import ScrollView
 from textual.strip import Strip
 
-from kinbase.text import cell
-from kinbase.tui.showing import plain
+from kinbase.text import cell, fitted, middle, text_width
+from kinbase.tui.showing import padded, plain
 
 WINDOW = 500
 """Rows of one window."""
@@ -42,8 +43,8 @@ The result. **Arrows**, **PgUp**/**PgDn**, **Home**/**End** move through it; fur
         Binding("pagedown", "page(1)", "Page down", show=False),
         Binding("home", "move(-1000000000)", "First row", show=False),
         Binding("end", "move(1000000000)", "Last row", show=False),
-        Binding("left", "sideways(-8)", "Left", show=False),
-        Binding("right", "sideways(8)", "Right", show=False),
+        Binding("left", "sideways(-1)", "Left", show=False),
+        Binding("right", "sideways(1)", "Right", show=False),
     ]
     MISSING: ClassVar[str] = "NULL"
     """What stands for no value."""
@@ -67,6 +68,8 @@ The result. **Arrows**, **PgUp**/**PgDn**, **Home**/**End** move through it; fur
         self.windows: dict[int, list[list[str | None]]] = {}
         self.number = 0
         self.cursor = 0
+        self._natural: list[int] = []
+        """The cells that each column would take."""
         self._widths: list[int] = []
         self._right: list[bool] = []
         self._asked: set[int] = set()
@@ -85,13 +88,8 @@ The result. **Arrows**, **PgUp**/**PgDn**, **Home**/**End** move through it; fur
             for i in range(len(columns))
         ]
         shown = self._text(rows)
-        self._widths = [
-            min(
-                WIDEST,
-                max(len(name), *(len(row[i] or self.MISSING) for row in shown), 1) if shown else len(name),
-            )
-            for i, name in enumerate(self.columns)
-        ]
+        self._natural = [min(text_width(name) or 1, WIDEST) for name in self.columns]
+        self._widen(shown)
         self.windows[0] = shown
         self.scroll_to(0, 0, animate=False)
         self._measure()
@@ -105,9 +103,7 @@ The result. **Arrows**, **PgUp**/**PgDn**, **Home**/**End** move through it; fur
         """The rows that were asked for."""
         self._asked.discard(offset)
         shown = self._text(rows)
-        for row in shown:
-            for i, text in enumerate(row):
-                self._widths[i] = max(self._widths[i], min(len(text or self.MISSING), WIDEST))
+        self._widen(shown)
         self.windows[offset] = shown
         far = sorted(self.windows, key=lambda at: abs(at - self.cursor))
         self.windows = {at: self.windows[at] for at in far[:KEPT]}
@@ -121,11 +117,42 @@ The result. **Arrows**, **PgUp**/**PgDn**, **Home**/**End** move through it; fur
     def _text(rows: Sequence[Row]) -> list[list[str | None]]:
         return [[None if value is None else _cell(value) for value in row] for row in rows]
 
+    def _widen(self, rows: Sequence[Sequence[str | None]]) -> None:
+        for row in rows:
+            for i, text in enumerate(row):
+                self._natural[i] = max(self._natural[i], min(text_width(text or self.MISSING), WIDEST))
+
     def _measure(self) -> None:
-        self.virtual_size = Size(
-            sum(w + 2 for w in self._widths) + len(str(self.number)) + 2, self.number + 1
-        )
+        """Fit the columns, as far as cutting names goes; what is wider is scrolled to."""
+        room = max(
+            self.size.width - self.margin_left - 3, 20
+        )  # the scrollbar, and the blanks behind the last
+        self._widths = fitted(self._natural, self._right, room)
+        self.virtual_size = Size(sum(w + 2 for w in self._widths) + self.margin_left, self.number + 1)
         self.refresh()
+
+    def on_resize(self) -> None:
+        self._measure()
+
+    @property
+    def margin_left(self) -> int:
+        """The cells of the rows' numbers."""
+        return len(str(self.number)) + 2
+
+    def _places(self) -> list[int]:
+        """Where each column begins, and where the last ends."""
+        return list(accumulate((w + 2 for w in self._widths), initial=self.margin_left))
+
+    def _whole(self, segments: list[Segment]) -> list[Segment]:
+        """Cells of one line, those blank that the sides of the window would cut."""
+        left, right = self.scroll_offset.x, self.scroll_offset.x + self.scrollable_content_region.width
+        places = self._places()
+        return [
+            segment
+            if (begin >= left or not i) and (end - 2 <= right or end - begin > right - left)
+            else Segment(" " * (end - begin), segment.style)
+            for i, (segment, begin, end) in enumerate(zip(segments, places, places[1:], strict=False))
+        ]
 
     def render_line(self, y: int) -> Strip:
         scroll_x, scroll_y = self.scroll_offset
@@ -135,7 +162,7 @@ The result. **Arrows**, **PgUp**/**PgDn**, **Home**/**End** move through it; fur
         head = self.get_component_rich_style("table--head")
         digits = len(str(self.number))
         if y == 0:
-            names = [Segment(self._fit(name, i), head) for i, name in enumerate(self.columns)]
+            names = self._whole([Segment(self._fit(name, i), head) for i, name in enumerate(self.columns)])
             return (
                 Strip([Segment(" " * (digits + 2), head), *names])
                 .crop(scroll_x, scroll_x + width)
@@ -152,20 +179,20 @@ The result. **Arrows**, **PgUp**/**PgDn**, **Home**/**End** move through it; fur
             segments.append(Segment("…", ground + missing + over))
         else:
             null = self.get_component_rich_style("table--null", partial=True)
-            for i, text in enumerate(row):
-                segments.append(
+            segments += self._whole(
+                [
                     Segment(
                         self._fit(self.MISSING if text is None else text, i),
                         ground + (null if text is None else Style()) + over,
                     )
-                )
+                    for i, text in enumerate(row)
+                ]
+            )
         return Strip(segments).crop(scroll_x, scroll_x + width).adjust_cell_length(width, ground + over)
 
     def _fit(self, text: str, column: int) -> str:
         width = self._widths[column]
-        if len(text) > width:
-            text = text[: width - 1] + "…"
-        return (text.rjust(width) if self._right[column] else text.ljust(width)) + "  "
+        return padded(middle(text, width), width, is_right=self._right[column]) + "  "
 
     def _row(self, number: int) -> list[str | None] | None:
         offset = number - number % WINDOW
@@ -190,7 +217,12 @@ The result. **Arrows**, **PgUp**/**PgDn**, **Home**/**End** move through it; fur
         self.go(self.cursor + by * max(self.size.height - 2, 1))
 
     def action_sideways(self, by: int) -> None:
-        self.scroll_to(self.scroll_offset.x + by, animate=False)
+        """A column to the right or to the left."""
+        stops = [place - self.margin_left for place in self._places()[:-1]]
+        at = self.scroll_offset.x
+        beyond = [x for x in stops if (x > at if by > 0 else x < at)]
+        if beyond:
+            self.scroll_to(min(beyond) if by > 0 else max(beyond), animate=False)
 
     def go(self, row: int) -> None:
         """Put the cursor on `row`, or on the nearest there is."""
