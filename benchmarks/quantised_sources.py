@@ -169,7 +169,9 @@ def main() -> None:
     )
     parser.add_argument("--siblings", type=int, default=50)
     parser.add_argument("--change", type=float, default=0.01)
-    parser.add_argument("--recipes", type=int, default=10, help="copies that recipe is asked of: 15 s each")
+    parser.add_argument(
+        "--recipes", type=int, default=10, help="copies that recipe is asked of: a second each"
+    )
     parser.add_argument("--forms", nargs="+", default=list(FORMS), choices=list(FORMS))
     options = parser.parse_args()
     models = family(options.siblings, options.change, np.random.default_rng(0))

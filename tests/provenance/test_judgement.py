@@ -12,7 +12,15 @@ from hypothesis import strategies as st
 
 from kinbase.provenance.phylogeny.distances import Points
 from kinbase.provenance.phylogeny.merges import judged
-from kinbase.provenance.recipes.judgement import AVERAGE, DIFFERENCE, NOTHING, OPPOSITION, SUM, plausibility
+from kinbase.provenance.recipes.judgement import (
+    AVERAGE,
+    DIFFERENCE,
+    NOTHING,
+    OPPOSITION,
+    SUM,
+    Judgement,
+    plausibility,
+)
 from kinbase.provenance.recipes.least_squares import Grams
 from kinbase.provenance.recipes.rounding import spacing
 from kinbase.provenance.recipes.verdict import (
@@ -199,3 +207,20 @@ def test_a_stranger_is_no_fine_tune():
         np.array([w[0].mean() for w in theta]),
     )  # fmt: skip
     assert judge(grams).verdict == "unrelated"
+
+
+def test_of_a_model_among_many_siblings_only_those_that_are_nearest_are_read():
+    count, read = 40, []
+
+    def reading(child, without):
+        read.append(child)
+        if child == 0:
+            rounded = [Parent("m1", 1.0, 1.0, 1.0)]
+            return Finding(COPY, "", 0.02, 0.02, rounded, expected=0.02, ratio=1.01)
+        near = [Parent(f"m{1 + (child + i) % (count - 1)}", 0.15, 0.1, 0.2) for i in range(5)]
+        return Finding(NONE, "", 0.85, 0.01, nearest=near)
+
+    ids = {f"m{i}": i for i in range(count)}
+    judgement = Judgement(reading, lambda child, others: None, lambda child: [], ids)
+    assert judgement.of(0).verdict == COPY and read == [0]  # rounding is the last thing that was done
+    assert judgement.of(1).verdict == NONE and len(read) <= 7

@@ -15,6 +15,7 @@ from kinbase.provenance.recipes.stacks import STACK
 from kinbase.provenance.recipes.verdict import (
     COPY,
     MERGES,
+    NONE,
     ONWARD,
     SELECTED,
     TRAINED,
@@ -35,6 +36,12 @@ BACKWARDS = 0.1
 
 EXTRA = 0.02
 """How far coefficients may sum above 1 in an average: rounding's part."""
+
+FAR = 0.65
+"""Residual from which a reading that found nothing finds nothing among fewer models either: they leave no less."""
+
+ROUNDED = 0.2
+"""How far, as a logarithm, a coarser copy may lie from what rounding its source leaves."""
 
 AVERAGE, SUM, LIKELY, SELECTION, DIFFERENCE, OPPOSITION, ONE, NOTHING = range(8)
 """Readings of a model from the most plausible to none; OPPOSITION is a sum of changes that point away from each other."""
@@ -80,6 +87,16 @@ def plausibility(finding: Finding | None) -> Reading:
     return NOTHING, finding.residual or 0.0
 
 
+def _is_rounding(finding: Finding) -> bool:
+    """Whether a model is another one rounded to fewer bits: nothing is made of it there, it was made last."""
+    return finding.verdict == COPY and finding.expected is not None and off(finding) <= ROUNDED
+
+
+def _is_nothing(finding: Finding | None) -> bool:
+    """Whether the best that all candidates make of a model is so far from it that none of them would be read from fewer."""
+    return finding is not None and finding.verdict == NONE and (finding.residual or 0.0) > FAR
+
+
 class Judgement:
     """Findings on the models of a family by id, each relation explained once; they are worked out when asked for.
 
@@ -119,8 +136,10 @@ class Judgement:
             kind = plausibility(finding)
             # Where one descendant came up, others wait behind it.
             others = self._involved(finding) if not turn else self._candidates(model)
+            if kind[0] == AVERAGE or _is_rounding(finding):
+                others = []
             more = self._turned(model, finding) | self._in_circle(model, finding, below)
-            for other in others if kind[0] != AVERAGE else ():
+            for other in others:
                 if other not in below and (
                     self._descends(other, model, kind)
                     or (kind[0] == SELECTION and self._is_selected_from(other, model, finding))
@@ -157,7 +176,7 @@ class Judgement:
         finding = self._settled.get(model)
         if finding is None:
             finding = self._reading(model, frozenset())
-            if plausibility(finding)[0] > SUM:
+            if plausibility(finding)[0] > SUM and not _is_nothing(finding):
                 # Its own descendants may stand in this one; while they are being looked for, nothing is said.
                 finding = self.of(model) if model not in self._asked else None
         if finding is None or finding.verdict == COPY or plausibility(finding) >= than:
