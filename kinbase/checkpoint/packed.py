@@ -109,15 +109,27 @@ def _reason(tensor: Tensor, around: Neighbours, said: bool) -> str | None:
     what = f"holds packed {tensor.dtype}, not plain floats"
     if tensor.dtype in ("I64", "U64") and len(tensor.shape) > 1 and _has_row_scales(tensor, around):
         return what
-    if tensor.dtype in FLOAT_DTYPES or tensor.dtype in _INDICES or is_mask(tensor):
+    if tensor.dtype in FLOAT_DTYPES or is_mask(tensor) or _is_scale_of_codes(tensor, around):
         return None
+    if tensor.dtype in _INDICES:
+        return what if len(tensor.shape) > 1 and tensor.name.endswith(".weight") else None
     if len(tensor.shape) < 2:
         # A flat one is codes where tables hang on it by its own name; a generator's state has none.
         hung = [t for t in around.within(tensor.name) if t.dtype in FLOAT_DTYPES]
         return what if hung else None
-    if said or tensor.name.rpartition(".")[2] == "weight":
+    if said or "weight" in tensor.name.split(
+        "."
+    ):  # of a weight, or of a tensor that stands for one: weight._data._data
         return what
     return what if _has_scales(tensor, around) else None
+
+
+def _is_scale_of_codes(tensor: Tensor, around: Neighbours) -> bool:
+    """Whether exponents lie beside the codes that they multiply, which are told by themselves."""
+    beside = [t for t in around.within(module_of(tensor.name)) if is_scale(tensor, t)]
+    return tensor.dtype == "F8_E8M0" and any(
+        t.dtype not in FLOAT_DTYPES or t.dtype in BYTE_FLOATS for t in beside
+    )
 
 
 def _has_scales(tensor: Tensor, around: Neighbours) -> bool:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from kinbase.checkpoint import FLOAT_DTYPES, Checkpoint
 from kinbase.checkpoint.alignment import AMBIGUOUS, meet
 from kinbase.errors import CheckpointError, KinbaseError
-from kinbase.ingest import partial, scales
+from kinbase.ingest import oddities, partial, scales
 from kinbase.ingest.bases import Placement
 from kinbase.ingest.families import Family, attempt, families, settle
 from kinbase.ingest.gone import gone_notes, layers_by_number, remembered
@@ -91,6 +91,10 @@ def _measure(
         return None, sources
     by_name = {source.name: source for source in sources}
     theirs = _base_squares(store, base.name, [measured], measured.members[: measured.new])
+
+    def squares() -> dict[str, float]:
+        return theirs or _squares(store, base.name, [measured])
+
     for i, member in enumerate(measured.members[: measured.new]):
         source = by_name[member.name]
         if source.opened.checkpoint is not member:
@@ -98,12 +102,14 @@ def _measure(
         if measured.coverage(i) == 0:
             by_name[member.name] = source.failed(_stranger(measured, i))
             continue
+        source = oddities.without_zeros(source, measured.weights.get(member.name))
         source = _judged_by_scales(source, base, theirs, measured)
         if source.todo is Todo.STORE:
             measured.forget(member.name)
             by_name[member.name] = source
             continue
         lines = [*measured.notes.get(member.name, ()), *partial.lines(measured, i)]
+        lines += oddities.lines(measured, i, squares)
         if measured.same.get(member.name, ("", "", ""))[2]:
             other, how, first = measured.same[member.name]
             form = {"layout": "another layout", "dtype": "another dtype", "names": "other names"}[how]
@@ -132,8 +138,11 @@ def _base_squares(
 
     They are for members with scales alone; without one the database is not opened.
     """
-    if not any(map(scales.have_scales, members)):
-        return {}
+    return _squares(store, base, found) if any(map(scales.have_scales, members)) else {}
+
+
+def _squares(store: Store, base: str, found: "Sequence[FamilySums]") -> dict[str, float]:
+    """Mean squares of a base's tensors by label, from a pass that read it or as they are stored."""
     read = next((family.weights[base] for family in found if base in family.weights), None)
     return scales.mean_squares(read) if read is not None else scales.stored_mean_squares(store, base)
 
@@ -178,7 +187,9 @@ def _read(
     arriving = next((s.opened.checkpoint for s in standing if s.is_to_read and s.name == base), None)
     try:
         alone, source, against = _measure_alone(store, source, base, arriving, options)
-        if against is not None:
+        member = source.opened.checkpoint
+        source = oddities.without_zeros(source, alone[-1].weights.get(member.name) if member else None)
+        if against is not None and source.is_to_read:
             theirs = _base_squares(store, against.name, [*found, *alone], [alone[-1].base])
             source = _judged_by_scales(source, against, theirs, alone[-1])
             if source.is_to_read:

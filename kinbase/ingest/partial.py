@@ -40,7 +40,7 @@ def partial(name: str, base: str, coverage: float, reasons: dict[str, str], cut:
         kinds.setdefault(_kind(reason), []).append(tensor)
     if cut:
         kinds["with fewer rows than the base's"] = list(cut)
-    why = "; ".join(f"{len(tensors)} {kind} ({_some(tensors)})" for kind, tensors in kinds.items())
+    why = "; ".join(f"{len(tensors)} {kind} ({some(tensors)})" for kind, tensors in kinds.items())
     # Never rounded up to what it is not.
     share = f"{min(coverage, 0.9899):.1%}"
     return f"{name} is compared by {share} of the parameters of {base}" + (
@@ -57,7 +57,7 @@ def beyond(member: Checkpoint, base: str, reasons: Mapping[str, str]) -> list[st
         return []
     return [
         f"{share:.1%} of the parameters of {member.name} take no part: {len(strangers)} of its tensors are not in {base} "
-        f"({_some([t.name for t in strangers])})"
+        f"({some([t.name for t in strangers])})"
     ]
 
 
@@ -74,7 +74,8 @@ def _kind(reason: str) -> str:
     return f"left out as {reason.partition(' (')[0]}"
 
 
-def _some(tensors: Sequence[str]) -> str:
+def some(tensors: Sequence[str]) -> str:
+    """The first NAMED tensors, and how many more there are."""
     more = f", and {len(tensors) - NAMED} more" if len(tensors) > NAMED else ""
     return ", ".join(sorted(tensors)[:NAMED]) + more
 

@@ -5,7 +5,7 @@ whose scales were lost are read as plain weights, and are told by their length t
 """
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -45,11 +45,6 @@ def have_scales(checkpoint: Checkpoint) -> bool:
     return any(map(is_scaled, checkpoint.tensors))
 
 
-def is_scaled(tensor: Tensor) -> bool:
-    """Whether a tensor is dequantised, or of 8-bit floats, which are codes where their scales were lost."""
-    return tensor.grid is not None or tensor.dtype in BYTE_FLOATS
-
-
 def mean_squares(weights: "Weights") -> dict[str, float]:
     """The mean square of each tensor that a pass read, by label; NaN where an element is not finite."""
     return {
@@ -67,17 +62,27 @@ def stored_mean_squares(store: Store, name: str) -> dict[str, float]:
         return sums.mean_squares(con, model_id) if model_id is not None else {}
 
 
+def is_scaled(tensor: Tensor) -> bool:
+    """Whether a tensor is dequantised, or of 8-bit floats, which are codes where their scales were lost."""
+    return tensor.grid is not None or tensor.dtype in BYTE_FLOATS
+
+
 def lengths(
-    base: Checkpoint, member: Checkpoint, theirs: Mapping[str, float], ours: Mapping[str, float]
+    base: Checkpoint,
+    member: Checkpoint,
+    theirs: Mapping[str, float],
+    ours: Mapping[str, float],
+    *,
+    of: Callable[[Tensor], bool] = is_scaled,
 ) -> Iterator[Lengths]:
-    """Those of the tensors with scales that both models have, by their mean squares, `theirs` the base's, by label.
+    """Those of the tensors `of` a kind that both models have, by their mean squares, `theirs` the base's, by label.
 
     A view of a tensor in another layout has no sums of its own: some runs of it are read. May raise CheckpointError.
     """
     their_labels, our_labels = labels(base.tensors), labels(member.tensors)
     own = {id(tensor) for tensor in member.tensors}
     for tensor, match in zip(base.tensors, meet(base, member)[0], strict=True):
-        if match is None or not is_scaled(match):
+        if match is None or not of(match):
             continue
         expected = theirs.get(their_labels.get(tensor.name, ""), 0.0)
         value = ours.get(our_labels.get(match.name, "")) if id(match) in own else _mean_square(match)

@@ -37,6 +37,10 @@ CODES = {
     "a lattice that is a small part of the file": linear("up", Qidxs=("I64", 96, 8), SU=("F16", 64), SV=("F16", 96)),
     "codebook of the layer": linear("up", codes=("I8", 96, 8, 2), codebooks=("F16", 2, 256, 1, 8), scales=("F16", 96)),
     "groups in 32 bits": linear("up", weight=("U32", 96, 8), scales=("F16", 96, 2), biases=("F16", 96, 2)),
+    "signs with one length": linear("up", weight=("BOOL", 96, 64), weight_alpha=("F32", 1)),
+    "indices in a weight's place": linear("up", weight=("I64", 96, 64)),
+    "a tensor's own tensors": linear("up", weight___data___data=("U8", 96, 32), weight___scale=("F32", 192, 1)),
+    "8-bit floats with exponents": linear("up", scale=("F8_E8M0", 1, 1), weight=("F8_E4M3", 96, 64)),
     "stacked blocks": {
         "model__layers__0__mlp__experts__up_proj_blocks": ("U8", 4, 96, 2, 16),
         "model__layers__0__mlp__experts__up_proj_scales": ("U8", 4, 96, 2),
