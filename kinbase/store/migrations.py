@@ -15,7 +15,7 @@ import duckdb
 
 from kinbase.errors import DatabaseError, DiskError
 from kinbase.schema import scripts
-from kinbase.store import surface
+from kinbase.store import beside, surface
 
 Connection = duckdb.DuckDBPyConnection
 
@@ -128,6 +128,8 @@ def migrate(con: Connection) -> list[str]:
             surface.drop(con)
         for name, text, checksum in left:
             con.execute(text)
+            if name == "migrations/0009_beside.sql":
+                beside.mark(con)
             con.execute("insert into raw.migration (name, checksum) values (?, ?)", [name, checksum])
         names = [name for name, _, _ in left]
         tables, others = surface.differences(con)
