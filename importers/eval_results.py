@@ -13,6 +13,7 @@ from kinbase.checkpoint import yaml as safe_yaml
 from kinbase.checkpoint.files import is_file, shown
 from kinbase.checkpoint.untrusted import moment, name, number, problems, read_text
 from kinbase.errors import CheckpointError
+from kinbase.importers import evaluated
 from kinbase.importers.model_index import distinct
 
 _LIMIT = 1024 * 1024
@@ -64,6 +65,7 @@ def _scores(entries: list[object], refused: list[str]) -> Iterator[tuple[Score, 
             benchmark=benchmark if task in (None, "default") else f"{benchmark}/{task}",
             metric=f"score ({short})" if short else "score",
             value=value,
+            split=evaluated.at_revision(None, name(dataset.get("revision"), refused)),
             source=name(source.get("url"), refused) or name(source.get("name"), refused) or "eval_results",
             evaluated_at=moment(entry.get("date")),
         )

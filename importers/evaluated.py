@@ -5,18 +5,23 @@ not those of the repository they came from.
 """
 
 import hashlib
+import json
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from kinbase.checkpoint import Edge, Facts, Record
 from kinbase.checkpoint.files import is_file, shown
-from kinbase.checkpoint.ids import canonical, revised, says_nothing
+from kinbase.checkpoint.ids import MAIN, canonical, revised, says_nothing
 from kinbase.checkpoint.untrusted import count, model_id, name, number
 
 _BITS = {"load_in_4bit": "4bit", "load_in_8bit": "8bit"}
 _ON = (True, "True", "true", "1", 1)
 _NOT_METRICS = ("alias", "name", "sample_len", "sample_count", "samples")
+_VERSION = re.compile(r"[\w.-]{1,40}")
+_THINKS = ("enable_thinking", "thinking", "reasoning")
+_IN_FEWER_BITS = ("fp8", "bitsandbytes", "int8", "experts_int8", "deepspeedfp", "torchao", "rtn", "tpu_int8")
+"""vLLM's ways of quantising plain weights as they are loaded; its others tell what the files hold already."""
 _COMMIT = re.compile(r"[0-9a-f]{7,64}")
 
 
@@ -66,6 +71,9 @@ def of_arguments(
     bits = bits or (
         "gptq" if given.get("gptq") or given.get("autogptq") not in (None, False, "False", "false") else None
     )
+    quantised = given.get("quantization")
+    if bits is None and quantised in _IN_FEWER_BITS and str(quantised) not in label.lower():
+        bits = str(quantised)
     if bits:
         label += f":{bits}"
     for key, relation in (
@@ -90,7 +98,9 @@ def facts(model: str | None, sha: object, parameters: object) -> Iterator[Facts]
 
 
 def template(document: Mapping[str, object], *more: Mapping[str, object]) -> str | None:
-    """How the questions were put, by digests of the texts: chat template, system prompt, examples as turns."""
+    """How the questions were put and answered, by digests of the texts: chat template, system prompt, examples as turns,
+    settings of generation, and whether the model was to think first.
+    """
     said: dict[str, object] = {}
     for part in (*more, document):
         said |= {
@@ -99,6 +109,11 @@ def template(document: Mapping[str, object], *more: Mapping[str, object]) -> str
             if not says_nothing(value) and value not in (False, "False", "false")
         }
     parts = []
+    sampled = said.get("gen_kwargs") or said.get("generation_parameters")
+    if isinstance(sampled, dict):
+        sampled = json.dumps(
+            {k: v for k, v in sampled.items() if not says_nothing(v)}, sort_keys=True, default=str
+        )
     chat = said.get("chat_template") or said.get("chat_template_name")
     applied = said.get("apply_chat_template") or said.get("use_chat_template")
     if chat or said.get("chat_template_sha") or applied:
@@ -108,7 +123,23 @@ def template(document: Mapping[str, object], *more: Mapping[str, object]) -> str
         parts.append(" ".join(filter(None, ("system", _digest(system, said.get("system_instruction_sha"))))))
     if said.get("fewshot_as_multiturn"):
         parts.append("multiturn")
+    if isinstance(sampled, str) and not says_nothing(sampled):
+        parts.append(f"generation {_digest(sampled, None)}")
+    thinks = next((part[key] for part in (*more, document) for key in _THINKS if key in part), None)
+    if isinstance(thinks, bool) or str(thinks).lower() in ("true", "false"):
+        parts.append("thinking" if str(thinks).lower() == "true" else "no thinking")
     return ", ".join(parts) or None
+
+
+def versioned(template: str | None, version: object) -> str | None:
+    """A template with the version of the task or prompt: results of two versions do not compare.
+
+    A task's version is raised where its questions, or how answers are scored, change. "Yaml" is lm-eval 0.4.0's word for none.
+    """
+    told = f"{version:g}" if isinstance(version, int | float) and not isinstance(version, bool) else version
+    if not isinstance(told, str) or says_nothing(told) or told == "Yaml" or not _VERSION.fullmatch(told):
+        return template
+    return ", ".join(filter(None, (template, f"version {told}")))
 
 
 def _digest(text: object, sha: object) -> str | None:
@@ -126,6 +157,8 @@ def measured(task: str, metrics: object, refused: list[str]) -> Iterator[tuple[s
         metric, _, filtered = key.partition(",")
         if metric.endswith("_stderr") or key in _NOT_METRICS or isinstance(stated, dict | list):
             continue
+        if not key.strip() and says_nothing(stated):
+            continue  # a group without a mean of its own
         value = number(stated)
         label = name(metric if filtered in ("", "none") else key, refused)
         if value is None or label is None:
@@ -133,6 +166,11 @@ def measured(task: str, metrics: object, refused: list[str]) -> Iterator[tuple[s
             continue
         stderr = entries.get(f"{metric}_stderr" + (f",{filtered}" if filtered else ""))
         yield label, value, number(stderr)
+
+
+def at_revision(split: str | None, revision: str | None) -> str | None:
+    """A split of one revision of a dataset: results on two revisions do not compare."""
+    return split if revision in (None, *MAIN) else f"{split or ''}@{str(revision)[:12]}"
 
 
 def limited(split: str | None, limit: object) -> str | None:

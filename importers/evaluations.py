@@ -157,7 +157,8 @@ def _helm(path: Path) -> Iterator[Record]:
             or metric.startswith(_HELM_NOT_METRICS)
         ):
             continue
-        split = evaluated.limited(name(told.get("split"), []), adapter.get("max_eval_instances"))
+        part = "/".join(filter(None, (name(told.get(key), []) for key in ("split", "sub_split"))))
+        split = evaluated.limited(part or None, adapter.get("max_eval_instances"))
         yield Score(
             scenario,
             metric,
@@ -179,10 +180,13 @@ def _summary(path: Path) -> Iterator[Record]:
         benchmark, metric, mode = (
             (name(cell, refused) for cell in (row[0], row[2], row[3])) if len(row) > 4 else (None, None, None)
         )
+        prompt = evaluated.versioned(None, row[1].strip()) if len(row) > 4 else None
         if benchmark is None or says_nothing(metric):
             continue  # a heading, or a summary group without a metric
         for model, cell in zip(models, row[4:], strict=False):
             value = number(cell)
             if model and value is not None and metric:
-                yield Score(benchmark, metric, value, model, split=mode, source="opencompass")
+                yield Score(
+                    benchmark, metric, value, model, split=mode, source="opencompass", template=prompt
+                )
     yield from problems(path.name, refused)

@@ -50,6 +50,7 @@ def records(
     yield from evaluated.facts(model, general.get("model_sha"), None)
     when = when or moment(general.get("end_date"))
     template = evaluated.template(general, run)
+    versions = mapping(document.get("versions"))
     subjects: list[float] = []
     for task, metrics in results.items():
         found = _TASK.fullmatch(task)
@@ -61,6 +62,7 @@ def records(
         for metric, value, stderr in evaluated.measured(benchmark, metrics, refused):
             # lm-eval's own name for what the leaderboard's version calls truthfulqa:mc with mc1 and mc2
             told_as = f"truthfulqa_{metric}" if benchmark == "truthfulqa_mc" else benchmark
+            put = evaluated.versioned(template, versions.get(task))
             better = _better(mapping(document.get("config_tasks")).get(task)).get(metric)
             yield Score(
                 told_as,
@@ -72,7 +74,7 @@ def records(
                 split,
                 source,
                 when,
-                template,
+                put,
                 better,
             )
             if old and benchmark.startswith("mmlu_") and metric == "acc" and found["shots"] == "5":

@@ -71,9 +71,8 @@ def _harness(
     model = None
     if not evaluated.beside_checkpoint(path):
         args = evaluated.arguments(config.get("model_args"))
-        for told in evaluated.of_arguments(
-            args, document.get("model_name"), config.get("model_revision"), refused
-        ):
+        stated = document.get("model_name") or _unsanitised(document.get("model_name_sanitized"))
+        for told in evaluated.of_arguments(args, stated, config.get("model_revision"), refused):
             if isinstance(told, str):
                 model = told
             else:
@@ -81,18 +80,25 @@ def _harness(
     when = moment(document.get("date")) or _file_time(path)
     yield from evaluated.facts(model, config.get("model_sha"), config.get("model_num_parameters"))
     run = _Run(document)
-    template = evaluated.template(document, config)
+    template = evaluated.template(document, config, evaluated.arguments(config.get("model_args")))
     for task, metrics in results.items():
         benchmark = name(task, refused)
         if benchmark is None:
             continue
         split, n_shot, better = run.split(task), run.n_shot(task), run.better(task)
+        put = evaluated.versioned(template, run.version(task))
         for metric, value, stderr in evaluated.measured(benchmark, metrics, refused):
             direction = better.get(metric.partition(",")[0])
             yield Score(
-                benchmark, metric, value, model, stderr, n_shot, split, "lm_eval", when, template,
+                benchmark, metric, value, model, stderr, n_shot, split, "lm_eval", when, put,
                 direction if isinstance(direction, bool) else None,
             )  # fmt: skip
+
+
+def _unsanitised(stated: object) -> str | None:
+    """The id behind the name that lm-eval gives to a folder of results: org__name."""
+    organisation, between, rest = stated.partition("__") if isinstance(stated, str) else ("", "", "")
+    return f"{organisation}/{rest}" if between and organisation and rest and "__" not in rest else None
 
 
 class _Run:
@@ -104,6 +110,7 @@ class _Run:
         self.shots = mapping(document.get("n-shot"))
         self.samples = mapping(document.get("n-samples"))
         self.directions = mapping(document.get("higher_is_better"))
+        self.versions = mapping(document.get("versions"))
         self.groups = mapping(document.get("group_subtasks"))
 
     def tasks(self, task: str, depth: int = 0) -> list[str]:
@@ -140,6 +147,13 @@ class _Run:
             tested, there = sum(t for t, _ in known), sum(w for _, w in known)
             return f"{split or 'test'}[:{tested}]" if tested < there else split
         return evaluated.limited(split, self.config.get("limit"))
+
+    def version(self, task: str) -> object:
+        """The version of a task; of a group without one that of all its tasks."""
+        if self.versions.get(task) is not None:
+            return self.versions[task]
+        told = [self.versions.get(each) for each in self.tasks(task)]
+        return told[0] if told and all(each == told[0] for each in told) else None
 
     def better(self, task: str) -> dict[str, object]:
         """Which way each metric goes; of a group what all its tasks say."""

@@ -17,6 +17,11 @@ _PAGE = re.compile(
     re.IGNORECASE,
 )
 _SCHEME = re.compile(r"(?:hf|huggingface):(?://)?(?P<rest>[^\s?#]+)", re.IGNORECASE)
+_CACHED = re.compile(
+    r"(?:.*[/\\])?models--(?P<org>[\w.-]+?)--(?P<name>[\w.-]+)[/\\]snapshots[/\\](?P<commit>[0-9a-f]{40})[/\\]?",
+    re.ASCII,
+)
+"""A place in anybody's cache of the Hub: it says which commit of which repository lies there."""
 _PART = r"[A-Za-z0-9][\w.-]{0,95}"
 _ID = re.compile(
     rf"(?P<name>{_PART}/{_PART}?)(?:\.git)?"
@@ -64,6 +69,8 @@ def hub_id(text: str) -> str | None:
     """`org/name`, `org/name@revision` or `org/name/file.gguf` in any spelling as that; None for anything else."""
     if _PLAIN.fullmatch(text) and not text.endswith(".git") and text.partition("/")[0] not in _SITES:
         return text
+    if cached := _CACHED.fullmatch(text):
+        text = f"{cached['org']}/{cached['name']}@{cached['commit']}"
     around = _PAGE.fullmatch(text) or _SCHEME.fullmatch(text)
     rest = around["rest"] if around else text
     match = _ID.fullmatch(rest) or (around and (_OF_A_PAGE.fullmatch(rest) or _ALONE.fullmatch(rest)))

@@ -127,6 +127,8 @@ def _read_here(source: str, name: str | None, depth: str) -> Opened:
             raise refused
         if name and not checkpoint:
             records = _renamed(records, name)
+        elif not checkpoint:
+            records += _unnamed_results(Path(source), records)
         model = name or (checkpoint.name if checkpoint else _subject(Path(source)))
         has_weights = checkpoint is not None or _holds_weights(Path(source))
         records = within_their_right(without_itself(records, model), model, beside_weights=has_weights)
@@ -324,6 +326,11 @@ def _read_beside(folder: Path, known: Sequence[ModuleType], *, has_weights: bool
     return [record for records in said.values() for record in records]
 
 
+_OF_A_MODEL = re.compile(
+    r"(config\.json|README\.md|trainer_state\.json|\.(safetensors|bin|gguf))$", re.IGNORECASE
+)
+"""Files of a folder that is a model's, so that what lies in it is said of that model."""
+
 _LATER_PART = re.compile(r"-(?!0*1-of-)\d{5}-of-\d{5}\.gguf$", re.IGNORECASE)
 
 
@@ -369,6 +376,19 @@ def _renamed(records: list[tuple[str, Record]], name: str) -> list[tuple[str, Re
             record = replace(record, model=name)
         changed.append((file, record))
     return changed
+
+
+def _unnamed_results(path: Path, records: Sequence[tuple[str, Record]]) -> list[tuple[str, Record]]:
+    """A line on results by themselves that do not say of which model they are: they are taken as their folder's."""
+    try:
+        beside = [each.name for each in path.parent.iterdir()] if path.is_file() else None
+    except OSError:
+        return []
+    of_folder = any(isinstance(record, Score) and record.model is None for _, record in records)
+    if beside is None or not of_folder or any(_OF_A_MODEL.search(each) for each in beside):
+        return []
+    said = f"{path.name} does not say which model was tested: taken as {_subject(path)}, after its folder; --name says another"
+    return [(str(path), Problem(said))]
 
 
 def _subject(path: Path) -> str | None:

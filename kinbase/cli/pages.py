@@ -27,13 +27,20 @@ def model_page(about: dict[str, Any], fit: int | None = None) -> Iterator[str]:
         ("other names", "aliases", ("alias", "kind", "source")),
         ("parents", "parents", ("parent", "relation", "method", "weight", "evidence")),
         ("children", "children", ("child", "relation", "method", "weight", "evidence")),
-        ("scores", "scores", ("benchmark", "metric", "value", "stderr", "n_shot", "source")),
+        (
+            "scores",
+            "scores",
+            ("benchmark", "metric", "value", "stderr", "n_shot", "split", "template", "source"),
+        ),
         ("nearest kin", "kin", ("model", "pcc", "cs", "ed", "coverage", "method")),
         ("not finite", "nonfinite", ("tensor", "nonfinite")),
         ("without a delta", "skipped", ("tensor", "reason")),
     )
-    for title, key, columns in sections:
+    for title, key, every in sections:
         if about[key]:
+            # What a test was of is told where it is known of any.
+            unsaid = {c for c in ("split", "template") if all(row.get(c) is None for row in about[key])}
+            columns = [column for column in every if column not in unsaid]
             rows = _listed(about[key], columns)
             is_cut = key == "children" and len(rows) > CHILDREN
             yield ""

@@ -9,13 +9,13 @@ by a path that is nowhere here, is the base asked for, if one is.
 import hashlib
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 from kinbase.checkpoint import UNSAID, Alias, Edge, Facts, Record, Score, Training
-from kinbase.checkpoint.ids import is_path
+from kinbase.checkpoint.ids import folded, is_path, last_part
 from kinbase.checkpoint.open import Opened
 from kinbase.store import Connection
 from kinbase.store import names as naming
@@ -38,11 +38,18 @@ def settled(con: Connection | None, opened: Sequence[Opened], base: str | None) 
 
 def _settled(con: Connection | None, source: Opened, places: dict[str, str], base: str | None) -> Opened:
     strange: dict[str, str] = {}
+    named = {
+        last_part(parent).lower(): parent
+        for parent in _parents(source.records, "adapter")
+        if not is_path(parent)
+    }
 
     def called(label: str, file: str) -> str:
         if not is_path(label) or _SCOPED.fullmatch(label) or Path(file).suffix.lower() in _TABLES:
             return label
-        return _known(con, label, file, places) or strange.setdefault(label, _scoped(label, file))
+        # The folder that an adapter was trained on is what its card calls by its whole name.
+        known = _known(con, label, file, places) or named.get(last_part(label.rstrip("/\\")).lower())
+        return known or strange.setdefault(label, _scoped(label, file))
 
     records: list[tuple[str, Record]] = []
     for file, record in source.records:
@@ -73,7 +80,25 @@ def _settled(con: Connection | None, source: Opened, places: dict[str, str], bas
             *notes,
             f"{first}{more} is a path on its author's disk: it is the model {strange[first]} here",
         )
+    notes = (*notes, *_disagreement(records))
     return replace(source, records=tuple(records), checkpoint=checkpoint, refused=refused, notes=notes)
+
+
+def _parents(records: Iterable[tuple[str, Record]], relation: str) -> list[str]:
+    """What the files of a source say that its own model was made from, in one way."""
+    edges = (record for _, record in records if isinstance(record, Edge))
+    own = (
+        edge for edge in edges if edge.child is None and edge.parent and edge.evidence != "config"
+    )  # a run may go on from an adapter
+    return [edge.parent for edge in own if edge.relation == relation]
+
+
+def _disagreement(records: Sequence[tuple[str, Record]]) -> Iterator[str]:
+    """A line where several models are named as the one that a model adapts, or is a quantised copy of."""
+    for relation, what in (("adapter", "what it adapts"), ("quantized", "what it is a quantised copy of")):
+        parents = list({folded(parent): parent for parent in _parents(records, relation)}.values())
+        if len(parents) > 1:
+            yield f"{' and '.join(parents[:3])} are both named as {what}, which can be one: each is kept as stated"
 
 
 def _renamed(

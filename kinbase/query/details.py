@@ -52,7 +52,10 @@ with concerned as materialized (
     select $1::integer as id union select parent_id from raw.claim where child_id = $1 and relation <> 'base'
 ),
 latest as (
-    select model_id, benchmark, metric, n_shot, split, template, value, stderr, higher_is_better
+    select
+        model_id, benchmark, metric, n_shot, split, template, source, value, stderr, higher_is_better,
+        -- as in raw.scaled: two cards have one scale where their values say so, two results of one program always
+        if(regexp_matches(source, '^(card|eval_results)($| \\()|://'), null, source) as program
     from raw.score where model_id in (from concerned)
     qualify row_number() over (
         partition by model_id, benchmark, metric, n_shot, split, template
@@ -74,6 +77,8 @@ left join latest theirs on theirs.model_id <> $1 and own.metric <> 'gain'   -- p
     and theirs.benchmark = own.benchmark and theirs.metric = own.metric
     and theirs.n_shot is not distinct from own.n_shot and theirs.split is not distinct from own.split
     and theirs.template is not distinct from own.template
+    and (theirs.program = own.program or own.source is null and theirs.source is null
+        or (abs(theirs.value) <= 1) = (abs(own.value) <= 1))
 group by own.benchmark, own.metric, own.n_shot, own.split, own.template, own.value, own.stderr, own.is_better_higher
 order by own.benchmark, own.metric, own.n_shot, own.split, own.template
 """
@@ -94,8 +99,9 @@ select
     $3::struct(parent varchar, relation varchar, method varchar, weight double, evidence varchar)[] as parents,
     (select list({'child': child, 'relation': relation, 'method': method, 'weight': weight, 'evidence': evidence}
         order by child, evidence) from (from lineage where parent = $2 order by child, evidence limit $5)) as children,
-    (select list({'benchmark': benchmark, 'metric': metric, 'value': value, 'stderr': stderr, 'n_shot': n_shot, 'source': source}
-        order by benchmark, metric) from scores where model = $2) as scores,
+    (select list({'benchmark': benchmark, 'metric': metric, 'value': value, 'stderr': stderr, 'n_shot': n_shot, 'split': split,
+        'template': template, 'source': source} order by benchmark, metric, n_shot, split, template, source)
+        from scores where model = $2) as scores,
     $4::struct(model varchar, pcc double, cs double, ed double, stderr double, coverage double, method varchar)[] as kin,
     (select list({'tensor': tensor, 'reason': reason} order by tensor) from raw.skipped where model_id = $1) as skipped,
     (select sum(numel) / nullif((select sum(t.numel) from raw.tensor t where t.base_id = any_value(d.base_id)), 0)

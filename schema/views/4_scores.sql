@@ -38,8 +38,8 @@ comment on view scores_all is 'Every result that was imported.';
 comment on column scores.value is 'in the unit of its source: a fraction or percent';
 comment on column scores.stderr is 'standard error, as its source says it';
 comment on column scores.n_shot is 'examples shown before the question';
-comment on column scores.split is 'of the benchmark; of a run with a limit also what was tested: test[:100]';
-comment on column scores.template is 'chat template, system prompt and examples as turns, each by a digest; NULL: none, or not said';
+comment on column scores.split is 'of the benchmark; of a run with a limit also what was tested, test[:100], and of a dataset the revision, test@abc123';
+comment on column scores.template is 'chat template, system prompt, examples as turns and settings of generation, each by a digest, and the version of the task; NULL: none, or not said';
 comment on column scores.higher_is_better is 'as the file says, else by the view metrics; NULL: not known, and taken as true';
 comment on column scores.evaluated_at is 'when it was measured, as its source says it';
 

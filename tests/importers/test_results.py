@@ -45,7 +45,7 @@ def test_lm_eval():
     arith = scores["tiny_arith", "acc"]
     assert arith == Score(
         "tiny_arith", "acc", 4 / 12, "/models/chat", pytest.approx((1 / 3 * 2 / 3 / 11) ** 0.5), 2, "test", "lm_eval",
-        arith.evaluated_at, higher_is_better=True,
+        arith.evaluated_at, "version 1", higher_is_better=True,
     )  # fmt: skip
     assert abs(arith.evaluated_at - datetime(2026, 11, 21, 5, 37, 55, tzinfo=UTC)).total_seconds() < 10
     assert ("tiny_gen", "exact_match,strict-match") in scores and ("tiny_group", "acc") in scores

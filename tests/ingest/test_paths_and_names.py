@@ -195,3 +195,44 @@ def test_a_recipe_that_takes_the_model_itself_did_not_make_it(db, tmp_path):
     assert parents(db, "org/m") == [("org/base", "finetune")]
     assert "the merge that takes 'org/m', and so made another model" in notes(told)
     assert db.sql("select relation from models where name = 'org/m'").rows() == [("finetune",)]
+
+
+def test_results_by_themselves_that_name_no_model_say_whose_they_are_taken_as(db, tmp_path):
+    folder = tmp_path / "downloads"
+    folder.mkdir()
+    results = folder / "results_1.json"
+    results.write_text(json.dumps({"results": {"t": {"acc,none": 0.5}}, "config": {"model": "Mine"}}))
+    assert "does not say which model was tested: taken as downloads" in notes(db.import_([str(results)]))
+    assert "does not say" not in notes(db.import_([str(results)], name="org/m"))
+    assert db.sql("select model from scores order by all").rows() == [("downloads",), ("org/m",)]
+    (folder / "config.json").write_text("{}")
+    assert "does not say" not in notes(db.import_([str(results)]))
+
+
+COMMIT = "0" * 39 + "1"
+
+
+@pytest.mark.parametrize(
+    ("path", "parent"),
+    [
+        ("/root/models/Base-7B/", "org/base-7b"),
+        ("C:\\models\\base-7b", "org/base-7b"),
+        (f"/root/.cache/huggingface/hub/models--org--x/snapshots/{COMMIT}", f"org/x@{COMMIT}"),
+    ],
+)
+def test_a_path_is_the_model_whose_name_it_ends_in(db, tmp_path, path, parent):
+    """Of the model that the card beside an adapter names; a place in a cache of the Hub says itself which it is."""
+    folder = tmp_path / "m"
+    source = adapter(folder, {"peft_type": "LORA", "r": 1, "base_model_name_or_path": path})
+    if parent == "org/base-7b":
+        card(folder, "base_model: org/base-7b\nlibrary_name: peft")
+    assert "disk" not in notes(db.import_([source]))
+    assert set(parents(db, "m")) == {(parent, "adapter")}
+
+
+def test_two_files_that_name_two_bases_of_an_adapter_are_told(db, tmp_path):
+    folder = tmp_path / "m"
+    source = adapter(folder, {"peft_type": "LORA", "r": 1, "base_model_name_or_path": "org/b"})
+    card(folder, "base_model: org/a\nlibrary_name: peft")
+    assert "org/b and org/a are both named as what it adapts" in notes(db.import_([source]))
+    assert parents(db, "m") == [("org/a", "adapter"), ("org/b", "adapter")]

@@ -2,8 +2,14 @@
 
 from dataclasses import replace
 
-from kinbase.checkpoint import Score
+import pytest
+
+from kinbase.checkpoint import Edge, Score
+from kinbase.cli.pages import model_page
+from kinbase.query.details import details
 from kinbase.query.scores import readings
+from kinbase.store.lineage import put_edges
+from kinbase.store.names import named_all
 from kinbase.store.scores import put_scores
 
 
@@ -40,3 +46,30 @@ def test_averages_of_two_sources_do_not_meet(empty):
         ("a", "average", 50.0),
         ("b", "average", 60.0),
     ]
+
+
+def test_the_page_of_a_model_says_what_each_score_is_of(empty):
+    tests = [Score("x", "acc", 0.5, "a"), Score("x", "acc", 0.6, "a", split="test@v2", template="version 2")]
+    with empty.store.writing() as con:
+        put_scores(con, None, tests)
+    lines = list(model_page(empty.show("a").row(0, named=True)))
+    (head,) = [line for line in lines if "benchmark" in line]
+    assert head.split() == ["benchmark", "metric", "value", "stderr", "n_shot", "split", "template", "source"]
+    assert any("test@v2" in line and "version 2" in line for line in lines)
+    with empty.store.writing() as con:
+        put_scores(con, None, [Score("x", "acc", 0.5, "b")])
+    assert not any("template" in line for line in model_page(empty.show("b").row(0, named=True)))
+
+
+@pytest.mark.parametrize(("source", "gain"), [("card", None), ("lm_eval", 71.5)])
+def test_a_gain_is_over_parents_on_one_scale(empty, source, gain):
+    """Of one program 72 and 0.5 are of one scale, of two cards they are not."""
+    with empty.store.writing() as con:
+        put_edges(con, "child", "f", [Edge("a", "finetune", "card")])
+        put_scores(
+            con, None, [Score("x", "acc", v, m, source=source) for m, v in {"a": 0.5, "child": 72.0}.items()]
+        )
+        (child,) = named_all(con, ["child"]).values()
+    with empty.store.reading() as con:
+        (found,) = details(con, child).scores
+    assert found.gain == gain
