@@ -46,10 +46,12 @@ def rm(db: "Callable[[], Kinbase]", models: tuple[str, ...], yes: bool) -> None:
 def _hanging(name: str, children: int, members: int, copies: tuple[str, ...]) -> str:
     parts = []
     if children:
-        parts.append(f"{children} models were made from it and go on naming it")
+        were = "model was made from it and goes" if children == 1 else "models were made from it and go"
+        parts.append(f"{children} {were} on naming it")
     if members:
         parts.append(
-            f"{members} are measured against it: what is known stays, no more is measured without it"
+            f"{members} {'is' if members == 1 else 'are'} measured against it: what is known stays, no more is measured "
+            "without it"
         )
     if copies:
         parts.append(f"{', '.join(copies)} have its weights: import them again for kinship of their own")

@@ -42,16 +42,23 @@ def _write(db: "Kinbase", output: str, kind: str, *names: str, **options: Any) -
 @click.option("--block", type=click.Choice(["all", "attn", "mlp", "norm", "embed", "head", "other"]), default="all",
               show_default=True, help="Of tensors.")  # fmt: skip
 @click.option("--layer", metavar="N", type=click.IntRange(0), help="Of one layer, counted from 0.")
+@click.option(
+    "--nearest",
+    metavar="N",
+    type=int,
+    help="Of one MODEL: so many of its kin; of a base: of its nearest members.",
+)
 @output_option
 @click.pass_obj
 def heatmap(
-    db: "Callable[[], Kinbase]", models: tuple[str, ...], metric: str, block: str, layer: int | None, output: str
+    db: "Callable[[], Kinbase]", models: tuple[str, ...], metric: str, block: str, layer: int | None, nearest: int | None,
+    output: str
 ) -> None:  # fmt: skip
     """Kinship of every pair of the MODELs, or of all, clustered, with its dendrogram.
 
     One MODEL: with its nearest kin; a base: its family.
     """
-    _write(db(), output, "heatmap", *models, metric=metric, block=block, layer=layer)
+    _write(db(), output, "heatmap", *models, metric=metric, block=block, layer=layer, nearest=nearest)
 
 
 @plot.command(short_help="a family, a column a generation")
@@ -59,11 +66,12 @@ def heatmap(
 @click.option(
     "--depth", metavar="N", type=click.IntRange(1), default=1000, help="At most N generations away."
 )
+@click.option("--nearest", metavar="N", type=int, help="Of its descendants the N nearest.")
 @output_option
 @click.pass_obj
-def tree(db: "Callable[[], Kinbase]", model: str, depth: int, output: str) -> None:
+def tree(db: "Callable[[], Kinbase]", model: str, depth: int, nearest: int | None, output: str) -> None:
     """Ancestors and descendants of a MODEL, a column a generation, with relation and score; of a base, its FAMILY."""
-    _write(db(), output, "tree", model, depth=depth)
+    _write(db(), output, "tree", model, depth=depth, nearest=nearest)
 
 
 @plot.command(short_help="kinship of two models, layer by layer")

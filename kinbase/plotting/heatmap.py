@@ -25,10 +25,16 @@ NEAREST = 40
 
 
 def draw(
-    store: Store, *models: str, metric: str = "pcc", block: str = "all", layer: int | None = None
+    store: Store,
+    *models: str,
+    metric: str = "pcc",
+    block: str = "all",
+    layer: int | None = None,
+    nearest: int | None = None,
 ) -> Plot:
     """The square of `models`: of one, with its nearest kin, or its family if it is a base; of none, of all that have kinship.
 
+    `nearest`: only so many of one model's kin, or of the members that moved least from their base.
     `metric` is pcc, cs or ed; `block` and `layer` take the tensors of one kind and of one layer. Rows are in the order
     of `kinbase.query.kinship.matrix`: average linkage of the whole models' 1 - PCC, leaves turned so that neighbours are
     alike. A pair that is not measured is hatched, and counts as unrelated in the clustering. Raises KinbaseError when
@@ -39,7 +45,7 @@ def draw(
     if block not in kinship.BLOCKS:
         raise UsageError(f"there is no block {block!r}: choose of {', '.join(kinship.BLOCKS)}")
     with store.reading() as con:
-        square = kinship.matrix(con, _chosen(con, models), block, layer)
+        square = kinship.matrix(con, _chosen(con, models, nearest), block, layer)
     if not square.known(metric):
         raise KinbaseError(
             "no kinship is known among these models: `kinbase kin` measures it where their files are still there"
@@ -52,17 +58,26 @@ def draw(
     return _drawn(square, metric, ", ".join(what))
 
 
-def _chosen(con: Connection, models: tuple[str, ...]) -> list[Model]:
+def _chosen(con: Connection, models: tuple[str, ...], nearest: int | None) -> list[Model]:
     """The models to draw. Raises KinbaseError when they are too many, before anything is read of them."""
     named = [meant(con, model) for model in models]
+    if nearest is not None:
+        if len(set(named)) != 1:
+            raise UsageError("--nearest is of one model: name it, or a base")
+        if not 2 <= nearest <= MOST:
+            raise UsageError(f"--nearest is a number from 2 to {MOST}, which fit on a heatmap, not {nearest}")
+        own = named[0].id
+        if is_base(con, own):
+            return kinship.members_nearest(con, own, nearest)
+        return kinship.relatives(con, own, nearest + 1)
     if len(set(named)) == 1:
         chosen = kinship.relatives(con, named[0].id, MOST + 1 if is_base(con, named[0].id) else NEAREST)
     else:
         chosen = named or kinship.with_kinship(con, MOST + 1)
     if len(chosen) > MOST:
         raise KinbaseError(
-            f"more than {MOST} models have kinship here, and {MOST} fit on a heatmap: name those to draw, "
-            f"or one that is no base to have its {NEAREST - 1} nearest kin"
+            f"more than {MOST} models have kinship here, and {MOST} fit on a heatmap: name those to draw, or one and "
+            f"--nearest {MOST // 3}, which draws its nearest kin (of a base, the members that moved least from it)"
         )
     return chosen
 

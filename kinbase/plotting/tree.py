@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.patches import PathPatch
 from matplotlib.path import Path
 
-from kinbase.errors import KinbaseError
+from kinbase.errors import KinbaseError, UsageError
 from kinbase.plotting.figure import COLOURS, Plot, figure_of, label, put, text_width
 from kinbase.plotting.layout import Layout, layered
 from kinbase.plotting.marks import FAINT, INK, SOFT, Spot
@@ -39,20 +39,30 @@ EDGES = {False: "#9dbbd3", True: "#e0a480"}
 """Of edges to a model of one parent, and to a merge."""
 
 
-def draw(store: Store, model: str, *, depth: int = 1000) -> Plot:
-    """The lineage around `model`, up to `depth` generations away; of a base, its family.
+def draw(store: Store, model: str, *, depth: int = 1000, nearest: int | None = None) -> Plot:
+    """The lineage around `model`, up to `depth` generations away; of a base, its family; of descendants the `nearest`.
 
     Columns are generations: steps along the longest line from a model made from nothing known. The base
     that a merge's deltas were taken against is no parent. Claims that go in a circle are cut, and told.
     """
     with store.reading() as con:
-        around = lineage.around(con, model, depth=depth)
+        if nearest is not None and not 1 <= nearest < MOST:
+            raise UsageError(
+                f"--nearest is a number from 1 to {MOST - 1:,}, which fit on a drawing, not {nearest}"
+            )
+        around = lineage.around(con, model, depth=depth, most=MOST if nearest is None else nearest)
+        if around.graph["is_part"] and nearest is None:
+            raise KinbaseError(
+                f"{label(around.graph['focus'], 60)} has more than {MOST:,} descendants, and {MOST:,} models fit on a drawing: "
+                f"--nearest {MOST // 10} draws the nearest, --depth takes fewer generations"
+            )
         graph = lineage.without_bases(around)
         bases, scores = families(con, list(graph)), model_scores(con, list(graph))
     focus = around.graph["focus"]
     if len(graph) > MOST:
         raise KinbaseError(
-            f"{label(model, 60)} has {len(graph) - 1:,} relatives, and {MOST:,} fit on a drawing: take fewer with --depth"
+            f"{label(model, 60)} has {len(graph) - 1:,} relatives, and {MOST:,} fit on a drawing: take fewer with --depth "
+            "or --nearest"
         )
     if len(graph) == 1:
         raise KinbaseError(

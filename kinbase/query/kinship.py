@@ -81,6 +81,12 @@ where base_id = $1 and (
 order by name limit $2
 """
 
+MEMBERS_NEAREST = """
+select m.model_id, any_value(m.name) from raw.model m join deltas d on d.model = m.name
+where m.base_id = $1 and d.base = (select name from raw.model where model_id = $1)
+group by m.model_id order by sum(d.l2 * d.l2), any_value(m.name) limit $2
+"""
+
 WITH_KINSHIP = """
 with known as (
     select a_id as id from raw.pair union select b_id from raw.pair
@@ -216,6 +222,11 @@ def relatives(con: Connection, model: int, limit: int) -> list[Model]:
         else []
     )
     return [*(Model(*row) for row in rows), *kin]
+
+
+def members_nearest(con: Connection, base: int, limit: int) -> list[Model]:
+    """The `limit` members of a base's family that moved least from it, by the length of their change, the nearest first."""
+    return [Model(*row) for row in con.execute(MEMBERS_NEAREST, [base, limit]).fetchall()]
 
 
 def with_kinship(con: Connection, limit: int | None) -> list[Model]:

@@ -26,6 +26,8 @@ def rename(con: Connection, model: str, name: str, *, forget: bool = False) -> N
     Raises KinbaseError when the name is another model's.
     """
     _refuse_empty(name, "name")
+    if name == model:
+        raise KinbaseError(f"{model!r} is called that already")
     model_id, holder = named(con, model), find(con, name)
     if holder is not None and holder != model_id:
         other = name_of(con, holder)
@@ -40,7 +42,7 @@ def rename(con: Connection, model: str, name: str, *, forget: bool = False) -> N
         )
     con.execute("delete from raw.alias where alias = ? and model_id = ?", [name, model_id])
     con.execute("update raw.model set name = ? where model_id = ?", [name, model_id])
-    if not forget and model != name:
+    if not forget:
         con.execute("insert into raw.alias values (?, ?, 'name')", [model, model_id])
 
 

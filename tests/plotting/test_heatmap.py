@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 from plotted import texts
 
+from kinbase.errors import KinbaseError, UsageError
+from kinbase.plotting import heatmap
 from kinbase.query.clustering import cluster
 
 
@@ -60,6 +62,22 @@ def test_one_model_is_drawn_with_its_kin_and_a_base_with_its_family(db, publishe
     assert set(db.plot("heatmap", "base").grid.names) == {"ft_a", "ft_b", "ft_c", "merge_ab"}
     names = published.plot("heatmap", "WizardLM-2").grid.names
     assert set(names) == {"WizardLM-2", *published.nearest_kin("WizardLM-2")["model"]}
+
+
+def test_the_nearest_are_drawn_where_all_are_too_many(db, monkeypatch):
+    moved = db.sql("select model, sqrt(sum(l2 * l2)) as l2 from deltas group by model order by l2")[
+        "model"
+    ].to_list()
+    assert set(db.plot("heatmap", "base", nearest=2).grid.names) == set(moved[:2])
+    kin = db.nearest_kin("ft_a", 2)["model"].to_list()
+    assert set(db.plot("heatmap", "ft_a", nearest=2).grid.names) == {"ft_a", *kin}
+    with pytest.raises(UsageError, match="of one model"):
+        db.plot("heatmap", "ft_a", "ft_b", nearest=2)
+    monkeypatch.setattr(heatmap, "MOST", 3)
+    with pytest.raises(KinbaseError, match=r"more than 3 models .* --nearest 1"):
+        db.plot("heatmap", "base")
+    with pytest.raises(UsageError, match="from 2 to 3"):
+        db.plot("heatmap", "base", nearest=4)
 
 
 def test_clusters_stand_together_and_the_unknown_apart():

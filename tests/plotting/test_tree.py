@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from plotted import texts
 
-from kinbase.plotting import layout
+from kinbase.errors import KinbaseError, UsageError
+from kinbase.plotting import layout, tree
 
 
 def test_tree_draws_every_model_and_every_edge_but_the_bases_of_merges(published, db):
@@ -34,6 +35,19 @@ def test_tree_draws_every_model_and_every_edge_but_the_bases_of_merges(published
 
     plot = published.plot("tree", "YamshadowExp28")
     assert sum(len(spot.x) == 1 for spot in plot.spots) == 29  # its 28 ancestors and itself
+
+
+def test_the_nearest_descendants_are_drawn_where_all_are_too_many(published, monkeypatch):
+    monkeypatch.setattr(tree, "MOST", 3)
+    name = "Marcoroni-7B-v3"
+    with pytest.raises(KinbaseError, match="--nearest"):
+        published.plot("tree", name)
+    with pytest.raises(UsageError, match="from 1 to 2"):
+        published.plot("tree", name, nearest=3)
+    monkeypatch.undo()
+    drawn = published.tree(name, up=True, down=True, most=2)
+    assert drawn.graph["is_part"]
+    published.plot("tree", name, nearest=2)
 
 
 def test_tree_tells_scores_and_circles(published, empty):

@@ -105,6 +105,13 @@ def test_no_file_replaces_what_was_set(db, tmp_path):
         db.set("ft_a", created_at="last week")
 
 
+def test_a_name_is_not_given_to_the_model_that_has_it(db):
+    number = db.log().height
+    with pytest.raises(KinbaseError, match="is called that already"):
+        db.rename("ft_a", "ft_a")
+    assert db.log().height == number
+
+
 def test_a_score_is_of_the_benchmark_that_is_known(db):
     db.score("ft_a", "GSM8K", 61.5, metric="exact_match")
     (row,) = db.score("ft_b", "gsm8k", 60).to_dicts()
