@@ -13,7 +13,7 @@ from math import prod
 from typing import TypeVar
 
 from kinbase.checkpoint import FLOAT_DTYPES, Checkpoint, Tensor
-from kinbase.checkpoint.layouts import is_conv1d, transposed, views
+from kinbase.checkpoint.layouts import is_conv1d, transposed, turned_experts, turned_stacks, views
 from kinbase.checkpoint.names import bare, is_other_tower
 from kinbase.checkpoint.parts import Part, is_numbered, part_of
 
@@ -165,8 +165,21 @@ def _in_other_layouts(
         aligned[wanted[view.name]] = view
     for name in [name for name, tensor in left.items() if tensor.name in used]:
         del left[name]
-    turned = _turned(base, aligned)
+    turned = _turned(base, aligned) | _turned_stacks(base, aligned)
     return {view.name for view in found} | turned
+
+
+def _turned_stacks(base: Sequence[Tensor], aligned: list[Tensor | None]) -> set[str]:
+    """Turn stacks of experts that are [experts, in, out] on one side and [experts, out, in] on the other, in place."""
+    ours = turned_stacks(base)
+    theirs = turned_stacks(
+        [replace(m, name=t.name) for t, m in zip(base, aligned, strict=True) if m is not None]
+    )
+    for position, tensor in enumerate(base):
+        match = aligned[position]
+        if match is not None and tensor.name in ours ^ theirs:
+            aligned[position] = replace(turned_experts(match), name=tensor.name)
+    return set(ours ^ theirs)
 
 
 def _turned(base: Sequence[Tensor], aligned: list[Tensor | None]) -> set[str]:

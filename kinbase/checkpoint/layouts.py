@@ -8,7 +8,7 @@ What is needed is read when the view is read; a transposed matrix is turned in m
 import re
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from math import prod
 
@@ -41,6 +41,7 @@ _PHRASES = tuple(
     (re.compile(pattern), term)
     for pattern, term in (
         (r"^encoder\.layer(?=\.\d)", "layers"),
+        (r"\.(gate_up|down)_projs\.(\d+)(?=\.(weight|bias)$)", r".\2.\1_proj"),
         (r"\.attn\.(output\.dense|out_proj|proj)\b", ".attn.o_proj"),
         (r"(?<=\d)\.intermediate\.dense\b", ".mlp.fc1"),
         (r"(?<=\d)\.output\.dense\b", ".mlp.fc2"),
@@ -51,6 +52,8 @@ _PHRASES = tuple(
 """What is called in several words, or in others, by models that transformers 5 saves under their old names."""
 _LLAMA_MLP = {"w1": "gate_proj", "w2": "down_proj", "w3": "up_proj"}
 _QUERY_OR_KEY = re.compile(r"\.attn\.[qk]_proj\.(weight|bias)$")
+_SINKS = re.compile(r"(^|\.)(self_)?attn\.sinks$")
+"""A tensor of gpt-oss, whose gates and ups lie row by row in turn."""
 _CONV1D = re.compile(r"(^|\.)(c_attn|c_fc|c_proj|q_attn)\.weight$")
 
 MOST_EXPERTS = 4096
@@ -66,6 +69,25 @@ class Part:
     tensor: Tensor
     start: int
     nbytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Build:
+    """What a model's tensors tell together of how each of them is laid out.
+
+    `is_paired`: rotary pairs of queries and keys lie side by side, and not half a head apart; `is_interleaved`: gates and ups
+    lie in turn; `turned`: names of stacks of experts that are [experts, in, out].
+    """
+
+    is_paired: bool
+    is_interleaved: bool
+    turned: frozenset[str]
+
+    @classmethod
+    def of(cls, tensors: Sequence[Tensor]) -> "Build":
+        """The build of a model, by names and shapes."""
+        names = [tensor.name for tensor in tensors]
+        return cls(any(map(_PAIRED.search, names)), any(map(_SINKS.search, names)), turned_stacks(tensors))
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,20 +110,22 @@ def views(
         return [], set()
     turned = lru_cache(maxsize=4)(_turn)
     mine = _atoms(member, _plain_shapes(base), heads, turned)
-    is_paired = _is_paired(base)
+    build = Build.of(base)
     found: list[Tensor] = []
     used: set[str] = set()
     known = {name: atom.shape for name, atom in mine.items() if atom is not None}
     for tensor in base:
         if tensor.dtype not in FLOAT_DTYPES:
             continue
-        wanted = list(_taken_apart(tensor, known, heads, is_paired=is_paired))
+        is_turned = tensor.name in build.turned
+        laid = replace(tensor, shape=(tensor.shape[0], *tensor.shape[:0:-1])) if is_turned else tensor
+        wanted = list(_taken_apart(laid, known, heads, build))
         atoms = [mine.get(name) for name, _, _ in wanted]
         if not atoms or any(a is None or a.shape != s for a, (_, s, _) in zip(atoms, wanted, strict=True)):
             continue
-        view = _put_together(tensor, [a for a in atoms if a], [ranges for _, _, ranges in wanted])
+        view = _put_together(laid, [a for a in atoms if a], [ranges for _, _, ranges in wanted])
         if view is not None:
-            found.append(view)
+            found.append(turned_experts(view) if is_turned else view)
             used |= {a.origin.name for a in atoms if a}
     return found, used
 
@@ -162,12 +186,13 @@ def _atoms(
 ) -> dict[str, Atom | None]:
     """The atoms of a model by canonical name; None for a name that two have."""
     found: dict[str, Atom | None] = {}
-    is_paired = _is_paired(tensors)
+    build = Build.of(tensors)
     for tensor in tensors:
         if tensor.dtype not in FLOAT_DTYPES:
             continue
-        for source in _faces(tensor, other, turned):
-            pieces = list(_taken_apart(source, other, heads, is_paired=is_paired))
+        faces = [turned_experts(tensor)] if tensor.name in build.turned else _faces(tensor, other, turned)
+        for source in faces:
+            pieces = list(_taken_apart(source, other, heads, build))
             if len(pieces) > 1 or source is tensor:
                 for name, shape, ranges in pieces:
                     parts = tuple(Part(source, start, nbytes) for start, nbytes in ranges)
@@ -194,9 +219,45 @@ Piece = tuple[str, tuple[int, ...], list[tuple[int, int]]]
 """Canonical name, shape, and the byte ranges (start, length) of an atom in its tensor."""
 
 
-def _is_paired(tensors: Sequence[Tensor]) -> bool:
-    """Whether the rows of a model's queries and keys have rotary pairs side by side, and not half a head apart."""
-    return any(_PAIRED.search(tensor.name) for tensor in tensors)
+def turned_stacks(tensors: Sequence[Tensor]) -> frozenset[str]:
+    """The stacks of experts that are [experts, in, out]: of a module whose gates and ups end in as many as twice its downs begin
+    with."""
+    stacks: dict[str, dict[str, Tensor]] = {}
+    for tensor in tensors:
+        if len(tensor.shape) == 3 and (stack := _experts(tensor, canonical(tensor.name))):
+            stacks.setdefault(stack[0], {})["down" if stack[1] == "down_proj" else stack[1]] = tensor
+    found: set[str] = set()
+    for module in stacks.values():
+        fused = [module[leaf] for leaf in _GATE_UP if leaf in module]
+        if len(fused) == 1 and "down" in module:
+            (_, ins, outs), (_, inner, width) = fused[0].shape, module["down"].shape
+            if ins == width and outs == 2 * inner:
+                found |= {fused[0].name, module["down"].name}
+    return frozenset(found)
+
+
+def turned_experts(tensor: Tensor) -> Tensor:
+    """A stack of matrices with each of them turned as it is read, one expert in memory at a time."""
+    experts, rows, columns = tensor.shape
+    size = tensor.nbytes // experts
+    turned = lru_cache(maxsize=2)(lambda expert: _turn(_slice(tensor, expert, (rows, columns))))
+
+    def read(start: int, out: memoryview) -> None:
+        while out:
+            expert, within = divmod(start, size)
+            length = min(len(out), size - within)
+            out[:length] = memoryview(turned(expert))[within : within + length]
+            out, start = out[length:], start + length
+
+    return Tensor(tensor.name, tensor.dtype, (experts, columns, rows), read, grid=tensor.grid)
+
+
+def _slice(tensor: Tensor, expert: int, shape: tuple[int, ...]) -> Tensor:
+    """One matrix of a stack."""
+    size = tensor.nbytes // tensor.shape[0]
+    return Tensor(
+        tensor.name, tensor.dtype, shape, lambda start, out: tensor.read(expert * size + start, out)
+    )
 
 
 def _unpaired(tensor: Tensor, name: str, heads: tuple[int, int] | None) -> Iterator[Piece]:
@@ -214,11 +275,11 @@ def _unpaired(tensor: Tensor, name: str, heads: tuple[int, int] | None) -> Itera
 
 
 def _taken_apart(
-    tensor: Tensor, other: Mapping[str, tuple[int, ...]], heads: tuple[int, int] | None, *, is_paired: bool
+    tensor: Tensor, other: Mapping[str, tuple[int, ...]], heads: tuple[int, int] | None, build: Build
 ) -> Iterator[Piece]:
     """The atoms that a tensor consists of: itself, where it is one."""
     name = canonical(tensor.name)
-    if is_paired and _QUERY_OR_KEY.search(name):
+    if build.is_paired and _QUERY_OR_KEY.search(name):
         yield from _unpaired(tensor, name, heads)
         return
     stacked = _experts(tensor, name)
@@ -226,28 +287,36 @@ def _taken_apart(
         prefix, leaf, count = stacked
         shape = tensor.shape[1:]
         size = prod(shape) * DTYPE_BYTES[tensor.dtype]
+        end = "bias" if len(shape) == 1 else "weight"
         for expert in range(count):
-            one = Tensor(f"{prefix}.{expert}.{leaf}.weight", tensor.dtype, shape, tensor.read)
-            for atom, extents, ranges in _matrix(one, one.name, other, heads):
+            one = Tensor(f"{prefix}.{expert}.{leaf}.{end}", tensor.dtype, shape, tensor.read)
+            for atom, extents, ranges in _matrix(one, one.name, other, heads, build):
                 yield atom, extents, [(expert * size + start, length) for start, length in ranges]
     else:
-        yield from _matrix(tensor, name, other, heads)
+        yield from _matrix(tensor, name, other, heads, build)
 
 
 def _experts(tensor: Tensor, name: str) -> tuple[str, str, int] | None:
-    """(what stands before the number, what after it, experts) of a stack [experts, out, in]."""
+    """(what stands before the number, what after it, experts) of a stack [experts, out, in], or of biases [experts, out]."""
     parts = name.removesuffix(".weight").split(".")
-    leaf = parts[-1]
-    if len(tensor.shape) != 3 or not 0 < tensor.shape[0] <= MOST_EXPERTS:
+    is_inside = len(parts) > 1 and parts[-2] == "experts"
+    is_bias = len(tensor.shape) == 2 and parts[-1].endswith("_bias") and is_inside
+    leaf = parts[-1].removesuffix("_bias") if is_bias else parts[-1]
+    leaf = {"fc1": "gate_up_proj", "fc2": "down_proj"}.get(leaf, leaf) if is_inside else leaf
+    if not (len(tensor.shape) == 3 or is_bias) or not 0 < tensor.shape[0] <= MOST_EXPERTS:
         return None
     if leaf not in _GATE_UP | _DOWN | {"gate_proj", "up_proj"}:
         return None
-    prefix = parts[:-1] if len(parts) > 1 and parts[-2] == "experts" else [*parts[:-1], "experts"]
+    prefix = parts[:-1] if is_inside else [*parts[:-1], "experts"]
     return ".".join(prefix), "down_proj" if leaf in _DOWN else leaf, tensor.shape[0]
 
 
 def _matrix(
-    tensor: Tensor, name: str, other: Mapping[str, tuple[int, ...]], heads: tuple[int, int] | None
+    tensor: Tensor,
+    name: str,
+    other: Mapping[str, tuple[int, ...]],
+    heads: tuple[int, int] | None,
+    build: Build,
 ) -> Iterator[Piece]:
     """The atoms of one matrix (or bias) called `name`, by its rows."""
     parts = name.split(".")
@@ -255,7 +324,7 @@ def _matrix(
     leaf = parts[-2] if end and len(parts) > 1 else parts[-1]
     row = prod(tensor.shape[1:]) * DTYPE_BYTES[tensor.dtype]
     rows = tensor.shape[0] if tensor.shape else 0
-    if leaf in _GATE_UP and rows and rows % 2 == 0:
+    if leaf in _GATE_UP and rows and rows % 2 == 0 and not build.is_interleaved:
         half = rows // 2
         for number, word in enumerate(("gate_proj", "up_proj")):
             yield _sibling(name, word), (half, *tensor.shape[1:]), [(number * half * row, half * row)]

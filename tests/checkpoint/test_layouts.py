@@ -125,6 +125,48 @@ def test_stacked_and_separate_experts_are_one_model_both_ways(experts):
     assert_same(stacked(experts), experts)
 
 
+def turned(stack):
+    """The same stack with each expert's matrices [in, out], as grouped products read them."""
+    return {n: t.transpose(1, 2).contiguous() if t.ndim == 3 else t for n, t in stack.items()}
+
+
+def test_stacks_of_experts_that_are_in_by_out_are_turned_both_ways(experts):
+    stack = stacked(experts)
+    assert_same(experts, turned(stack))
+    assert_same(turned(stack), experts)
+    assert_same(stack, turned(stack))
+    assert_same(turned(stack), stack)
+    grouped = stacked(experts, ("fc1.weight", "fc2.weight"))
+    assert_same(turned(grouped), stack)
+    assert_same(stack, turned(grouped))
+
+
+def test_experts_whose_gates_and_ups_lie_in_turn_are_not_parted(draw):
+    stack = {
+        "model.layers.0.self_attn.sinks": draw(2),
+        "model.layers.0.mlp.experts.gate_up_proj": draw(EXPERTS, HIDDEN, 2 * INNER),
+        "model.layers.0.mlp.experts.gate_up_proj_bias": draw(EXPERTS, 2 * INNER),
+        "model.layers.0.mlp.experts.down_proj": draw(EXPERTS, INNER, HIDDEN),
+        "model.layers.0.mlp.experts.down_proj_bias": draw(EXPERTS, HIDDEN),
+    }
+    at = "model.layers.0.mlp.experts."
+    single = {"model.layers.0.self_attn.sinks": stack["model.layers.0.self_attn.sinks"]} | {
+        f"{at}{n}_projs.{e}.{end}": one.T.contiguous() if one.ndim == 2 else one
+        for n in ("gate_up", "down")
+        for end in ("weight", "bias")
+        for e, one in enumerate(stack[f"{at}{n}_proj{'_bias' * (end == 'bias')}"])
+    }
+    assert_same(stack, single)
+    assert_same(single, stack)
+    halves = {
+        name.replace("gate_up_projs", f"{half}_projs"): part.contiguous()
+        for name, t in single.items()
+        for half, part in zip(("gate", "up"), t.chunk(2), strict=True)
+        if "gate_up" in name
+    }
+    assert all(found is None for found in align(model(stack), model(halves))[0])
+
+
 def test_a_stack_of_other_experts_is_not_taken_apart(experts):
     fewer = {name: t for name, t in experts.items() if ".experts.2." not in name}
     member = stacked(experts)
