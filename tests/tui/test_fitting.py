@@ -137,6 +137,15 @@ def test_what_a_command_says_fits_its_window(odd):
     run(odd, steps, (80, 24))
 
 
+def test_the_keys_are_told_whole_in_the_narrowest_terminal(odd):
+    async def steps(app, pilot):
+        await press(app, pilot, "question_mark")
+        shown = " ".join(screen_text(app).replace("│", " ").split())
+        assert app.screen.told and all(what.split()[-1] in shown for _, what in app.screen.told)
+
+    run(odd, steps, (60, 50))
+
+
 def test_chosen_columns_can_be_told_without_colours(odd):
     async def steps(app, pilot):
         await press(app, pilot, "t", "o")

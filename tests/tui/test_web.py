@@ -67,7 +67,8 @@ def test_the_tree_is_seen_in_a_browser_and_keys_reach_it(served):
             # The browser drew it: text and panes in several colours on the page's canvas.
             await tab.until(f"{COLOURS} > 20")
             tab.received = b""
-            await tab.evaluate("document.querySelector('.xterm-helper-textarea').focus()")
+            # Nobody clicked: the keyboard is the terminal's from the start.
+            await tab.until("document.activeElement.classList.contains('xterm-helper-textarea')")
             # A key before the tree is read is lost, as it may be on a busy machine; this one opens and never closes.
             await sees("ft_a", "ft_b", "ft_c", press="ArrowRight")
             await tab.type("2")

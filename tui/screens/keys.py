@@ -1,5 +1,6 @@
 """The keys of a screen, in a window over it."""
 
+from textwrap import wrap
 from typing import Any, ClassVar
 
 from textual.app import ComposeResult
@@ -11,6 +12,8 @@ from textual.widgets import Static
 
 WIDE = 100
 """Columns of the terminal from which on the keys stand in two columns."""
+FRAME = 10
+"""Columns of the terminal that are not the text's: borders, blanks, a scrollbar, and what shows of the screen behind."""
 SCREENS = ("1 to 5, F2 to F6", "Families, Kinship, Lineage, SQL, Evolution")
 OBVIOUS = frozenset(
     ("up", "down", "left", "right", "home", "end", "pageup", "pagedown", "tab", "shift+tab", "ctrl+c", "ctrl+home", "ctrl+end",
@@ -65,8 +68,11 @@ class KeysWindow(ModalScreen[None]):
 
     def _lines(self) -> Content:
         longest = max((len(key) for key, _ in self.told), default=0)
+        room = max(self.app.size.width - longest - FRAME, 20)
         lines = [
-            Content.assemble((f"{key:>{longest}}", "bold $accent"), f"  {what}") for key, what in self.told
+            Content.assemble((f"{key if not number else '':>{longest}}", "bold $accent"), f"  {part}")
+            for key, what in self.told
+            for number, part in enumerate(wrap(what, room))
         ]
         if self.app.size.width < WIDE:
             return Content("\n").join(lines)

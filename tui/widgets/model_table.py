@@ -127,7 +127,8 @@ The family of the current model, or what the filter lets through, as a table. **
             self.go(place)
         self._bound = None
         more = f"{tables.MOST:,} of more" if self.found.more else plural(len(rows), "model")
-        self.border_title = f"Models · {plain(self.found.title, 40)}{self._kin_to}"
+        kin_to = self._kin_to if any(self.found.columns[c] == "kin" for c in self._shown) else ""
+        self.border_title = f"Models · {plain(self.found.title, 40)}{kin_to}"
         self.border_subtitle = f"{more} · by {self.sorted_by}"
 
     @staticmethod
