@@ -88,3 +88,36 @@ def test_what_is_decided_is_right_whoever_is_missing(seed, data):
             assert finding.verdict == UNDECIDABLE or not parents & set(TRUTH) - TRUTH[name]
         else:
             assert parents == TRUTH[name], (name, finding.verdict, finding.reason)
+
+
+def merged_again(seed):
+    """{name: (weights, dtype)} of fine-tunes and merges of merges, and the parents of each merge."""
+    family, rng = Family("BF16", 0.05, count=4, seed=seed), np.random.default_rng(seed)
+    models, truth = {f"t{i}": weights for i, weights in enumerate(family.models)}, {}
+    for i in range(5):
+        parents = [str(name) for name in rng.choice(list(models), rng.choice([2, 2, 3]), replace=False)]
+        shares = rng.dirichlet(np.full(len(parents), 5.0))
+        models[f"m{i}"] = family.rounded(
+            [sum(s * models[p][t] for p, s in zip(parents, shares, strict=True)) for t in range(len(NAMES))]
+        )
+        truth[f"m{i}"] = set(parents)
+    return {name: (weights, "BF16") for name, weights in {"base": family.base, **models}.items()}, truth
+
+
+@given(seed=st.integers(0, 10_000), data=st.data())
+@settings(max_examples=5, deadline=None, suppress_health_check=list(HealthCheck))
+def test_one_more_relative_never_turns_a_right_verdict_into_a_wrong_one(seed, data):
+    models, truth = merged_again(seed)
+    gone = data.draw(st.sets(st.sampled_from(sorted(models.keys() - {"base"})), max_size=2))
+    one = data.draw(st.sampled_from(sorted(models.keys() - {"base"} - gone)))
+    order = data.draw(st.permutations([name for name in models if name not in gone]))
+    after = findings({name: models[name] for name in order})
+    before = findings({name: models[name] for name in order if name != one})
+    for name, finding in after.items():
+        if name not in truth:
+            assert finding.verdict not in (MERGE, ADAPTER, SELECTED, COPY), (name, finding.reason)
+        elif not truth[name] & gone and finding.verdict in (MERGE, SELECTED, COPY):
+            assert {p.parent for p in finding.parents} == truth[name], (name, finding.reason)
+        if name in before and {p.parent for p in before[name].parents} == truth.get(name, set()):
+            right = {p.parent for p in finding.parents} == truth.get(name, set())
+            assert right or finding.verdict == UNDECIDABLE, (name, one, finding.reason)
