@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from kinbase.checkpoint import parquet
-from kinbase.checkpoint.files import is_file, open_regular, read_bounded, shown
+from kinbase.checkpoint.files import is_file, opened, read_bounded, shown
 from kinbase.checkpoint.limits import LIMITS, refuse_many
 from kinbase.checkpoint.untrusted import decoded, head
 from kinbase.errors import CheckpointError
@@ -54,7 +54,7 @@ def rows(source: str, wanted: set[str]) -> Iterator[dict[str, object]]:
         elif suffix == ".json":
             yield from _of_json(source, wanted)
         else:
-            with os.fdopen(open_regular(source), "rb") as file:
+            with opened(source) as file:
                 if os.fstat(file.fileno()).st_size > LIMITS.table_bytes:
                     raise CheckpointError(
                         f"{shown(source)} is larger than {LIMITS.table_bytes} bytes: split the table"

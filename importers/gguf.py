@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from kinbase.checkpoint import Checkpoint, Edge, Facts, Problem, Record
-from kinbase.checkpoint.files import open_regular, shown
+from kinbase.checkpoint.files import opened, shown
 from kinbase.checkpoint.ids import folded, hub_id
 from kinbase.checkpoint.limits import LIMITS
 from kinbase.checkpoint.untrusted import head, model_id, name, problems
@@ -58,7 +58,7 @@ def open(source: str) -> Iterator[Record]:
     """Facts and edges of the model the file holds."""
     path = Path(source)
     try:
-        with os.fdopen(open_regular(path), "rb") as file:
+        with opened(path) as file:
             header = _header(file, os.fstat(file.fileno()).st_size)
     except OSError as error:
         raise CheckpointError(f"cannot read {shown(path)}: {error.strerror}") from None

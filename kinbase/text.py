@@ -4,6 +4,7 @@ Names come from files nobody vouches for: `safe` stands between them and every t
 """
 
 import csv
+import errno
 import json
 import math
 import re
@@ -334,12 +335,29 @@ def table_lines(columns: Sequence[str], rows: Iterable[Row]) -> Iterator[str]:
 
 
 @contextmanager
+def made_whole(path: str | Path) -> Iterator[Path]:
+    """Where a file is written first, beside its place; it is moved there when it is whole, and no half is left.
+
+    Nothing lies there, nor a link that leads somewhere else. Raises OSError, also where the place is a device or a pipe.
+    """
+    if Path(path).exists() and not Path(path).is_file():
+        raise OSError(errno.EEXIST, "it is no regular file", str(path))
+    part = Path(f"{path}.part")
+    part.unlink(missing_ok=True)
+    try:
+        yield part
+        part.replace(path)
+    finally:
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
+
+
+@contextmanager
 def written(path: str) -> Iterator[TextIO]:
     """A text file that is there only when it is whole: written beside its place and moved there.
 
     A device or a pipe is written to as it is. Raises OSError, which names it, when there is no room, or no such folder.
     """
-    part = Path(f"{path}.part")
     if Path(path).exists() and not Path(path).is_file():
         try:
             with open(path, "w", encoding="utf-8", newline="") as out:
@@ -348,11 +366,7 @@ def written(path: str) -> Iterator[TextIO]:
             raise OSError(error.errno, error.strerror or str(error), path) from None
         return
     try:
-        with part.open("w", encoding="utf-8", newline="") as out:
+        with made_whole(path) as part, part.open("x", encoding="utf-8", newline="") as out:
             yield out
-        part.replace(path)
     except OSError as error:
         raise OSError(error.errno, error.strerror or str(error), path) from None
-    finally:
-        with suppress(OSError):
-            part.unlink(missing_ok=True)

@@ -1,6 +1,7 @@
 """Files that a stranger wrote: opened only when regular, read in bounded pieces, named escaped."""
 
 import errno
+import io
 import json
 import os
 import re
@@ -49,6 +50,21 @@ def open_regular(path: str | os.PathLike[str]) -> int:
         return fd
     os.close(fd)
     raise CheckpointError(f"{shown(path)} is not a regular file; give a checkpoint folder or file")
+
+
+class _Raw(io.FileIO):
+    """A file that says so when it has nothing to give for now, as some of the system's have; Python's would return None."""
+
+    def readinto(self, buffer: Any) -> int:
+        count = super().readinto(buffer)
+        if count is None:
+            raise OSError(errno.EAGAIN, "it has nothing to read for now")
+        return count
+
+
+def opened(path: str | os.PathLike[str]) -> io.BufferedReader:
+    """The regular file at `path`, to be read from its beginning; raises CheckpointError as `open_regular` does."""
+    return io.BufferedReader(_Raw(open_regular(path)))
 
 
 def _cause(error: OSError | ValueError) -> str:
@@ -134,7 +150,7 @@ def below(folder: str | os.PathLike[str], name: str) -> Path:
 
 def read_bounded(path: str | os.PathLike[str], limit: int = CONFIG_LIMIT) -> bytes:
     """All bytes of a file of at most `limit` bytes; raises CheckpointError."""
-    with os.fdopen(open_regular(path), "rb") as file:
+    with opened(path) as file:
         try:
             data = file.read(limit + 1)
         except OSError as error:

@@ -9,14 +9,13 @@ infinity) is no value.
 import contextlib
 import itertools
 import math
-import os
 import re
 from collections.abc import Iterable, Iterator
 from datetime import UTC, date, datetime
 from pathlib import Path
 
 from kinbase.checkpoint import Problem
-from kinbase.checkpoint.files import open_regular, shown
+from kinbase.checkpoint.files import opened, shown
 from kinbase.checkpoint.ids import canonical, says_nothing
 from kinbase.errors import CheckpointError
 
@@ -31,7 +30,7 @@ def read_text(path: Path, limit: int) -> tuple[str, bool]:
     Lines end in a line feed, whatever they end in there (Windows, old Macs). What is not UTF-8, or UTF-16 that says
     so, becomes U+FFFD: the YAML and JSON around it can still be read.
     """
-    with os.fdopen(open_regular(path), "rb") as file:
+    with opened(path) as file:
         try:
             data = file.read(limit + 1)
         except OSError as error:
@@ -49,7 +48,7 @@ def decoded(data: bytes) -> str:
 def head(source: str, length: int) -> bytes:
     """The first bytes of a regular file, for recognising it; none where there is no such file."""
     try:
-        with os.fdopen(open_regular(source), "rb") as file:
+        with opened(source) as file:
             return file.read(length)
     except (CheckpointError, OSError):
         return b""

@@ -25,7 +25,10 @@ def parquet_path(output: str | None) -> str:
 
 def write_frame(frame: "pl.DataFrame", form: str | None, output: str | None) -> None:
     if format_of(form, output) == "parquet":
-        frame.write_parquet(parquet_path(output))
+        from kinbase.text import made_whole
+
+        with made_whole(parquet_path(output)) as part:
+            frame.write_parquet(part)
         return
     write(frame.columns, frame.iter_rows(), form, output)
 
@@ -39,13 +42,14 @@ def write(
     on_answer: Callable[[], None] = lambda: None,
 ) -> None:
     """Write rows; `on_answer` hears when the last was taken that is shown on a terminal, before a person reads them."""
-    from kinbase.text import write_rows, written
+    from kinbase.text import made_whole, write_rows, written
 
     form = format_of(form, output)
     if form == "parquet":
         import polars as pl
 
-        pl.DataFrame(list(rows), schema=list(columns), orient="row").write_parquet(parquet_path(output))
+        with made_whole(parquet_path(output)) as part:
+            pl.DataFrame(list(rows), schema=list(columns), orient="row").write_parquet(part)
     elif output:
         with written(output) as out:
             write_rows(columns, rows, form, out)

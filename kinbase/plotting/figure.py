@@ -27,7 +27,7 @@ from matplotlib.textpath import text_to_path
 from kinbase.errors import KinbaseError, UsageError
 from kinbase.plotting.marks import FAINT, INK, SOFT, Grid, Spot
 from kinbase.plotting.page import page, svg
-from kinbase.text import safe, written
+from kinbase.text import made_whole, safe, written
 
 ENDINGS = (".svg", ".png", ".html")
 DPI = 150
@@ -95,13 +95,9 @@ class Plot(Figure):
             raise KinbaseError(f"{path} cannot be written: {error.strerror or error}") from error
 
     def _save_png(self, path: Path) -> None:
-        part = path.with_name(path.name + ".part")
         dpi = min(DPI, WIDEST / max(self.get_size_inches()))
-        try:
+        with made_whole(path) as part:
             self.savefig(part, format="png", dpi=dpi, metadata={"Software": None})
-            part.replace(path)
-        finally:
-            part.unlink(missing_ok=True)
 
 
 def check_ending(path: str) -> None:

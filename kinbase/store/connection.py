@@ -20,6 +20,7 @@ import duckdb
 from kinbase.errors import DatabaseError, DiskError, KinbaseError, QueryError
 from kinbase.schema import scripts
 from kinbase.store import migrations, surface
+from kinbase.text import made_whole
 
 Connection = duckdb.DuckDBPyConnection
 
@@ -154,20 +155,18 @@ class Store:
         """
         if Path(path).exists() and not Path(path).is_file():
             raise DiskError(f"{path} is no regular file: Parquet is written to a file of its own")
-        part = f"{path}.part"
         writer = duckdb.connect()
         try:
             rows = _Stream(con.sql(query))
             writer.register("rows", rows)
-            writer.execute(f"copy (from rows) to '{part.replace(chr(39), 2 * chr(39))}' (format parquet)")
-            Path(part).replace(path)
+            with made_whole(path) as part:
+                quoted = str(part).replace("'", "''")
+                writer.execute(f"copy (from rows) to '{quoted}' (format parquet)")
         except (duckdb.IOException, OSError) as error:
             raise DiskError(f"{path} cannot be written: {no_room(error) or first_line(error)}") from None
         finally:
             with suppress(duckdb.Error):
                 writer.close()
-            with suppress(OSError):
-                Path(part).unlink(missing_ok=True)
 
     @contextmanager
     def mending(self, on_backup: Callable[[Path], None]) -> Iterator[Connection]:

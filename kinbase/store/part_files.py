@@ -11,7 +11,7 @@ from pathlib import Path
 
 import duckdb
 
-from kinbase.checkpoint.files import open_regular, shown
+from kinbase.checkpoint.files import open_regular, opened, shown
 from kinbase.errors import CheckpointError, DiskError
 from kinbase.store.archive import as_pattern
 from kinbase.store.connection import WRITING, no_room
@@ -31,7 +31,7 @@ MEMORY = "1GiB"
 def is_part(path: str | Path) -> bool:
     """Whether a file is one that `write` wrote, by its end; a file that is cut off is not."""
     try:
-        with open(path, "rb") as file:
+        with opened(path) as file:  # no pipe, at which it would wait for ever
             size = file.seek(0, os.SEEK_END)
             file.seek(max(0, size - 8))
             length, magic = struct.unpack("<I4s", file.read(8))
@@ -39,7 +39,7 @@ def is_part(path: str | Path) -> bool:
                 return False
             file.seek(size - 8 - length)
             return KEY.encode() in file.read(length)
-    except (OSError, ValueError, struct.error):
+    except (CheckpointError, OSError, ValueError, struct.error):
         return False
 
 

@@ -275,21 +275,17 @@ def bare(query: str) -> str:
 def _save(con: Any, query: str, path: Path) -> None:
     """Write a query's rows to a file that ends in .parquet or .csv; no half file is left behind."""
     from kinbase.store.connection import Store
-    from kinbase.text import write_rows
+    from kinbase.text import write_rows, written
 
     if path.suffix.lower() == ".parquet":
         Store.write_parquet(con, query, str(path))
         return
-    part = path.with_name(path.name + ".part")
     try:
         result = con.execute(query)
-        with part.open("w", encoding="utf-8", newline="") as out:
+        with written(str(path)) as out:
             write_rows([c[0] for c in result.description or []], Store.stream(result), "csv", out)
-        part.replace(path)
     except OSError as error:
         raise KinbaseError(f"{path} could not be written: {error.strerror}") from error
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def _batches(result: Any) -> Iterator[list[tuple[Any, ...]]]:

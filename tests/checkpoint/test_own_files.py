@@ -37,7 +37,7 @@ def test_what_cannot_be_written_leaves_what_was_there(tmp_path, monkeypatch):
 
 
 def test_a_folder_is_not_written_over(tmp_path):
-    with pytest.raises(KinbaseError, match="it is no file"):
+    with pytest.raises(KinbaseError, match="it is no regular file"):
         own_files.save(tmp_path, "form-1", VALUES, {})
 
 
