@@ -62,13 +62,13 @@ class Kinbase(Acts, Answers):
 
     # In.
 
-    def _import_whole(self, sources: Sequence[str], with_options: bool) -> pl.DataFrame:
+    def _import_whole(self, sources: Sequence[str], trust: bool, with_options: bool) -> pl.DataFrame:
         from kinbase.store import archive
 
         whole = next(filter(is_whole, sources))
         if len(sources) > 1 or with_options:
             raise UsageError(f"{whole} is a whole database: import it by itself, without --base or --name")
-        notes = archive.read_all(self.store, whole)
+        notes = archive.read_all(self.store, whole, trust=trust)
         return pl.DataFrame([(whole, None, "records", None, notes)], schema=IMPORTED, orient="row")
 
     def import_(
@@ -76,7 +76,7 @@ class Kinbase(Acts, Answers):
         metadata_only: bool = False, kinship: bool = True, sample: float | None = None, stderr: float | None = None,
         stream: bool = False, sketch: bool = False, children: bool = False, parents: bool = False, depth: int = 1,
         limit: int = 1000, relations: Sequence[str] = (), key: str | None = None, replace: bool = False,
-        engine: str | None = None, address: str | None = None, report: Report = lambda done, total: None,
+        engine: str | None = None, address: str | None = None, trust: bool = False, report: Report = lambda done, total: None,
         tell: Tell = lambda what, done, total: None,
     ) -> pl.DataFrame:  # fmt: skip
         """Import checkpoints and records: one row a source with source, model, status, base and notes.
@@ -84,14 +84,19 @@ class Kinbase(Acts, Answers):
         The files of all parts that `measure_part` wrote are a source together. `engine` "ray", or "ray:ADDRESS", measures
         families on that cluster; `address` is where it is (default: $RAY_ADDRESS, or this machine).
         `key` chooses one of several state dicts in a torch file; with `replace`, new weights take the name of a model
-        that is here, which stays as NAME@DATE with its edges and scores.
+        that is here, which stays as NAME@DATE with its edges and scores. With `trust`, the evidence in a whole database
+        that was exported elsewhere counts as this program's; otherwise it is `reported`.
         See `kinbase.ingest.steps.ImportOptions`; with `children` or `parents`, `kinbase.ingest.relatives.import_family`,
         which brings in metadata, after which `sample` or `stream` go on with all that was met. A source that
         fails has status "failed" and the reason in its notes.
         """
         self.store.fill()
         if any(is_whole(str(source)) for source in sources):
-            return self._import_whole([str(source) for source in sources], with_options=bool(base or name))
+            return self._import_whole(
+                [str(source) for source in sources], trust, with_options=bool(base or name)
+            )
+        if trust:
+            raise UsageError("--trust is for a whole database (.kinbase): leave it out")
         labels = [f"{s}#{key}" if key else str(s) for s in sources]
         found: list[Outcome] = []
         options = ImportOptions(

@@ -43,12 +43,17 @@ MANY = 50
 @click.option(
     "--address", metavar="ADDRESS", help="Of --engine ray: where it is; default: $RAY_ADDRESS, or here."
 )
+@click.option(
+    "--trust",
+    is_flag=True,
+    help="Take what a FILE.kinbase of others was sure of as found here, not as reported.",
+)
 @elsewhere_options
 @click.pass_obj
 def import_(
     db: "Callable[[], Kinbase]", sources: tuple[str, ...], base: str | None, name: str | None, device: str,
     metadata_only: bool, no_kinship: bool, sketch: bool, key: str | None, replace: bool, engine: str | None,
-    address: str | None, sample: float | None,
+    address: str | None, trust: bool, sample: float | None,
     stderr: float | None, stream: bool, children: bool, parents: bool, depth: int, limit: int, relations: tuple[str, ...],
 ) -> None:  # fmt: skip
     """Bring in checkpoints and what is written beside them.
@@ -72,7 +77,7 @@ def import_(
         found = db().import_(sources, base=base, name=name, device=device, metadata_only=metadata_only,
                              kinship=not no_kinship, sketch=sketch, sample=sample, stderr=stderr, stream=stream,
                              children=children, parents=parents, depth=depth, limit=limit, relations=relations, key=key,
-                             replace=replace, engine=engine, address=address,
+                             replace=replace, engine=engine, address=address, trust=trust,
                              report=report, tell=lambda what, done, total: report(done, total, what))  # fmt: skip
     tally = _told(found)
     if found.height > 1:

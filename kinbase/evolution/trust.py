@@ -9,14 +9,13 @@ its folders, brings neither along; what is not marked is not deleted, and not ta
 
 import contextlib
 import hashlib
-import hmac
 import json
 import os
-import secrets
 import shlex
 from pathlib import Path
 
 from kinbase.checkpoint.files import read_bounded
+from kinbase.checkpoint.machine import home, is_signed, signed
 from kinbase.errors import CheckpointError, KinbaseError
 from kinbase.evolution.config import Config
 
@@ -65,51 +64,26 @@ def refuse_stranger(config: Config, database: Path) -> None:
 
 def mark(config: Config, child: str) -> dict[str, str]:
     """The file that a child's folder gets, by its name, with its text; none where no key can be kept."""
-    key = _key()
-    if key is None:
+    made = signed(_told(config, child))
+    if made is None:
         return {}
-    said = {"run": config.name, "child": child, "mark": _sign(key, config, child)}
+    said = {"run": config.name, "child": child, "mark": made}
     return {MARK: json.dumps(said) + "\n"}
 
 
 def made_here(config: Config, child: str, folder: Path) -> bool:
     """Whether this machine's own run made `folder` for this child; a folder that is a link never counts."""
-    key = _key()
-    if key is None or folder.is_symlink() or not folder.is_dir():
+    if folder.is_symlink() or not folder.is_dir():
         return False
     try:
         said = json.loads(read_bounded(folder / MARK, _MARK_LIMIT))
-        return hmac.compare_digest(str(said["mark"]), _sign(key, config, child))
+        return is_signed(_told(config, child), said["mark"])
     except (CheckpointError, ValueError, KeyError, TypeError, RecursionError):
         return False
 
 
-def _sign(key: bytes, config: Config, child: str) -> str:
-    told = json.dumps([config.name, os.path.realpath(config.out), child])
-    return hmac.new(key, told.encode("utf-8", "surrogatepass"), hashlib.sha256).hexdigest()
-
-
-def _key() -> bytes | None:
-    """The key of this machine's marks, made when first asked for; None where none can be kept."""
-    with contextlib.suppress(OSError, RuntimeError, ValueError):
-        place = _home() / "key"
-        if not place.exists():
-            place.parent.mkdir(parents=True, exist_ok=True)
-            part = place.with_name(f"key.{os.getpid()}")
-            with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
-                file.write(secrets.token_hex(32))
-            with contextlib.suppress(FileExistsError):  # another process was first: its key counts
-                os.link(part, place)
-            part.unlink()
-        key = bytes.fromhex(place.read_text())
-        return key if len(key) == 32 else None
-    return None
-
-
-def _home() -> Path:
-    state = os.environ.get("XDG_STATE_HOME", "")
-    home = Path(state) if Path(state).is_absolute() else Path.home() / ".local" / "state"
-    return home / "kinbase"
+def _told(config: Config, child: str) -> str:
+    return json.dumps([config.name, os.path.realpath(config.out), child])
 
 
 def _place(config: Config, database: Path) -> Path:
@@ -120,4 +94,4 @@ def _place(config: Config, database: Path) -> Path:
         dict(evaluate.settings), config.folder, config.out,
     ]  # fmt: skip
     digest = hashlib.sha256(json.dumps(asked, sort_keys=True).encode("utf-8", "surrogatepass")).hexdigest()
-    return _home() / "runs" / digest
+    return home() / "runs" / digest

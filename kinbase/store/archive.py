@@ -1,17 +1,25 @@
-"""The whole database as a folder that imports again: a Parquet file a table, and `kinbase.json`, which tells the schema."""
+"""The whole database as a folder that imports again: a Parquet file a table, and `kinbase.json`, which tells the schema.
 
+It is sealed with this machine's key. What comes back unsealed is a stranger's: what its program or its user found is
+what others report (kinbase.checkpoint.authority).
+"""
+
+import hashlib
 import json
 import os
 import re
 import shutil
 from pathlib import Path
 
-from kinbase.checkpoint.files import inside, open_regular, read_bounded
+from kinbase.checkpoint.authority import OURS
+from kinbase.checkpoint.files import inside, open_regular, opened, read_bounded
+from kinbase.checkpoint.machine import is_signed, signed
 from kinbase.checkpoint.open import MANIFEST
 from kinbase.errors import CheckpointError, DiskError, KinbaseError
 from kinbase.schema import scripts
 from kinbase.store import joining, journal, surface
 from kinbase.store.connection import Connection, Store
+from kinbase.store.corrections import HAND
 
 FOLDER = ".kinbase"
 """The ending of such a folder."""
@@ -35,7 +43,8 @@ def write_all(store: Store, folder: str) -> dict[str, int]:
             for table in _tables():
                 store.write_parquet(con, f"from raw.{table}", str(part / f"{table}.parquet"))
                 ((rows[table],),) = con.execute(f"select count(*) from raw.{table}").fetchall()
-        manifest = {"kinbase": "whole database", "migrations": _migrations(), "rows": rows}
+        seal = signed(_contents(part))
+        manifest = {"kinbase": "whole database", "migrations": _migrations(), "rows": rows, "seal": seal}
         (part / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
         part.rename(target)
     except OSError as error:
@@ -55,12 +64,13 @@ def _clear(part: Path) -> None:
     shutil.rmtree(part, ignore_errors=True)
 
 
-def read_all(store: Store, folder: str) -> list[str]:
+def read_all(store: Store, folder: str, *, trust: bool = False) -> list[str]:
     """Fill an empty database with a whole export, or join it with what is there; what came in, in lines.
 
     A database that has anything already is joined with it in one act, which `undo` takes back; see
-    `kinbase.store.joining`. Raises KinbaseError, and leaves everything as it was, when the export is of another schema
-    or damaged.
+    `kinbase.store.joining`. Evidence of the program and of its user becomes `reported`, unless the export was made on
+    this machine, or is to be trusted. Raises KinbaseError, and leaves everything as it was, when the export is of
+    another schema or damaged.
     """
     try:
         manifest = json.loads(read_bounded(Path(folder, MANIFEST), 1 << 20))
@@ -74,19 +84,58 @@ def read_all(store: Store, folder: str) -> list[str]:
             f"{folder} was exported with another schema: import it with the Kinbase that wrote it, then `kinbase migrate`"
         )
     at = os.path.realpath(folder)
+    origin = Path(at).name.removesuffix(FOLDER) or "other"
+    is_ours = trust or is_signed(_contents(Path(at)), manifest.get("seal"))
     # DuckDB asks whether it may read before it takes the pattern for a name: both have to be allowed.
     with store.writing(reads=[at, as_pattern(at)]) as con:
         if not _has_rows(con):
             rows = _put_tables(con, at, "raw.")
             _go_on_numbering(con, at)
+            told = [] if is_ours else _as_reported(con, "raw.", origin)
             return [
-                f"a whole database: {rows['model']} models, {rows['claim']} claims, {rows['score']} scores"
+                f"a whole database: {rows['model']} models, {rows['claim']} claims, {rows['score']} scores",
+                *told,
             ]
-        origin = Path(at).name.removesuffix(FOLDER) or "other"
         _put_tables(con, at, "theirs_")
+        told = [] if is_ours else _as_reported(con, "theirs_", origin)
         joined = joining.join(con, origin)
         journal.put_act(con, "import", folder, apart=("pass",))
-        return joined.notes()
+        return joined.notes() + told
+
+
+def _contents(folder: Path) -> str:
+    """The digests of the tables' files, as the seal is over them; raises CheckpointError for what is no file."""
+    made = {}
+    for table in _tables():
+        with opened(inside(folder, f"{table}.parquet")) as file:
+            made[table] = hashlib.file_digest(file, "sha256").hexdigest()
+    return json.dumps(["whole database", made], sort_keys=True)
+
+
+def _as_reported(con: Connection, prefix: str, origin: str) -> list[str]:
+    """Make what another's program or user found what `origin` reports, and tell how much: only this one gives evidence."""
+    changed = con.execute(
+        f"""
+        update {prefix}claim set evidence = 'reported',
+            source = concat($1::varchar, ': ', evidence, coalesce(', ' || source, ''))
+        where list_contains($2, evidence) returning 1
+        """,
+        [origin, list(OURS)],
+    ).fetchall()
+    con.execute(f"update {prefix}model set by_hand = null where by_hand is not null")
+    con.execute(
+        f"update {prefix}score set source = concat($1::varchar, ': ', source) where source = $2",
+        [origin, HAND],
+    )
+    number = len(changed)
+    return (
+        [
+            f"{number} edge{'s' * (number > 1)} with the evidence of the program that exported them ({', '.join(OURS)}): "
+            "stored as reported; --trust takes them as found here"
+        ]
+        if changed
+        else []
+    )
 
 
 def _has_rows(con: Connection) -> bool:

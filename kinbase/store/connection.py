@@ -219,6 +219,8 @@ class Store:
             raise DatabaseError(
                 f"{self.path} cannot be a Kinbase database: give the file a name that is not raw"
             )
+        for ending, is_it in ((".wal", stat.S_ISREG), (".tmp", stat.S_ISDIR)):
+            self._refuse_beside(Path(f"{self.path}{ending}"), is_it)
         try:
             status = self.path.stat()
         except FileNotFoundError:
@@ -229,6 +231,15 @@ class Store:
         if not stat.S_ISREG(status.st_mode):
             raise DatabaseError(f"{self.path} is not a regular file: name a database with --db")
         return True
+
+    def _refuse_beside(self, path: Path, is_it: Callable[[int], bool]) -> None:
+        """Refuse a pipe or a link where DuckDB keeps its journal and what it spills: it would wait, or write elsewhere."""
+        try:
+            mode = path.lstat().st_mode
+        except (OSError, ValueError):
+            return
+        if not is_it(mode):
+            raise DatabaseError(f"{shortened(path)} is in the way of the database: take it away")
 
     def _refuse_missing(self) -> None:
         if not self._exists():

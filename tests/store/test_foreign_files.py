@@ -174,6 +174,27 @@ def test_what_is_no_regular_file_is_refused(tmp_path):
             store.migrate()
 
 
+@pytest.mark.parametrize("is_there", [True, False])
+@pytest.mark.parametrize("ending", [".wal", ".tmp"])
+@pytest.mark.parametrize("way", ["pipe", "link"])
+def test_what_lies_in_the_way_of_the_journal_is_refused(tmp_path, ending, way, is_there):
+    """DuckDB waits at a pipe for ever, and writes where a link leads."""
+    path = tmp_path / "kin.duckdb"
+    if is_there:
+        with Store(path).writing():
+            pass
+    beside, elsewhere = tmp_path / f"kin.duckdb{ending}", tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    if way == "pipe":
+        os.mkfifo(beside)
+    else:
+        beside.symlink_to(elsewhere)
+    for opening in (Store(path).reading, Store(path).writing):
+        with pytest.raises(DatabaseError, match="in the way of the database"), opening():
+            pass
+    assert not list(elsewhere.iterdir()) and path.exists() == is_there
+
+
 def test_the_schema_can_be_laid_whatever_the_file_is_called():
     """DuckDB calls a database after its file: no alias of a view may be mistaken for it."""
     text = "".join(script for kind in ("migrations", "views") for _, script, _ in scripts(kind))
