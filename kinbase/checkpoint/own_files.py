@@ -1,13 +1,14 @@
 """Kinbase's own small files, of sketches and of permutations: safetensors whose metadata names the format and what it is of."""
 
+import errno
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kinbase.checkpoint.files import open_regular, shown
 from kinbase.errors import CheckpointError, KinbaseError, UsageError
-from kinbase.text import made_whole
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -20,12 +21,19 @@ def save(path: str | Path, form: str, arrays: Mapping[str, "NDArray[Any]"], told
     """
     from safetensors.numpy import save_file
 
+    part = Path(f"{path}.part")
     try:
-        with made_whole(path) as part:
-            save_file(dict(arrays), part, metadata={**told, "format": form})
+        if Path(path).exists() and not Path(path).is_file():
+            raise OSError(errno.EEXIST, "it is no regular file")
+        part.unlink(missing_ok=True)  # a link there would lead elsewhere
+        save_file(dict(arrays), part, metadata={**told, "format": form})
+        part.replace(path)
     except Exception as error:  # the library raises its own kinds for what the system refuses
         why = error.strerror if isinstance(error, OSError) and error.strerror else error
         raise KinbaseError(f"cannot write {shown(path)}: {why}") from None
+    finally:
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
 
 
 def read(

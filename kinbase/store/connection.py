@@ -177,6 +177,8 @@ class Store:
             if not migrations.applied(con):
                 raise DatabaseError(f"{self.path} is not Kinbase's: nothing was changed in it")
             on_backup(migrations.copied(self.path, con, "repair"))
+        except duckdb.Error as error:
+            raise query_error(error, self.path) from error
         finally:
             con.close()
         with self.writing() as con:
@@ -362,7 +364,8 @@ def query_error(error: duckdb.Error, path: Path | None = None) -> KinbaseError:
         return DiskError(
             f"{path or 'the database'} cannot be written: {full}; nothing of this was stored, make room and run it again"
         )
-    if isinstance(error, duckdb.FatalException | duckdb.IOException | duckdb.SerializationException):
+    damaged = isinstance(error, duckdb.FatalException | duckdb.IOException | duckdb.SerializationException)
+    if damaged or "Corrupt database file" in str(error):
         return DatabaseError(f"the database file cannot be read: {first_line(error)}")
     if isinstance(error, duckdb.InvalidInputException) and "read-only mode" in str(error):
         return KinbaseError(

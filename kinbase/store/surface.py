@@ -38,6 +38,9 @@ select 'table ' || c.schema_name || '.' || c.table_name,
 from duckdb_columns() c
 join duckdb_tables() t using (database_name, schema_name, table_name)
 where not c.internal and c.database_name = current_database() group by c.schema_name, c.table_name
+union all
+select 'trigger ' || schema_name || '.' || trigger_name || ' of ' || table_name, sql
+from duckdb_triggers() where database_name = current_database()
 """
 
 
@@ -55,6 +58,8 @@ def differences(con: duckdb.DuckDBPyConnection) -> tuple[list[str], list[str]]:
     others = [key for key in wanted if not key.startswith("table ") and found.get(key) != wanted[key]]
     # A table in the place of a view cannot be told from the user's own data, so nobody drops it.
     tables += [key for key in found if key.startswith("table ") and f"view {key[6:]}" in wanted]
+    # Kinbase has none: one would write into our tables whatever it likes at every import.
+    others += [key for key in found if key.startswith("trigger ")]
     extra = [key for key in found if key not in wanted and key.startswith(("macro ", "type "))]
     if extra:
         taken = _builtin(con)
@@ -83,8 +88,11 @@ def drop(con: duckdb.DuckDBPyConnection) -> None:
 def _drop(con: duckdb.DuckDBPyConnection, key: str) -> None:
     kind, _, name = key.partition(" ")
     schema, _, label = name.partition(".")
-    quoted = f'"{schema}"."{label.replace(chr(34), 2 * chr(34))}"'
-    if kind == "macro":  # of which there are two kinds, and dropping one as the other is an error
+    quoted = f"{_quoted(schema)}.{_quoted(label)}"
+    if kind == "trigger":
+        name, _, table = label.rpartition(" of ")
+        con.execute(f"drop trigger {_quoted(name)} on {_quoted(schema)}.{_quoted(table)}")
+    elif kind == "macro":  # of which there are two kinds, and dropping one as the other is an error
         rows = con.execute(
             "select distinct function_type from duckdb_functions() "
             "where schema_name = ? and function_name = ? and not internal and database_name = current_database()",
@@ -94,6 +102,10 @@ def _drop(con: duckdb.DuckDBPyConnection, key: str) -> None:
             con.execute(f"drop macro {'table ' if made == 'table_macro' else ''}if exists {quoted}")
     else:
         con.execute(f"drop {kind} if exists {quoted} cascade")
+
+
+def _quoted(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"'
 
 
 def _defined(con: duckdb.DuckDBPyConnection) -> Definitions:

@@ -11,7 +11,7 @@ import pytest
 import kinbase
 from kinbase.errors import DatabaseError
 from kinbase.schema import scripts
-from kinbase.store import Store, migrations, surface
+from kinbase.store import Store, connection, migrations, surface
 
 
 @pytest.fixture
@@ -219,3 +219,23 @@ def test_views_are_made_anew_whatever_the_file_is_called(published, tmp_path, na
     assert db.migrate()
     query = "from merge_gains order by all"
     assert db.sql(query).equals(published.sql(query))
+
+
+def test_a_trigger_of_a_strangers_is_refused_and_dropped(tmp_path):
+    """It would say whatever it likes, with the evidence of this program, at every import."""
+    path = tmp_path / "kin.duckdb"
+    with Store(path).writing():
+        pass
+    with duckdb.connect(str(path)) as con:
+        con.execute(
+            'create trigger "a of b" after insert on raw.model for each statement '
+            "insert into raw.claim (child_id, parent_id, relation, evidence) values (1, 2, 'merge', 'user')"
+        )
+    connection._CHECKED.clear()
+    with pytest.raises(DatabaseError, match="another trigger"), Store(path).reading():
+        pass
+    with Store(path).writing() as con:
+        con.execute("insert into raw.model (name) values ('m')")
+        assert con.execute("select count(*) from raw.claim").fetchone() == (0,)
+    with Store(path).reading() as con:
+        assert surface.differences(con) == ([], [])
