@@ -65,6 +65,14 @@ def is_other_tower(prefix: str) -> bool:
     return _TOWER.search(prefix) is not None
 
 
+def is_norm(name: str) -> bool:
+    """Whether a tensor is the gain of a norm, by the name of its module."""
+    parts = name.split(".")
+    return (
+        len(parts) > 1 and parts[-1] in ("weight", "gamma", "scale") and _NORM.search(parts[-2]) is not None
+    )
+
+
 def layer_of(name: str) -> tuple[str, int, str] | None:
     """(stack, number, rest) of a tensor in a numbered stack of layers: `("layers", 3, "mlp.up_proj.weight")`."""
     parts = name.split(".")

@@ -9,12 +9,16 @@ import numpy as np
 
 from kinbase.checkpoint import Checkpoint
 from kinbase.checkpoint.files import shown
+from kinbase.checkpoint.names import is_norm
 from kinbase.ingest import scales
 from kinbase.ingest.partial import some
 from kinbase.ingest.steps import Placed, Todo
 
 if TYPE_CHECKING:  # the pass costs half a second of imports, which records alone need not pay
     from kinbase.kinship.sums import FamilySums, Weights
+
+RAISED = 0.1
+"""How far from 1 the mean change of a norm's gains, and their spread about it, may be for 1 to have been added to them."""
 
 FACTOR = 10.0
 """How many times as long as the base's a tensor may be, or the base's as it, before something is said.
@@ -29,6 +33,7 @@ def lines(family: "FamilySums", member: int, theirs: Callable[[], dict[str, floa
     found = [
         *_infinite(family, member),
         *_unchanged(family, member),
+        *_raised(family, member),
         *_of_another_length(family, checkpoint, member, theirs),
     ]
     base = family.weights.get(family.base.name)
@@ -75,6 +80,24 @@ def _unchanged(family: "FamilySums", member: int) -> list[str]:
         return []
     return [
         f"{name} changes nothing of {family.base.name}: it has a distance to others, and no correlation with any"
+    ]
+
+
+def _raised(family: "FamilySums", member: int) -> list[str]:
+    """A line where gains of norms are the base's with 1 added or taken away: Gemma's are kept less 1, by some libraries."""
+    numel, total, squares = (family.columns[name][:, member] for name in ("numel", "sum", "sumsq"))
+    counted = np.maximum(numel, 1)
+    mean = np.nan_to_num(total / counted)
+    spread = np.sqrt(np.maximum(np.nan_to_num(squares / counted) - mean**2, 0))
+    is_off = (numel > 1) & (np.abs(np.abs(mean) - 1) < RAISED) & (spread < RAISED)
+    norms = [position for position in np.flatnonzero(is_off) if is_norm(family.tensors[position][0])]
+    if not norms:
+        return []
+    checkpoint, base = family.members[member].name, family.base.name
+    how = "1 above" if mean[norms[0]] > 0 else "1 below"
+    return [
+        f"{checkpoint}: the gains of {len(norms)} of its norms are {how} those of {base}, which is another way to store the same "
+        f"({some([family.tensors[position][0] for position in norms])}): its kinship counts it as a change, so convert it first"
     ]
 
 

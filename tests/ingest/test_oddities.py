@@ -80,3 +80,11 @@ def test_codes_in_a_wide_dtype_are_said_to_be_of_another_length(tmp_path):
 def test_a_half_of_a_model_is_no_other_length(tmp_path):
     line, _, _ = said_of(tmp_path, {name: weights / 2 for name, weights in model(3).items()})
     assert "length" not in line and "zero" not in line
+
+
+def test_norms_that_are_stored_less_1_are_told(tmp_path):
+    lowered = model(3)
+    lowered["model.norm.weight"] -= 1
+    line, _, db = said_of(tmp_path, lowered)
+    assert "the gains of 1 of its norms are 1 below those of base" in line and "model.norm.weight" in line
+    assert "gains" not in str(db.import_([tmp_path / "tuned"], base="base").to_dicts())
