@@ -5,7 +5,7 @@
 
 One edge a model and a quarter more for merges, parents leaning towards early models; three scores for a tenth of the
 models. Each import is a process of its own into a new database; `again` imports the same files once more.
-A table is read row by row within the time that `kinbase.checkpoint.guard` gives a file of its bytes.
+A table is read by columns, within the time and memory that `kinbase.checkpoint.guard` gives a file of its bytes.
 """
 
 import argparse

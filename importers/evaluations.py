@@ -9,22 +9,23 @@ of the view scores or what others call them, and may leave the model to the obje
 import csv
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from kinbase.checkpoint import Problem, Record, Score
+from kinbase.checkpoint import Problem, Record, Score, tables
 from kinbase.checkpoint.files import is_file, is_folder, listing, shown
 from kinbase.checkpoint.ids import says_nothing
 from kinbase.checkpoint.untrusted import decoded, head, model_id, name, number, problems, read_text, shots
 from kinbase.errors import CheckpointError
-from kinbase.importers import columns, evaluated, lm_eval, table
-from kinbase.importers.cells import Rows
+from kinbase.importers import columns, evaluated, frames, lm_eval, table
+from kinbase.importers.cells import Cells
 from kinbase.importers.evaluated import mapping
 
 _LIMIT = 64 << 20
 _LISTS = ("evals", "evaluations", "eval_results", "benchmarks", "scores", "results")
 _SUMMARY = ("dataset", "version", "metric", "mode")
+_VIEW = table.VIEWS["scores"]
 _MOST_FILES = 10_000
 _HELM_NOT_METRICS = (
     "num_",
@@ -117,22 +118,29 @@ def _listed(path: Path) -> Iterator[Record]:
     if isinstance(document.get("model"), dict):
         common |= {k: v for k, v in mapping(document["model"]).items() if isinstance(v, str | int | float)}
         common.setdefault("model", common.get("name", common.get("id", "")))
-    cells = Rows(path.name)
     beside = evaluated.beside_checkpoint(path)
     entries = next((document[key] for key in _LISTS if isinstance(document.get(key), list)), [])
-    for each in cells.of(mapping(entry) for entry in entries):  # type: ignore[attr-defined]
-        row = {**common, **{k: v for k, v in each.items() if not isinstance(v, dict | list)}}
-        row = {ours: row[theirs] for ours, theirs in columns.recognised(row).items()}
-        if says_nothing(row.get("model")) and beside:
-            row["model"] = "."
-        score = table.score_of(cells, row)
-        if score is not None:
-            yield score if not beside else _of_subject(score)
+    rows = [_as_in_the_view(mapping(entry), common, beside) for entry in entries]  # type: ignore[attr-defined]
+    cells = Cells(path.name)
+    for batch in cells.of([frames.of_rows(rows)] if rows else []):
+        scores = table.score_table(batch)
+        # Of a checkpoint that they lie beside they are, whatever they call it.
+        yield from (
+            replace(score, model=None) if beside and isinstance(score, Score) else score
+            for score in tables.records(scores)
+        )
     yield from cells.problems()
 
 
-def _of_subject(score: Score) -> Score:
-    return replace(score, model=None)
+def _as_in_the_view(
+    entry: Mapping[str, object], common: Mapping[str, object], beside: bool
+) -> dict[str, object]:
+    """An entry's cells, and those of the whole file that it does not have, as the view scores calls them."""
+    row = {**common, **{k: v for k, v in entry.items() if not isinstance(v, dict | list)}}
+    row = {ours: row[theirs] for ours, theirs in columns.recognised(row).items()}
+    if says_nothing(row.get("model")) and beside:
+        row["model"] = "."
+    return {column: row.get(column) for column in (*_VIEW.required, *_VIEW.optional)}
 
 
 def _helm(path: Path) -> Iterator[Record]:

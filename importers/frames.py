@@ -1,17 +1,21 @@
-"""Plain tables on disk: the names of their columns at the cost of a look, and their rows one by one, within bounds.
+"""Plain tables on disk: the names of their columns at the cost of a look, and their cells a batch of rows at a time.
 
 CSV cells are read as text: what is a number is decided where it is used, so that one "N/A" does
-not spoil a column and "007" stays a name. Rows go through Python anyway, so CSV and JSON are read by Python's
-own modules, which take what a file holds and no more; Parquet is decoded elsewhere (kinbase.checkpoint.parquet).
+not spoil a column and "007" stays a name. CSV and JSON are read by Python's own modules, which take what a file holds
+and no more, and say which row is wrong; Parquet is decoded elsewhere (kinbase.checkpoint.parquet).
 """
 
+import contextlib
 import csv
 import io
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import count, islice, zip_longest
 from pathlib import Path
 from typing import BinaryIO
+
+import polars as pl
 
 from kinbase.checkpoint import parquet
 from kinbase.checkpoint.files import is_file, opened, read_bounded, shown
@@ -21,6 +25,8 @@ from kinbase.errors import CheckpointError
 
 _HEAD = 65536
 _LINES = (".jsonl", ".ndjson")
+BATCH = 1 << 16
+"""Rows at a time: all that is held of a file beside what was made of its rows."""
 
 
 def columns(source: str) -> list[str]:
@@ -45,41 +51,65 @@ def columns(source: str) -> list[str]:
         return []
 
 
-def rows(source: str, wanted: set[str]) -> Iterator[dict[str, object]]:
-    """The rows of a table, of the columns `wanted`; CheckpointError, one line, for one that cannot be read."""
+def batches(source: str, wanted: Mapping[str, str]) -> Iterator[pl.DataFrame]:
+    """The rows of a table, some at a time: the columns `wanted`, by what they are to be called.
+
+    A column is text, numbers or truths, or Object where a JSON file has several kinds in it. Raises CheckpointError,
+    one line, for a table that cannot be read.
+    """
     suffix = Path(source).suffix.lower()
+    called = {theirs: ours for ours, theirs in wanted.items()}
     try:
         if suffix == ".parquet":
-            yield from parquet.rows(source, wanted)
+            for frame in parquet.frames(source, set(called)):
+                yield frame.rename(called, strict=False)
         elif suffix == ".json":
-            yield from _of_json(source, wanted)
+            yield from _frames(_of_json(source), called)
         else:
             with opened(source) as file:
                 if os.fstat(file.fileno()).st_size > LIMITS.table_bytes:
                     raise CheckpointError(
                         f"{shown(source)} is larger than {LIMITS.table_bytes} bytes: split the table"
                     )
-                read = _of_lines if suffix in _LINES else _of_csv
-                yield from read(file, source, wanted)
+                if suffix in _LINES:
+                    yield from _frames(_of_lines(file), called)
+                else:
+                    yield from _of_csv(file, source, called)
     except (csv.Error, ValueError, RecursionError, OSError) as error:
         raise CheckpointError(f"{shown(source)} is no table that can be read: {str(error)[:200]}") from None
 
 
-def _of_csv(file: BinaryIO, source: str, wanted: set[str]) -> Iterator[dict[str, object]]:
+def of_rows(rows: Iterable[Mapping[str, object]]) -> pl.DataFrame:
+    """Rows that were read already, with all columns that any of them has."""
+    listed = list(rows)
+    names = list(dict.fromkeys(name for row in listed for name in row))
+    return pl.DataFrame([_cells(name, [row.get(name) for row in listed]) for name in names])
+
+
+def _of_csv(file: BinaryIO, source: str, called: Mapping[str, str]) -> Iterator[pl.DataFrame]:
     begins = head(source, _HEAD)
     encoding = "utf-16" if begins.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig"
     text = io.TextIOWrapper(file, encoding=encoding, errors="replace", newline="")
     separator = _separator(Path(source).suffix.lower(), decoded(begins).split("\n")[0])
     lines = _closed(csv.reader(text, delimiter=separator, strict=True))
     names = _names(next(lines, []))
-    places = {name: names.index(name) for name in names if name in wanted}
-    for number, cells in enumerate(lines, 1):
-        if number > LIMITS.table_rows:
+    places = {name: names.index(name) for name in names if name in called}
+    seen = 0
+    while batch := list(islice(lines, BATCH)):
+        seen += len(batch)
+        if seen > LIMITS.table_rows:
             raise CheckpointError(f"{shown(source)} has more than {LIMITS.table_rows} rows: split the table")
-        if len(cells) > len(names):
-            raise ValueError(f"row {number} has {len(cells)} cells for {len(names)} columns")
-        if cells:
-            yield {name: cells[i] if i < len(cells) else None for name, i in places.items()}
+        lengths = list(map(len, batch))
+        if max(lengths) > len(names):
+            at = next(i for i, length in enumerate(lengths) if length > len(names))
+            raise ValueError(
+                f"row {seen - len(batch) + at + 1} has {lengths[at]} cells for {len(names)} columns"
+            )
+        # A row may end early, and one without any cell is an empty line.
+        columns = list(zip_longest(*filter(None, batch), [""] * len(names)))
+        yield pl.DataFrame(
+            [pl.Series(called[name], columns[i][:-1], dtype=pl.String) for name, i in places.items()]
+        )
 
 
 def _closed(lines: Iterator[list[str]]) -> Iterator[list[str]]:
@@ -91,30 +121,50 @@ def _closed(lines: Iterator[list[str]]) -> Iterator[list[str]]:
             raise
 
 
-def _of_lines(file: BinaryIO, source: str, wanted: set[str]) -> Iterator[dict[str, object]]:
+def _of_lines(file: BinaryIO) -> Iterator[dict[str, object]]:
     number = 0
     while line := file.readline(LIMITS.yaml_chars + 1):
         number += 1
         if len(line) > LIMITS.yaml_chars or number > LIMITS.table_rows:
             raise ValueError(f"line {number} is too long, or one too many")
         if line.strip():
-            yield _picked(json.loads(line), wanted, number)
+            yield _checked(json.loads(line), number)
 
 
-def _of_json(source: str, wanted: set[str]) -> Iterator[dict[str, object]]:
+def _of_json(source: str) -> Iterator[dict[str, object]]:
     data = read_bounded(source, LIMITS.results_bytes)
     refuse_many(data, shown(source), LIMITS.json_items)
     table = json.loads(data.decode("utf-8-sig"))
     if not isinstance(table, list):
         raise ValueError("it is no list of rows")
-    for number, row in enumerate(table, 1):
-        yield _picked(row, wanted, number)
+    yield from map(_checked, table, count(1))
 
 
-def _picked(row: object, wanted: set[str], number: int) -> dict[str, object]:
+def _checked(row: object, number: int) -> dict[str, object]:
     if not isinstance(row, dict):
         raise ValueError(f"row {number} is no object")
-    return {name: row.get(name) for name in wanted if name in row}
+    return row
+
+
+def _frames(rows: Iterator[dict[str, object]], called: Mapping[str, str]) -> Iterator[pl.DataFrame]:
+    while batch := list(islice(rows, BATCH)):
+        yield pl.DataFrame(
+            [_cells(ours, [row.get(theirs) for row in batch]) for theirs, ours in called.items()]
+        )
+
+
+_PLAIN = {str: pl.String, int: pl.Int64, float: pl.Float64, bool: pl.Boolean}
+
+
+def _cells(name: str, values: list[object]) -> pl.Series:
+    """A column of what JSON holds; of several kinds, or of what no column can hold, as objects."""
+    kinds = {type(value) for value in values if value is not None}
+    if len(kinds) <= 1:
+        with contextlib.suppress(
+            OverflowError, UnicodeEncodeError, KeyError, TypeError, pl.exceptions.PolarsError
+        ):
+            return pl.Series(name, values, dtype=_PLAIN[kinds.pop()] if kinds else pl.String)
+    return pl.Series(name, values, dtype=pl.Object)
 
 
 def _names(cells: list[str]) -> list[str]:

@@ -12,9 +12,11 @@ of its own.
 
 import difflib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+
+import polars as pl
 
 from kinbase.checkpoint import (
     Alias,
@@ -23,17 +25,19 @@ from kinbase.checkpoint import (
     Problem,
     Record,
     ReportedKinship,
+    Row,
     Score,
+    Table,
     Task,
     Training,
     relations,
+    tables,
 )
 from kinbase.checkpoint.files import shown
-from kinbase.checkpoint.untrusted import number
 from kinbase.errors import CheckpointError
 from kinbase.importers import columns as columns_of
 from kinbase.importers import evaluated, frames
-from kinbase.importers.cells import Rows, is_empty
+from kinbase.importers.cells import Cells, is_empty
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,22 +110,17 @@ def open(source: str) -> Iterator[Record]:
     if unknown:
         listed = ", ".join(shown(column) for column in unknown[:10]) + (", ..." if len(unknown) > 10 else "")
         yield Problem(f"{path.name}: columns that {kind} does not have were left out: {listed}")
-    cells = Rows(path.name)
-    wanted = {called[column]: column for column in (*view.required, *view.optional) if column in called}
-    rows = (
-        {wanted[column]: cell for column, cell in row.items()} for row in frames.rows(source, set(wanted))
-    )
-    readers = {
-        "lineage": _lineage,
-        "scores": _scores,
-        "kinship": _kinship,
-        "aliases": _aliases,
-        "models": _models,
-        "tasks": _tasks,
-        "experts": _experts,
-    }
-    yield from readers[kind](cells, rows)
-    if not cells.row:
+    cells = Cells(path.name)
+    wanted = {column: called[column] for column in (*view.required, *view.optional) if column in called}
+    parts: dict[type[Row], list[pl.DataFrame]] = {}
+    for batch in cells.of(frames.batches(source, wanted)):
+        for said, rows in READERS[kind](batch):
+            parts.setdefault(said, []).append(rows)
+    for said in list(parts):
+        rows = tables.joined(said, parts.pop(said))
+        # The view kinship has every pair in both directions.
+        yield Table(said, rows.unique(maintain_order=True) if said is ReportedKinship else rows)
+    if not cells.rows:
         yield Problem(f"{path.name}: no rows")
     yield from cells.problems()
 
@@ -161,143 +160,230 @@ def _lack(missing: list[str], unknown: list[str]) -> str:
     return f"lacks the column{'s' * (len(missing) > 1)} {', '.join(parts)}"
 
 
-def _lineage(cells: Rows, rows: Iterator[dict[str, object]]) -> Iterator[Record]:
-    for row in cells.of(rows):
-        names = cells.names(row, "parent", "child")
-        relation = cells.text(row, "relation")
-        if names is None or relation is None:
-            if names is not None:
-                cells.refuse("no relation, left out")
-            continue
-        if names[0] == names[1]:
-            cells.refuse("a model as its own parent, left out")
-            continue
-        relation = relations.stated(relation) or relation
-        if relation not in relations.KNOWN:
-            cells.refuse(f"relation {shown(relation)} is none that is known, kept as stated")
-        stated = cells.text(row, "evidence")
-        detail = _detail(cells, row.get("detail"))
-        if stated not in (None, "reported"):
-            cells.refuse("evidence that a table can only report: the word is kept in detail")
-            detail.setdefault("evidence", stated)
-        source = cells.text(row, "source")
-        if source:
-            detail.setdefault("source", source)
-        method, weight = cells.text(row, "method"), cells.number_in(row, "weight")
-        yield Edge(names[0], relation, "reported", names[1], method, weight, detail)
+Said = Iterator[tuple[type[Row], pl.DataFrame]]
+"""What a batch of rows says: frames of records' fields, each of one kind."""
 
 
-def _detail(cells: Rows, value: object) -> dict[str, object]:
-    """The detail column: JSON text, or the struct that a Parquet or JSON table holds instead."""
+def _fields(cells: Cells, kind: type[Row], **called: str) -> pl.DataFrame:
+    """The columns of a batch that are fields of a kind of record, `called` so where they are not called like them."""
+    there = {field: called.get(field, field) for field in tables.schema(kind)}
+    return cells.frame.select(
+        pl.col(column).cast(pl.Categorical) if field in FEW else pl.col(column).alias(field)
+        for field, column in there.items()
+        if cells.has(column)
+    )
+
+
+FEW = (
+    "relation",
+    "method",
+    "evidence",
+    "benchmark",
+    "metric",
+    "architecture",
+    "license",
+    "dtype",
+    "category",
+    "kind",
+)
+"""Fields of which a table has few different values, each kept once."""
+
+
+def _lineage(cells: Cells) -> Said:
+    cells.names("parent", "child")
+    cells.texts("relation")
+    cells.drop(pl.col("relation").is_null(), "no relation, left out")
+    cells.drop(pl.col("parent") == pl.col("child"), "a model as its own parent, left out")
+    relation = tables.asked(cells.frame["relation"], lambda word: relations.stated(word) or word, pl.String)
+    cells.frame = cells.frame.with_columns(relation)
+    for word in relation.unique(maintain_order=True):
+        if word not in relations.KNOWN:
+            cells.refuse(relation == word, f"relation {shown(word)} is none that is known, kept as stated")
+    cells.texts("evidence")
+    _detail(cells)
+    cells.texts("method")
+    cells.values("number", "weight")
+    cells.frame = cells.frame.with_columns(evidence=pl.lit("reported"))
+    yield Edge, _fields(cells, Edge)
+
+
+def _detail(cells: Cells) -> None:
+    """The detail column: JSON text, or the struct that a Parquet or JSON table holds; with it what a table cannot say."""
+    if cells.has("detail"):
+        told = tables.asked(cells.frame["detail"], _object, pl.String)
+        cells.refuse(told == _NO_JSON, "detail is no JSON, cell left out")
+        cells.refuse(told == _NO_OBJECT, "detail is no JSON object, cell left out")
+        cells.frame = cells.frame.with_columns(
+            told.set(told.is_in([_NO_JSON, _NO_OBJECT]).fill_null(False), None)
+        )
+    if cells.has("evidence"):
+        stated = pl.col("evidence").is_not_null() & (pl.col("evidence") != "reported")
+        cells.refuse(stated, "evidence that a table can only report: the word is kept in detail")
+        cells.frame = cells.frame.with_columns(pl.when(stated).then("evidence").alias("evidence"))
+    cells.texts("source")
+    beside = [column for column in ("evidence", "source") if cells.has(column)]
+    if beside:
+        there = [*beside, *(["detail"] if cells.has("detail") else [])]
+        told = tables.asked(pl.Series("detail", cells.frame.select(pl.struct(there))), _with_words, pl.String)
+        cells.frame = cells.frame.with_columns(told).drop(beside)
+
+
+_NO_JSON, _NO_OBJECT = "no JSON", "no object"
+
+
+def _object(value: object) -> str | None:
+    """A detail as the text of a JSON object; None where it says nothing, or else why it is none."""
     if isinstance(value, str) and not is_empty(value):
         try:
             value = json.loads(value, parse_constant=str)
         except (ValueError, RecursionError):
-            cells.refuse("detail is no JSON, cell left out")
-            return {}
+            return _NO_JSON
     if isinstance(value, dict):
-        return {key: item for key, item in value.items() if item is not None}
-    if not is_empty(value):
-        cells.refuse("detail is no JSON object, cell left out")
-    return {}
+        return (
+            json.dumps(kept, default=str)
+            if (kept := {k: v for k, v in value.items() if v is not None})
+            else None
+        )
+    return None if is_empty(value) else _NO_OBJECT
 
 
-def _scores(cells: Rows, rows: Iterator[dict[str, object]]) -> Iterator[Record]:
-    for row in cells.of(rows):
-        if (score := score_of(cells, row)) is not None:
-            yield score
+def _with_words(row: dict[str, str | None]) -> str | None:
+    """A row's detail with its evidence and source, where it does not say them itself."""
+    detail = json.loads(row.get("detail") or "{}")
+    for key in ("evidence", "source"):
+        if row.get(key):
+            detail.setdefault(key, row[key])
+    return json.dumps(detail) if detail else None
 
 
-def score_of(cells: Rows, row: dict[str, object]) -> Score | None:
-    """The score in a row whose columns are called as the view scores calls them; None, refused, if there is none."""
-    names = cells.names(row, "model")
-    benchmark, value = cells.text(row, "benchmark"), number(row.get("value"))
-    if names is None:
-        return None
-    if benchmark is None or value is None:
-        lacking = [c for c, v in (("benchmark", benchmark), ("value", value)) if v is None]
-        cells.refuse(f"no {' and no '.join(lacking)}, left out")
-        return None
-    parts = {"pretrained": names[0], "revision": cells.text(row, "revision"), "gguf_file": cells.text(row, "file"),
-             "peft": cells.text(row, "adapter")}  # fmt: skip
-    told = evaluated.of_arguments(parts, names[0], None, []) if any(list(parts.values())[1:]) else [names[0]]
-    return Score(
-        benchmark,
-        cells.text(row, "metric") or columns_of.usual_metric(benchmark),
-        value,
-        next(label for label in told if isinstance(label, str)),
-        stderr=cells.number_in(row, "stderr"),
-        n_shot=cells.shots_in(row, "n_shot"),
-        split=evaluated.limited(cells.text(row, "split"), row.get("limit")),
-        source=cells.text(row, "source"),
-        evaluated_at=cells.moment_in(row, "evaluated_at"),
-        template=cells.text(row, "template"),
-        higher_is_better=cells.truth_in(row, "higher_is_better"),
+def _scores(cells: Cells) -> Said:
+    cells.names("model")
+    cells.texts("benchmark")
+    cells.number("value")
+    no_benchmark, no_value = pl.col("benchmark").is_null(), pl.col("value").is_null()
+    cells.refuse(no_benchmark & no_value, "no benchmark and no value, left out")
+    cells.refuse(no_benchmark & ~no_value, "no benchmark, left out")
+    cells.refuse(no_value & ~no_benchmark, "no value, left out")
+    cells.drop(no_benchmark | no_value)
+    cells.texts("revision", "file", "adapter", "metric")
+    cells.frame = cells.frame.with_columns(_asked_of(cells), _metric(cells))
+    cells.values("number", "stderr")
+    cells.values("number of examples", "n_shot")
+    cells.texts("split")
+    if cells.has("limit"):
+        cells.number("limit")
+        there = pl.struct([column for column in ("split", "limit") if cells.has(column)])
+        split = tables.asked(
+            cells.frame.select(there.alias("split"))["split"],
+            lambda row: evaluated.limited(row.get("split"), row["limit"]),
+            pl.String,
+        )
+        cells.frame = cells.frame.with_columns(split)
+    cells.texts("source")
+    cells.values("date or time", "evaluated_at")
+    cells.texts("template")
+    cells.values("yes or no", "higher_is_better")
+    yield Score, _fields(cells, Score)
+
+
+def _asked_of(cells: Cells) -> pl.Series:
+    """The models that scores are of: a revision, a file and an adapter make a model one of its own."""
+    parts = [column for column in ("revision", "file", "adapter") if cells.has(column)]
+    models = cells.frame["model"]
+    special = cells.frame.select(pl.any_horizontal(pl.col(parts).is_not_null(), False)).to_series()
+    if not special.any():
+        return models
+
+    def called(row: dict[str, str | None]) -> str | None:
+        if not any(row.get(part) for part in parts):
+            return row["model"]
+        told = {
+            "pretrained": row["model"], "revision": row.get("revision"), "gguf_file": row.get("file"),
+            "peft": row.get("adapter"),
+        }  # fmt: skip
+        return next(x for x in evaluated.of_arguments(told, row["model"], None, []) if isinstance(x, str))
+
+    return tables.asked(
+        cells.frame.select(pl.struct(["model", *parts]).alias("model"))["model"], called, pl.String
     )
 
 
-def _kinship(cells: Rows, rows: Iterator[dict[str, object]]) -> Iterator[Record]:
-    seen = set()
-    for row in cells.of(rows):
-        names = cells.names(row, "model_a", "model_b")
-        if names is None:
-            continue
-        pcc, cs, ed = (cells.number_in(row, column) for column in ("pcc", "cs", "ed"))
-        base = cells.text(row, "base")
-        report = ReportedKinship(min(names), max(names), base, pcc, cs, ed, cells.text(row, "source"))
-        if names[0] == names[1]:
-            cells.refuse("a model and itself, left out")
-        elif any(value is not None and abs(value) > 1 for value in (pcc, cs)) or (ed is not None and ed < 0):
-            cells.refuse("a correlation beyond 1 or a negative distance, left out")
-        elif pcc is None and cs is None and ed is None:
-            cells.refuse("neither pcc nor cs nor ed, left out")
-        elif report not in seen:
-            seen.add(report)  # the view has every pair in both directions
-            yield report
+def _metric(cells: Cells) -> pl.Series:
+    """The metrics of scores; a score without one is of its benchmark's usual one."""
+    usual = tables.asked(cells.frame["benchmark"], columns_of.usual_metric, pl.String).alias("metric")
+    return cells.frame["metric"].fill_null(usual) if cells.has("metric") else usual
 
 
-def _aliases(cells: Rows, rows: Iterator[dict[str, object]]) -> Iterator[Record]:
-    for row in cells.of(rows):
-        names = cells.names(row, "alias", "model")
-        if names and names[0] != names[1]:  # the view lists each name as its own alias too
-            # A path, or a branch, moves to what is there now: only the program knows of those.
-            kind = "redirect" if cells.text(row, "kind") == "redirect" else "name"
-            yield Alias(names[0], names[1], kind)
+def score_table(cells: Cells) -> Table:
+    """The scores in a batch of rows whose columns are called as the view scores calls them."""
+    ((_, rows),) = _scores(cells)
+    return Table(Score, rows)
 
 
-def _tasks(cells: Rows, rows: Iterator[dict[str, object]]) -> Iterator[Record]:
-    for row in cells.of(rows):
-        benchmark, category = cells.text(row, "benchmark"), cells.text(row, "category")
-        if benchmark and category:
-            yield Task(benchmark, category)
-        else:
-            cells.refuse(f"no {'category' if benchmark else 'benchmark'}, left out")
+def _kinship(cells: Cells) -> Said:
+    cells.names("model_a", "model_b")
+    cells.values("number", "pcc", "cs", "ed")
+    cells.texts("base", "source")
+    a, b = pl.col("model_a"), pl.col("model_b")
+    numbers = [column for column in ("pcc", "cs", "ed") if cells.has(column)]
+    beyond = pl.any_horizontal(
+        (pl.col(column).abs() > 1 if column != "ed" else pl.col(column) < 0).fill_null(False)
+        for column in numbers
+    )
+    cells.drop(a == b, "a model and itself, left out")
+    cells.drop(beyond, "a correlation beyond 1 or a negative distance, left out")
+    cells.drop(pl.all_horizontal(pl.col(numbers).is_null()), "neither pcc nor cs nor ed, left out")
+    cells.frame = cells.frame.with_columns(model_a=pl.min_horizontal(a, b), model_b=pl.max_horizontal(a, b))
+    yield ReportedKinship, _fields(cells, ReportedKinship)
 
 
-def _experts(cells: Rows, rows: Iterator[dict[str, object]]) -> Iterator[Record]:
-    for row in cells.of(rows):
-        names, benchmark = cells.names(row, "model"), cells.text(row, "benchmark")
-        if names and benchmark:
-            yield Training(benchmark, names[0])
-        elif names:
-            cells.refuse("no benchmark, left out")
+def _aliases(cells: Cells) -> Said:
+    cells.names("alias", "model")
+    cells.drop(pl.col("alias") == pl.col("model"))  # the view lists each name as its own alias too
+    cells.texts("kind")
+    # A path, or a branch, moves to what is there now: only the program knows of those.
+    is_moved = pl.col("kind") == "redirect" if cells.has("kind") else pl.lit(False)
+    kind = pl.when(is_moved).then(pl.lit("redirect")).otherwise(pl.lit("name"))
+    cells.frame = cells.frame.with_columns(kind=kind)
+    yield Alias, _fields(cells, Alias)
 
 
-def _models(cells: Rows, rows: Iterator[dict[str, object]]) -> Iterator[Record]:
-    for row in cells.of(rows):
-        names = cells.names(row, "name")
-        if names is None:
-            continue
-        yield Facts(
-            names[0],
-            architecture=cells.text(row, "architecture"),
-            license=cells.text(row, "license"),
-            revision=cells.text(row, "revision"),
-            relation=cells.text(row, "relation"),
-            parameters=cells.count_in(row, "parameters"),
-            dtype=cells.text(row, "dtype"),
-            created_at=cells.moment_in(row, "created_at"),
-        )
-        base = cells.text(row, "base")
-        if base and base != names[0]:
-            yield Edge(base, "base", "reported", names[0])
+def _tasks(cells: Cells) -> Said:
+    cells.texts("benchmark", "category")
+    no_benchmark = pl.col("benchmark").is_null()
+    cells.refuse(~no_benchmark & pl.col("category").is_null(), "no category, left out")
+    cells.refuse(no_benchmark, "no benchmark, left out")
+    cells.drop(no_benchmark | pl.col("category").is_null())
+    yield Task, _fields(cells, Task)
+
+
+def _experts(cells: Cells) -> Said:
+    cells.names("model")
+    cells.texts("benchmark")
+    cells.drop(pl.col("benchmark").is_null(), "no benchmark, left out")
+    yield Training, _fields(cells, Training)
+
+
+def _models(cells: Cells) -> Said:
+    cells.names("name")
+    cells.texts("architecture", "license", "revision", "relation")
+    cells.values("whole number", "parameters")
+    cells.texts("dtype")
+    cells.values("date or time", "created_at")
+    cells.texts("base")
+    yield Facts, _fields(cells, Facts, model="name")
+    if cells.has("base"):
+        cells.drop(pl.col("base").is_null() | (pl.col("base") == pl.col("name")))
+        cells.frame = cells.frame.with_columns(relation=pl.lit("base"), evidence=pl.lit("reported"))
+        yield Edge, _fields(cells, Edge, parent="base", child="name")
+
+
+READERS: dict[str, Callable[[Cells], Said]] = {
+    "lineage": _lineage,
+    "scores": _scores,
+    "kinship": _kinship,
+    "aliases": _aliases,
+    "models": _models,
+    "tasks": _tasks,
+    "experts": _experts,
+}

@@ -2,14 +2,19 @@
 
 from pathlib import Path
 
-from kinbase.checkpoint import Edge, Problem
+from kinbase.checkpoint import Edge, Problem, Table, tables
 
 DATA = Path(__file__).parent / "data"
 
 
 def read(importer, path):
     assert importer.recognises(str(path))
-    return list(importer.open(str(path)))
+    return plain(importer.open(str(path)))
+
+
+def plain(records):
+    """Records, those of tables one by one."""
+    return [one for r in records for one in (tables.records(r) if isinstance(r, Table) else [r])]
 
 
 def only(kind, records):

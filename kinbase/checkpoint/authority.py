@@ -16,6 +16,7 @@ from kinbase.checkpoint.contract import (
     Record,
     ReportedKinship,
     Score,
+    Table,
     Task,
     Training,
 )
@@ -37,6 +38,13 @@ def within_their_right(records: Sequence[Said], model: str | None, *, beside_wei
     claimed: dict[str, int] = {}
     strangers: dict[str, dict[str, int]] = {}
     for file, record in records:
+        if isinstance(record, Table):
+            table, others = _of_a_table(record, model if beside_weights else None)
+            kept.append((file, table))
+            for label, number in others.items():
+                met = strangers.setdefault(file, {})
+                met[label] = met.get(label, 0) + number
+            continue
         if isinstance(record, Edge) and record.evidence in OURS:
             claimed[file] = claimed.get(file, 0) + 1
             record = replace(record, evidence="reported")
@@ -53,6 +61,39 @@ def within_their_right(records: Sequence[Said], model: str | None, *, beside_wei
         kept.append((file, record))
     kept += [(file, problem) for file, problem in _told(claimed, strangers, model)]
     return kept
+
+
+def _of_a_table(table: Table, model: str | None) -> tuple[Table, dict[str, int]]:
+    """A table as far as it may speak, beside the weights of `model` or by itself; and others that it speaks of there.
+
+    The edges of a table are reported, whatever it says of their evidence.
+    """
+    import polars as pl
+
+    rows = table.rows.drop("evidence", strict=False)
+    if model is None:
+        return replace(table, rows=rows), {}
+
+    def unless_own(column: str) -> pl.Expr:
+        return pl.when(pl.col(column) != model).then(pl.col(column).cast(pl.String))
+
+    if table.kind is ReportedKinship:
+        other = pl.coalesce(unless_own("model_a"), pl.col("model_b"))
+    elif table.kind is Task:
+        other = pl.format("the benchmark {}", pl.col("benchmark").cast(pl.String))
+    elif table.kind is Alias:
+        named = pl.coalesce(unless_own("model"), unless_own("alias"))
+        other = pl.when(pl.col("kind") == "name").then(named)
+    else:
+        other = unless_own("child" if table.kind is Edge else "model")
+    others = rows.select(other.alias("other"))["other"]
+    counted = others.to_frame().drop_nulls().group_by("other", maintain_order=True).len()
+    told = dict(counted.iter_rows())
+    if table.kind is ReportedKinship:
+        return replace(
+            table, rows=rows.drop("source", strict=False)
+        ), told  # another's word is not this file's to replace
+    return replace(table, rows=rows.filter(others.is_null())), told
 
 
 def _is_met(edge: Edge, file: str) -> bool:

@@ -8,6 +8,7 @@ import contextlib
 import math
 import os
 import resource
+import struct
 import subprocess
 import sys
 import threading
@@ -16,13 +17,16 @@ from collections.abc import Iterator, Sequence
 
 from kinbase.errors import CheckpointError
 
-LONGEST_LINE = 16 << 20
+_LENGTH = struct.Struct("<Q")
+"""Before each message, the number of its bytes."""
 
 
-def lines(module: str, arguments: Sequence[str], *, what: str, seconds: float, most: int) -> Iterator[bytes]:
-    """What `python -m module` prints, line by line; it must end each answer with a line.
+def messages(
+    module: str, arguments: Sequence[str], *, what: str, seconds: float, most: int
+) -> Iterator[bytes]:
+    """What `python -m module` says (`say`), message by message.
 
-    Raises CheckpointError, which calls the file `what`, when it prints more than `most` bytes, runs longer than
+    Raises CheckpointError, which calls the file `what`, when it says more than `most` bytes, runs longer than
     ten times its `seconds` of processor time, or dies: of its own bounds, or of the file.
     """
     environment = os.environ | {
@@ -41,13 +45,17 @@ def lines(module: str, arguments: Sequence[str], *, what: str, seconds: float, m
     timer.start()
     heard = 0
     try:
-        while line := child.stdout.readline(LONGEST_LINE):
-            heard += len(line)
-            if heard > most or not line.endswith(b"\n"):
+        while len(head := child.stdout.read(_LENGTH.size)) == _LENGTH.size:
+            (length,) = _LENGTH.unpack(head)
+            heard += length
+            if heard > most:
                 raise CheckpointError(
                     f"{what} unpacks to more than a file of its size is worth; it is refused"
                 )
-            yield line
+            message = child.stdout.read(length)
+            if len(message) < length:
+                break
+            yield message
         if code := child.wait():
             how = "memory or time" if code < 0 else "memory"
             raise CheckpointError(
@@ -58,6 +66,13 @@ def lines(module: str, arguments: Sequence[str], *, what: str, seconds: float, m
         child.kill()
         child.wait()
         child.stdout.close()
+
+
+def say(message: bytes | memoryview) -> None:
+    """In the child: one message to the parent."""
+    sys.stdout.buffer.write(_LENGTH.pack(len(message)))
+    sys.stdout.buffer.write(message)
+    sys.stdout.buffer.flush()
 
 
 RESERVED = 700 << 20

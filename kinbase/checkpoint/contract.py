@@ -24,6 +24,10 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # what has no table to read does without polars
+    import polars as pl
 
 UNSAID = ""
 """The parent of an edge, or `Checkpoint.delta_of`, where a file says that there is one but not which: --base tells."""
@@ -346,4 +350,23 @@ class Problem:
     message: str
 
 
-Record = Checkpoint | Commit | Facts | Alias | Edge | Score | ReportedKinship | Task | Training | Problem
+Row = Facts | Alias | Edge | Score | ReportedKinship | Task | Training
+"""What a row of a table can say."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Table:
+    """Many records of one kind as columns, so that millions of them are no objects (`kinbase.checkpoint.tables`).
+
+    The columns of `rows` are fields of `kind`, a row a record; one that is not there says nothing in any row. Texts are
+    String or Categorical, times are UTC without a zone, `Edge.detail` is JSON; every row names its models.
+    """
+
+    kind: type[Row]
+    rows: "pl.DataFrame"
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+Record = Checkpoint | Commit | Row | Problem | Table

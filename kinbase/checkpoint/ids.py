@@ -36,7 +36,7 @@ _OF_A_PAGE = re.compile(
 )
 _ALONE = re.compile(rf"(?P<name>{_PART})(?:@(?P<revision>[\w.+/-]+))?/*")
 _PATH = re.compile(r"(?:file:|[/\\~]|\.{1,2}(?:$|[/\\])|[A-Za-z]:[\\/])")
-_SITES = ("datasets", "spaces", "api", "docs", "papers", "collections")
+SITES = ("datasets", "spaces", "api", "docs", "papers", "collections")
 
 NOTHING = (
     "",
@@ -67,14 +67,14 @@ def says_nothing(value: object) -> bool:
 @lru_cache(1 << 16)  # a table names each model many times
 def hub_id(text: str) -> str | None:
     """`org/name`, `org/name@revision` or `org/name/file.gguf` in any spelling as that; None for anything else."""
-    if _PLAIN.fullmatch(text) and not text.endswith(".git") and text.partition("/")[0] not in _SITES:
+    if _PLAIN.fullmatch(text) and not text.endswith(".git") and text.partition("/")[0] not in SITES:
         return text
     if cached := _CACHED.fullmatch(text):
         text = f"{cached['org']}/{cached['name']}@{cached['commit']}"
     around = _PAGE.fullmatch(text) or _SCHEME.fullmatch(text)
     rest = around["rest"] if around else text
     match = _ID.fullmatch(rest) or (around and (_OF_A_PAGE.fullmatch(rest) or _ALONE.fullmatch(rest)))
-    if not match or match["name"].partition("/")[0] in _SITES or "/." in f"/{match['name']}":
+    if not match or match["name"].partition("/")[0] in SITES or "/." in f"/{match['name']}":
         return None
     said = match.groupdict()
     name = said["name"] + (said.get("file") or "")

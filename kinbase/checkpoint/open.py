@@ -9,7 +9,19 @@ from pathlib import Path
 from types import ModuleType
 from typing import TypeVar
 
-from kinbase.checkpoint import Alias, Checkpoint, Commit, Edge, Facts, Problem, Record, Score, Training
+from kinbase.checkpoint import (
+    Alias,
+    Checkpoint,
+    Commit,
+    Edge,
+    Facts,
+    Problem,
+    Record,
+    Row,
+    Score,
+    Table,
+    Training,
+)
 from kinbase.checkpoint.authority import within_their_right
 from kinbase.checkpoint.guard import watched
 from kinbase.checkpoint.own_name import without_itself
@@ -58,8 +70,27 @@ class Opened:
     refused: str | None = None
 
     def said(self, kind: type[Kind]) -> list[tuple[str, Kind]]:
-        """The records of one kind, with the file each comes from."""
-        return [(file, record) for file, record in self.records if isinstance(record, kind)]
+        """The records of one kind, with the file each comes from; rows of tables as records too."""
+        if not any(isinstance(record, Table) and record.kind is kind for _, record in self.records):
+            return [(file, record) for file, record in self.records if isinstance(record, kind)]
+        from kinbase.checkpoint import tables
+
+        return [
+            (file, one)
+            for file, record in self.records
+            for one in (tables.records(record) if isinstance(record, Table) else [record])
+            if isinstance(one, kind)
+        ]
+
+    def told(self, kind: type[Row]) -> dict[str, Table]:
+        """The records of one kind as one table a file."""
+        from kinbase.checkpoint import tables
+
+        by_file: dict[str, list[Row | Table]] = {}
+        for file, record in self.records:
+            if isinstance(record, kind) or (isinstance(record, Table) and record.kind is kind):
+                by_file.setdefault(file, []).append(record)
+        return {file: tables.gathered(kind, said) for file, said in by_file.items()}
 
     @property
     def last_word(self) -> str | None:
@@ -283,6 +314,10 @@ def _open_part(
 
 def _tells(record: Record) -> bool:
     """Whether a record is worth keeping where the weights are refused: a claim, a score, or a fact of a card."""
+    if isinstance(record, Table):
+        if record.kind is Facts:
+            return "license" in record.rows.columns and bool(record.rows["license"].is_not_null().any())
+        return record.kind in (Edge, Score, Training) and not record.rows.is_empty()
     return isinstance(record, Edge | Score | Training) or (
         isinstance(record, Facts) and record.license is not None
     )
@@ -362,15 +397,23 @@ def _holds_weights(path: Path) -> bool:
     return path.is_dir() and any(each.suffix.lower() in WEIGHTS for each in path.iterdir())
 
 
+_SUBJECT = {Edge: "child", Facts: "model", Score: "model"}
+"""The field by which a record of each kind names the model that a source speaks of."""
+
+
 def _renamed(records: list[tuple[str, Record]], name: str) -> list[tuple[str, Record]]:
     """The records of a source that speaks of one model, under another name for it; others as they are."""
-    labels = {record.model for _, record in records if isinstance(record, Facts | Score) and record.model}
-    labels |= {record.child for _, record in records if isinstance(record, Edge) and record.child}
+    labels = {label for _, record in records for label in _subjects(record)}
     if len(labels) != 1:
         return records
     changed: list[tuple[str, Record]] = []
     for file, record in records:
-        if isinstance(record, Edge):
+        if isinstance(record, Table) and record.kind in _SUBJECT:
+            import polars as pl
+
+            rows = record.rows.with_columns(pl.lit(name).alias(_SUBJECT[record.kind]))
+            record = replace(record, rows=rows)
+        elif isinstance(record, Edge):
             record = replace(record, child=name)
         elif isinstance(record, Facts | Score):
             record = replace(record, model=name)
@@ -389,6 +432,16 @@ def _unnamed_results(path: Path, records: Sequence[tuple[str, Record]]) -> list[
         return []
     said = f"{path.name} does not say which model was tested: taken as {_subject(path)}, after its folder; --name says another"
     return [(str(path), Problem(said))]
+
+
+def _subjects(record: Record) -> Iterable[str]:
+    """The models that edges, facts and scores speak of; of a table's at most two."""
+    if isinstance(record, Table):
+        field = _SUBJECT.get(record.kind)
+        return record.rows[field].unique().head(2) if field else ()
+    field = _SUBJECT.get(type(record))
+    label = getattr(record, field) if field else None
+    return [label] if label else ()
 
 
 def _subject(path: Path) -> str | None:

@@ -1,10 +1,11 @@
-"""Parquet from strangers, decoded in a process of its own: cells as JSON, one row a line.
+"""Parquet from strangers, decoded in a process of its own: cells in batches of Arrow.
 
 A file of a few kilobytes can stand for gigabytes (a dictionary's long entry under every row, a page that unpacks
 without end), and the decoder takes no bound. So it runs confined, and what comes out is cut: texts to a bound,
 times to text, since Python's end with the year 9999; columns of lists and bytes are left out.
 """
 
+import io
 import json
 import os
 import sys
@@ -13,7 +14,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kinbase.checkpoint.confined import confine, lines
+from kinbase.checkpoint.confined import confine, messages, say
 from kinbase.checkpoint.files import open_regular, shown, stamp
 from kinbase.checkpoint.limits import LIMITS
 from kinbase.errors import CheckpointError
@@ -21,8 +22,14 @@ from kinbase.errors import CheckpointError
 if TYPE_CHECKING:
     import polars
 
-_ROWS = 1024
-"""Rows turned into Python at a time: of the longest cells 64 MB."""
+_ERROR = b"ERROR "
+"""How a message begins that says what is wrong; no names in JSON and no Arrow do."""
+
+_ROWS = 1 << 16
+"""Rows handed over at a time, and fewer where their cells are long."""
+
+_BYTES = 64 << 20
+"""Bytes of a batch beyond which its rows are handed over in halves."""
 
 
 def columns(path: str) -> list[str]:
@@ -34,30 +41,34 @@ def columns(path: str) -> list[str]:
 @lru_cache(maxsize=64)  # several importers ask before one of them reads
 def _columns(path: str, size: int, mtime_ns: int) -> tuple[str, ...]:
     (first,) = _answers(path, size, ["columns"])
-    return tuple(first)
+    return tuple(json.loads(first))
 
 
-def rows(path: str, wanted: set[str]) -> Iterator[dict[str, object]]:
-    """The rows of a file, of the columns `wanted`; raises CheckpointError, one line, for one that cannot be read."""
+def frames(path: str, wanted: set[str]) -> Iterator["polars.DataFrame"]:
+    """The rows of a file, some at a time, of the columns `wanted`.
+
+    Raises CheckpointError, one line, for a file that cannot be read.
+    """
+    import polars
+
     names = [name for name in columns(path) if name in wanted]
-    for cells in _answers(path, stamp(path).size, ["rows", json.dumps(names)]):
-        yield dict(zip(names, cells, strict=True))
+    for batch in _answers(path, stamp(path).size, ["rows", json.dumps(names)]):
+        yield polars.read_ipc_stream(batch)
 
 
-def _answers(path: str, size: int, arguments: list[str]) -> Iterator[list[Any]]:
+def _answers(path: str, size: int, arguments: list[str]) -> Iterator[bytes]:
     what = shown(path)
     os.close(open_regular(path))
     if size > LIMITS.table_bytes:
         raise CheckpointError(f"{what} is larger than {LIMITS.table_bytes} bytes: split the table")
-    said = lines(
+    said = messages(
         "kinbase.checkpoint.parquet", [str(Path(path).absolute()), *arguments],
         what=what, seconds=_seconds(size), most=(64 << 20) + 64 * size,
     )  # fmt: skip
-    for line in said:
-        answer = json.loads(line)
-        if isinstance(answer, dict):
-            raise CheckpointError(f"{what} is no table that can be read: {answer['error']}")
-        yield answer
+    for message in said:
+        if message.startswith(_ERROR):
+            raise CheckpointError(f"{what} is no table that can be read: {message[len(_ERROR) :].decode()}")
+        yield message
 
 
 def _seconds(size: int) -> float:
@@ -68,7 +79,7 @@ def _seconds(size: int) -> float:
 
 
 def main() -> None:
-    """`path columns` or `path rows NAMES`: prints lists in JSON, or an object with the error."""
+    """`path columns` or `path rows NAMES`: says the names in JSON, or frames in Arrow; or what is wrong with the file."""
     import polars
 
     path, mode, *rest = sys.argv[1:]
@@ -81,16 +92,16 @@ def main() -> None:
             raise ValueError(f"it has {len(schema)} columns, and at most {LIMITS.table_columns} are read")
         readable = [name for name, kind in schema.items() if _is_cell(kind)]
         if mode == "columns":
-            print(json.dumps(readable))  # noqa: T201
+            say(json.dumps(readable).encode())
             return
         _write(scan, json.loads(rest[0]), schema)
     except Exception as error:  # whatever the decoder raises is the file's fault
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        print(json.dumps({"error": reason[:200]}))  # noqa: T201
+        say(_ERROR + reason[:200].encode("utf-8", "replace"))
     except BaseException as error:  # a panic in the decoder is no Exception
         if not isinstance(error, polars.exceptions.PanicException):
             raise
-        print(json.dumps({"error": "its pages are damaged"}))  # noqa: T201
+        say(_ERROR + b"its pages are damaged")
 
 
 def _write(scan: "polars.LazyFrame", names: list[str], schema: Any) -> None:
@@ -99,12 +110,24 @@ def _write(scan: "polars.LazyFrame", names: list[str], schema: Any) -> None:
     (number,) = scan.select(polars.len()).collect().row(0)
     if number > LIMITS.table_rows:
         raise ValueError(f"it has more than {LIMITS.table_rows} rows: split the table")
-    frame = scan.select(names).collect()
-    for start in range(0, number, _ROWS):
-        part = frame.slice(start, _ROWS)
-        cells = [_cells(part.get_column(name), schema[name]) for name in names]
-        for i in range(len(part)):
-            sys.stdout.write(json.dumps([column[i] for column in cells]) + "\n")
+    for frame in scan.select(names).collect_batches(chunk_size=_ROWS, maintain_order=True):
+        _say_rows(frame, schema)
+
+
+def _say_rows(frame: "polars.DataFrame", schema: Any) -> None:
+    import polars
+    import polars.selectors
+
+    cells = polars.DataFrame([_cells(frame.get_column(name), schema[name]) for name in frame.columns])
+    texts = cells.select(polars.selectors.string().str.len_bytes())
+    if len(cells) > 1 and sum(texts.sum().row(0)) > _BYTES:
+        _say_rows(frame[: len(frame) // 2], schema)
+        _say_rows(frame[len(frame) // 2 :], schema)
+        return
+    data = io.BytesIO()
+    # Flat: a text that many rows share is as long as all of them, here as in what is made of it.
+    cells.write_ipc_stream(data, compat_level=polars.CompatLevel.oldest())
+    say(data.getbuffer())
 
 
 def _is_cell(kind: Any) -> bool:
@@ -113,8 +136,8 @@ def _is_cell(kind: Any) -> bool:
     return not isinstance(kind, polars.List | polars.Array) and kind not in (polars.Binary, polars.Object)
 
 
-def _cells(column: "polars.Series", kind: Any) -> list[object]:
-    """A column's cells as JSON has them: numbers, and texts of bounded length."""
+def _cells(column: "polars.Series", kind: Any) -> "polars.Series":
+    """A column's cells as numbers, truths, or texts of bounded length."""
     import polars
 
     if isinstance(kind, polars.Datetime) and kind.time_zone:
@@ -127,7 +150,9 @@ def _cells(column: "polars.Series", kind: Any) -> list[object]:
         column = column.cast(polars.String)
     if column.dtype == polars.String:
         column = column.str.slice(0, LIMITS.cell_chars + 1)  # longer than any cell that is taken
-    return column.to_list()
+    elif column.dtype == polars.Null:
+        column = column.cast(polars.String)
+    return column
 
 
 if __name__ == "__main__":

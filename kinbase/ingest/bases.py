@@ -260,4 +260,4 @@ def _claimed_bases(con: Connection | None, source: Opened, arriving: dict[str | 
 
 
 def _claimed_parents(source: Opened) -> list[str]:
-    return [r.parent for _, r in source.records if isinstance(r, Edge) and r.child in (None, source.name)]
+    return [edge.parent for _, edge in source.said(Edge) if edge.child in (None, source.name)]

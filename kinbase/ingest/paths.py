@@ -14,7 +14,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from kinbase.checkpoint import UNSAID, Alias, Edge, Facts, Record, Score, Training
+from kinbase.checkpoint import UNSAID, Alias, Edge, Facts, Record, Score, Table, Training
 from kinbase.checkpoint.ids import folded, is_path, last_part
 from kinbase.checkpoint.open import Opened
 from kinbase.store import Connection
@@ -52,7 +52,7 @@ def _settled(con: Connection | None, source: Opened, places: dict[str, str], bas
         return known or strange.setdefault(label, _scoped(label, file))
 
     records: list[tuple[str, Record]] = []
-    for file, record in source.records:
+    for file, record in _spelled_out(source.records):
         renamed = _renamed(record, partial(called, file=file), strange, base, source.name)
         if renamed:
             records.append((file, renamed))
@@ -99,6 +99,19 @@ def _disagreement(records: Sequence[tuple[str, Record]]) -> Iterator[str]:
         parents = list({folded(parent): parent for parent in _parents(records, relation)}.values())
         if len(parents) > 1:
             yield f"{' and '.join(parents[:3])} are both named as {what}, which can be one: each is kept as stated"
+
+
+def _spelled_out(said: Iterable[tuple[str, Record]]) -> Iterator[tuple[str, Record]]:
+    """What is said; record by record of a table that names models by paths, where its paths are looked at."""
+    for file, record in said:
+        if isinstance(record, Table) and Path(file).suffix.lower() not in _TABLES:
+            from kinbase.checkpoint import tables
+
+            columns = [record.rows[column] for column in tables.MODELS if column in record.rows.columns]
+            if any(is_path(label) for column in columns for label in column.unique() if label):
+                yield from ((file, one) for one in tables.records(record))
+                continue
+        yield file, record
 
 
 def _renamed(

@@ -14,11 +14,12 @@ from kinbase.checkpoint import (
     Facts,
     ReportedKinship,
     Score,
+    Table,
     Task,
     Training,
 )
 from kinbase.errors import DatabaseError, DiskError, KinbaseError
-from kinbase.ingest.said import store_claims, store_facts, store_names, store_sizes, told_ids
+from kinbase.ingest.said import store_claims, store_facts, store_names, store_sizes
 from kinbase.ingest.steps import FamilySample, Measured, Outcome, Placed, Row, Sampled, Todo
 from kinbase.ingest.stored_sums import (
     SLICE_BYTES,
@@ -140,10 +141,9 @@ def _store(
             stored.put_pairs(con)
     rows = rows if is_large else _meet(con, rows, done, has_kinship)
     rows = store_names(con, rows)
-    told = told_ids(con, rows)  # again: an alias may have made two rows one
-    store_facts(con, rows, told)
+    store_facts(con, rows)
     rows = store_claims(con, rows)
-    store_sizes(con, rows, told)
+    store_sizes(con, rows)
     return rows, families
 
 
@@ -218,7 +218,12 @@ COUNTED = {
 def _outcome(source: Placed, status: str) -> Outcome:
     notes = source.notes
     if status == "records":
-        found = Counter(type(record) for _, record in source.opened.records)
+        found = Counter[type]()
+        for _, record in source.opened.records:
+            if isinstance(record, Table):
+                found[record.kind] += len(record)
+            else:
+                found[type(record)] += 1
         counts = [f"{found[kind]:,} {words}" for kind, words in COUNTED.items() if found[kind]]
         notes = (*notes, ", ".join(counts)) if counts else notes
     return Outcome(source.opened.source, source.name, status, source.base, notes)
@@ -226,8 +231,8 @@ def _outcome(source: Placed, status: str) -> Outcome:
 
 def _own(source: Placed) -> list[Edge | Facts]:
     """What a source says of its own model's parents and facts."""
-    said = [record for _, record in source.opened.records if isinstance(record, Edge | Facts)]
-    return [r for r in said if (r.child if isinstance(r, Edge) else r.model) in (None, source.name)]
+    edges = [edge for _, edge in source.opened.said(Edge) if edge.child in (None, source.name)]
+    return [*edges, *(facts for _, facts in source.opened.said(Facts) if facts.model in (None, source.name))]
 
 
 def _weighed(source: Placed, stored: models.Put | KinbaseError, places: Mapping[int, str | None]) -> Row:

@@ -6,7 +6,6 @@ The functions take a connection of `Store.writing()` and are part of its transac
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TypeVar
 
 from kinbase.checkpoint import (
     FLOAT_DTYPES,
@@ -16,18 +15,18 @@ from kinbase.checkpoint import (
     Record,
     ReportedKinship,
     Score,
+    Table,
     Task,
     Training,
+    tables,
 )
 from kinbase.ingest.steps import Row
 from kinbase.store import Connection, models
 from kinbase.store import names as naming
-from kinbase.store.aliases import put_aliases, put_speakers
+from kinbase.store.aliases import put_alias_table, put_aliases, put_speakers
 from kinbase.store.estimates import drop_reported, put_reported
 from kinbase.store.lineage import put_claims
 from kinbase.store.scores import put_scores, put_tasks, put_trainings
-
-Kind = TypeVar("Kind")
 
 
 def _records(row: Row) -> list[tuple[str, Record]]:
@@ -43,57 +42,59 @@ def _records(row: Row) -> list[tuple[str, Record]]:
 
 def store_names(con: Connection, rows: list[Row]) -> list[Row]:
     """Names of models. One that is taken costs a note, not the rest."""
-    said = []
-    speakers = []
+    said: list[tuple[int, Alias]] = []
+    speakers: list[tuple[str, str]] = []
     for i, row in enumerate(rows):
         for file, record in _records(row) if row.is_told else ():
-            if isinstance(record, Alias):
+            if isinstance(record, Table) and record.kind is Alias:
+                _store_said_names(con, rows, said)
+                said = [(i, alias) for alias in put_alias_table(con, record, file)]
+            elif isinstance(record, Alias):
                 said.append((i, record))
                 if record.kind != "path":  # a place says itself
                     speakers.append((record.alias, file))
     put_speakers(con, speakers)
-    speaker = {id(record): i for i, record in said}
-    aliases = [(r.model or str(rows[i].outcome.name), r) for i, r in said]
-    for alias, problem in put_aliases(con, aliases):
-        i = speaker[id(alias)]
-        rows[i] = rows[i].noted(problem)
+    _store_said_names(con, rows, said)
     return rows
 
 
-def told_ids(con: Connection, rows: Sequence[Row]) -> dict[str, int]:
-    """The ids of the models of which something is said."""
-    labels = [str(row.outcome.name) for row in rows if row.outcome.name and row.outcome.status in SIZED]
-    for row in rows:
-        if row.is_told:
-            said = [record for _, record in row.placed.opened.records if isinstance(record, Facts | Alias)]
-            labels += [record.model or str(row.outcome.name) for record in said]
-    return naming.named_all(con, labels)
+def _store_said_names(con: Connection, rows: list[Row], said: Sequence[tuple[int, Alias]]) -> None:
+    speaker = {id(record): i for i, record in said}
+    aliases = [(r.model or _name(rows[i]), r) for i, r in said]
+    for alias, problem in put_aliases(con, aliases):
+        i = speaker[id(alias)]
+        rows[i] = rows[i].noted(problem)
 
 
-def store_facts(con: Connection, rows: Sequence[Row], ids: Mapping[str, int]) -> None:
-    said = [
-        (ids[facts.model or str(row.outcome.name)], facts, row.outcome.status == "alias")
-        for row in rows
-        if row.is_told
-        for _, facts in row.placed.opened.said(Facts)
-    ]
-    # What a copy says of itself does not change what the original says.
-    models.put_many_facts(con, [(i, facts) for i, facts, of_copy in said if of_copy], is_new_only=True)
-    models.put_many_facts(con, [(i, facts) for i, facts, of_copy in said if not of_copy])
+def store_facts(con: Connection, rows: Sequence[Row]) -> None:
+    """Facts of models; what a copy says of itself does not change what the original says."""
+    for is_new_only in (True, False):
+        frames = [
+            tables.named(table, _name(row))
+            for row in rows
+            if row.is_told and (row.outcome.status == "alias") is is_new_only
+            for table in row.placed.opened.told(Facts).values()
+        ]
+        if frames:
+            models.put_many_facts(con, Table(Facts, tables.joined(Facts, frames)), is_new_only=is_new_only)
+
+
+def _name(row: Row) -> str:
+    return str(row.outcome.name)
 
 
 def store_claims(con: Connection, rows: Sequence[Row]) -> list[Row]:
     """Edges, scores, trainings, reported kinship and tasks, file by file; a loop is said."""
     told = [row for row in rows if row.is_told]
-    claims: list[tuple[str | None, str, list[Edge]]] = []
+    claims: list[tuple[str | None, str, Sequence[Edge] | Table]] = []
     for row in told:
         name, opened = row.outcome.name, row.placed.opened
-        edges, scores = _by_file(opened.said(Edge)), _by_file(opened.said(Score))
+        edges, scores = opened.told(Edge), opened.told(Score)
         for file in dict.fromkeys(file for file, _ in _records(row)):
-            claims.append((name, file, edges.get(file, [])))
+            claims.append((name, file, edges.get(file, ())))
             if file in scores:
                 put_scores(con, name, scores[file])
-        if trainings := [training for _, training in opened.said(Training)]:
+        for trainings in opened.told(Training).values():
             put_trainings(con, name, trainings)
     loops: dict[str, list[str]] = {}
     for file, model in put_claims(con, claims):
@@ -101,9 +102,11 @@ def store_claims(con: Connection, rows: Sequence[Row]) -> list[Row]:
     if claims:
         drop_reported(con, [file for _, file, _ in claims])
     for row in told:
-        for file, pairs in _by_file(row.placed.opened.said(ReportedKinship)).items():
+        for file, pairs in row.placed.opened.told(ReportedKinship).items():
             put_reported(con, file, pairs)
-    put_tasks(con, [task for row in told for _, task in row.placed.opened.said(Task)])
+    tasks = [table.rows for row in told for table in row.placed.opened.told(Task).values()]
+    if tasks:
+        put_tasks(con, Table(Task, tables.joined(Task, tasks)))
     return [row.noted(*_loops_of(row, loops)) if loops and row.is_told else row for row in rows]
 
 
@@ -117,23 +120,17 @@ def _loops_of(row: Row, loops: Mapping[str, Sequence[str]]) -> list[str]:
     return lines
 
 
-def _by_file(said: Sequence[tuple[str, Kind]]) -> dict[str, list[Kind]]:
-    files: dict[str, list[Kind]] = {}
-    for file, record in said:
-        files.setdefault(file, []).append(record)
-    return files
-
-
 SIZED = ("imported", "copy", "metadata", "sampled", "unchanged", "refused")
 """What becomes of sources that are models of their own name."""
 
 
-def store_sizes(con: Connection, rows: Sequence[Row], ids: Mapping[str, int]) -> None:
+def store_sizes(con: Connection, rows: Sequence[Row]) -> None:
     """What the tensors say of models' sizes, whatever their files claim; an adapter's are its delta, not itself.
 
     And where models without weights are found.
     """
     told = [row for row in rows if row.outcome.status in SIZED and row.outcome.name]
+    ids = naming.named_all(con, [_name(row) for row in told])
     sizes = []
     for row in told:
         checkpoint = row.placed.opened.checkpoint

@@ -2,9 +2,11 @@
 
 from collections.abc import Collection, Mapping, Sequence
 
-from kinbase.checkpoint import Alias
+from kinbase.checkpoint import Alias, Table
 from kinbase.errors import KinbaseError
 from kinbase.store import Connection
+from kinbase.store.columns import rows
+from kinbase.store.labels import meant, put_fresh
 from kinbase.store.names import find_all, name_of, named_all
 
 
@@ -59,6 +61,41 @@ def put_aliases(con: Connection, aliases: Sequence[tuple[str, Alias]]) -> list[t
     for alias, model_id in moved:
         con.execute("update raw.alias set model_id = ? where alias = ?", [now(model_id), alias.alias])
     return refused
+
+
+def put_alias_table(con: Connection, table: Table, file: str) -> list[Alias]:
+    """Add the names in a table that stand for nothing yet, as said by a file; those that are other models' already."""
+    with (
+        meant(con, table.rows, model="model_id") as told,
+        rows(con, told.with_row_index("place")),
+    ):
+        put_fresh(con)
+        con.execute("create or replace temp table told as from new_rows")
+    con.execute(
+        """
+        insert into raw.alias
+        select alias, model_id, kind from told
+        anti join raw.model on model.name = told.alias anti join raw.alias on alias.alias = told.alias
+        qualify row_number() over (partition by told.alias order by place) = 1 order by place
+        """
+    )
+    con.execute(
+        """
+        insert into raw.name_said (alias, source)
+        select distinct alias, $1 from told
+        where not exists (from raw.name_said old where old.alias = told.alias and old.source = $1)
+        """,
+        [file],
+    )
+    rest = con.execute(
+        """
+        select told.alias, told.model, told.kind from told
+        left join raw.model m on m.name = told.alias left join raw.alias a on a.alias = told.alias
+        where coalesce(m.model_id, a.model_id) is distinct from told.model_id order by place
+        """
+    ).fetchall()
+    con.execute("drop table told")
+    return [Alias(*row) for row in rest]
 
 
 def _names_and_digests(con: Connection, model_ids: Collection[int]) -> dict[int, tuple[str, str | None]]:

@@ -7,10 +7,15 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from kinbase.checkpoint import Row
 from kinbase.store.connection import Connection
 
 if TYPE_CHECKING:  # importing polars for an annotation would slow down every command
     import polars as pl
+
+
+SLICE = 1 << 18
+"""Rows of a large table that are stored at a time, so that memory does not grow with all of them."""
 
 
 class _Stream:
@@ -24,20 +29,69 @@ class _Stream:
 
 
 @contextmanager
-def rows(con: Connection, columns: Mapping[str, Any]) -> Iterator[str]:
-    """The name of a table of `columns`, all of one length, within the block; a 2-d array is a column of lists."""
+def rows(
+    con: Connection,
+    columns: "Mapping[str, Any] | pl.DataFrame",
+    name: str = "new_rows",
+    *,
+    kind: type[Row] | None = None,
+) -> Iterator[str]:
+    """The name of a table of `columns`, all of one length, within the block; a 2-d array is a column of lists.
+
+    The rows of a table of records have all columns of their `kind`; those that are not there are NULL.
+    """
+    import polars as pl
+
+    frame = columns if isinstance(columns, pl.DataFrame) else _framed(columns)
+    nothing = [name for name, dtype in frame.schema.items() if dtype == pl.Null]
+    # A column of Nones alone has no type of its own, and DuckDB refuses Arrow's for it.
+    frame = frame.with_columns(pl.col(nothing).cast(pl.Int64))
+    if kind is None:
+        con.register(name, _Stream(frame))
+    else:
+        con.register(f"{name}_said", _Stream(frame))
+        con.execute(f"create or replace temp view {name} as select *{_missing(frame, kind)} from {name}_said")
+    yield name
+    # After an error the connection only rolls back.
+    if kind is None:
+        con.unregister(name)
+    else:
+        con.execute(f"drop view {name}")
+        con.unregister(f"{name}_said")
+
+
+def _missing(frame: "pl.DataFrame", kind: type[Row]) -> str:
+    """SQL of the columns of a kind of records that a table of them does not have."""
+    import polars as pl
+
+    from kinbase.checkpoint.tables import schema
+
+    types = {pl.String: "varchar", pl.Int64: "bigint", pl.Float64: "double", pl.Boolean: "boolean"}
+    return "".join(
+        f", null::{types.get(dtype, 'timestamp')} as {name}"
+        for name, dtype in schema(kind).items()
+        if name not in frame.columns
+    )
+
+
+def _framed(columns: Mapping[str, Any]) -> "pl.DataFrame":
     import numpy as np
     import polars as pl
 
-    frame = pl.DataFrame({
+    return pl.DataFrame({
         name: pl.Series(np.ascontiguousarray(values), dtype=pl.Array(pl.Float64, values.shape[1]))
         if isinstance(values, np.ndarray) and values.ndim == 2
         else values
         for name, values in columns.items()
     })  # fmt: skip
-    nothing = [name for name, dtype in frame.schema.items() if dtype == pl.Null]
-    # A column of Nones alone has no type of its own, and DuckDB refuses Arrow's for it.
-    frame = frame.with_columns(pl.col(nothing).cast(pl.Int64))
-    con.register("new_rows", _Stream(frame))
-    yield "new_rows"
-    con.unregister("new_rows")  # after an error the connection only rolls back
+
+
+def filled(frame: "pl.DataFrame", **given: str | None) -> "pl.DataFrame":
+    """A table's rows with what is `given` for a column wherever a row does not say it."""
+    import polars as pl
+
+    return frame.with_columns(
+        pl.col(name).fill_null(value) if name in frame.columns else pl.lit(value, pl.Categorical).alias(name)
+        for name, value in given.items()
+        if value is not None or name not in frame.columns
+    )

@@ -5,43 +5,50 @@ All functions take a connection of `Store.writing()` and are part of its one tra
 
 from collections.abc import Iterable, Sequence
 
-from kinbase.checkpoint import ReportedKinship
+from kinbase.checkpoint import ReportedKinship, Table
 from kinbase.store import Connection
-from kinbase.store.names import named_all
+from kinbase.store.columns import filled, rows
+from kinbase.store.labels import meant, put_fresh
 
 
-def put_reported(con: Connection, source: str, pairs: Sequence[ReportedKinship]) -> None:
+def put_reported(con: Connection, source: str, pairs: Sequence[ReportedKinship] | Table) -> None:
     """Store kinship that somebody else measured, in place of what the same source reported before."""
+    from kinbase.checkpoint import tables
+
     drop_reported(con, [source])
-    ids = named_all(con, [name for pair in pairs for name in (pair.model_a, pair.model_b, pair.base) if name])
-    said: dict[tuple[int, int, str], list[object]] = {}
-    for pair in pairs:
-        a, b = sorted((ids[pair.model_a], ids[pair.model_b]))
-        if a == b:  # two names of one model
-            continue
-        told = pair.source or source
-        base_id = ids[pair.base] if pair.base else None
-        said[a, b, told] = [a, b, base_id, pair.pcc, pair.cs, pair.ed, told]
-    if not said:
+    table = pairs if isinstance(pairs, Table) else tables.of(ReportedKinship, pairs)
+    frame = filled(table.rows, source=source)
+    if frame.is_empty():
         return
-    columns = [list(column) for column in zip(*said.values(), strict=True)]
-    new = """
-        select unnest($1::integer[]) as a_id, unnest($2::integer[]) as b_id, unnest($3::integer[]) as base_id,
-            unnest($4::double[]) as pcc, unnest($5::double[]) as cs, unnest($6::double[]) as ed,
-            unnest($7::varchar[]) as source
-    """
+    with (
+        meant(
+            con, frame, model_a="x", model_b="y", **({"base": "z"} if "base" in frame.columns else {})
+        ) as told,
+        rows(con, told.with_row_index("place"), kind=ReportedKinship),
+    ):
+        put_fresh(con)
+        # Two names of one model are no pair; of several words of one source on a pair the last counts.
+        con.execute(
+            f"""
+            create or replace temp table reported as
+            select least(x, y) as a_id, greatest(x, y) as b_id, {"z" if "z" in told.columns else "null"} as base_id,
+                pcc, cs, ed, source
+            from new_rows where x <> y
+            qualify row_number() over (partition by a_id, b_id, source order by place desc) = 1
+            order by place
+            """
+        )
     con.execute(
-        f"delete from raw.estimate e using ({new}) n where e.a_id = n.a_id and e.b_id = n.b_id and e.source = n.source "
-        "and e.method = 'reported'",
-        columns,
+        "delete from raw.estimate e using reported n where e.a_id = n.a_id and e.b_id = n.b_id and e.source = n.source "
+        "and e.method = 'reported'"
     )
     con.execute(
-        f"""
+        """
         insert into raw.estimate (a_id, b_id, base_id, method, pcc, cs, ed, source)
-        select a_id, b_id, base_id, 'reported', pcc, cs, ed, source from ({new})
-        """,
-        columns,
+        select a_id, b_id, base_id, 'reported', pcc, cs, ed, source from reported
+        """
     )
+    con.execute("drop table reported")
 
 
 def drop_reported(con: Connection, sources: Sequence[str]) -> None:

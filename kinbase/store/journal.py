@@ -9,6 +9,7 @@ none can forget to say what it changed.
 import json
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 
 from kinbase.errors import KinbaseError
 from kinbase.store.connection import Connection, as_stream, is_broken_rule
@@ -49,7 +50,9 @@ def put_act(con: Connection, verb: str, said: str, *, apart: Collection[str] = (
         earlier, now = _prints(before, types), _prints(con, types)
         for table in (table for table in types if earlier[table] != now[table]):
             columns[table] = list(types[table])
-            told.append(_put_changes(con, before, act_id, table, types[table]))
+            is_new = earlier[table][0] == 0
+            put = _put_all if is_new else partial(_put_changes, before=before)
+            told.append(put(con, act_id=act_id, table=table, types=types[table]))
     finally:
         before.close()
     if columns:
@@ -191,7 +194,24 @@ def _decoded(name: str, kind: str) -> str:
     return f"{value}::json::varchar[]" if kind == "VARCHAR[]" else f"{value}::{kind}"
 
 
-def _put_changes(con: Connection, before: Connection, act_id: int, table: str, types: Types) -> str:
+def _put_all(con: Connection, *, act_id: int, table: str, types: Types) -> str:
+    """Keep that all rows of a table were added, where there was none; in words."""
+    _put_added(con, act_id, table, types, f"raw.{table}")
+    ((added,),) = con.execute(f"select count(*) from raw.{table}").fetchall()
+    return f"{WORDS.get(table, table)}: {added} added"
+
+
+def _put_added(con: Connection, act_id: int, table: str, types: Types, rows: str) -> None:
+    con.execute(
+        f"""
+        insert into raw.change
+        select $1, $2, {next(iter(types))}::varchar, md5({_encoded(types)}::varchar), null from {rows}
+        """,
+        [act_id, table],
+    )
+
+
+def _put_changes(con: Connection, *, before: Connection, act_id: int, table: str, types: Types) -> str:
     """Keep how a table differs from what it was; in words."""
     names, row = ", ".join(types), _encoded(types)
     first = next(iter(types))
@@ -208,10 +228,7 @@ def _put_changes(con: Connection, before: Connection, act_id: int, table: str, t
     finally:
         con.unregister("earlier")
     con.execute(f"insert into raw.change select $1, $2, null, null, {row} from gone", [act_id, table])
-    con.execute(
-        f"insert into raw.change select $1, $2, {first}::varchar, md5({row}::varchar), null from added",
-        [act_id, table],
-    )
+    _put_added(con, act_id, table, types, "added")
     ((gone, added, both),) = con.execute(
         f"""
         select (select count(*) from gone), (select count(*) from added),

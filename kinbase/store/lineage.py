@@ -5,11 +5,17 @@ All functions take a connection of `Store.writing()` and are part of its one tra
 
 import json
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from kinbase.checkpoint import Edge
+from kinbase.checkpoint import Edge, Table
 from kinbase.errors import KinbaseError
 from kinbase.store import Connection
-from kinbase.store.names import name_of, named, named_all
+from kinbase.store.columns import SLICE, filled, rows
+from kinbase.store.labels import meant, put_fresh
+from kinbase.store.names import name_of, named
+
+if TYPE_CHECKING:
+    import polars as pl
 
 
 def put_edges(con: Connection, subject: str | None, source: str, edges: Sequence[Edge]) -> None:
@@ -18,7 +24,7 @@ def put_edges(con: Connection, subject: str | None, source: str, edges: Sequence
 
 
 def put_claims(
-    con: Connection, said: Sequence[tuple[str | None, str, Sequence[Edge]]]
+    con: Connection, said: Sequence[tuple[str | None, str, Sequence[Edge] | Table]]
 ) -> list[tuple[str, str]]:
     """Store the claims of several sources, (subject, source, edges), in place of what each claimed before.
 
@@ -26,61 +32,73 @@ def put_claims(
     """
     if not said:
         return []
-    claims: list[tuple[str, Edge, str]] = []
-    for subject, source, edges in said:
-        for edge in edges:
-            child = edge.child or subject
-            if child is None:
-                raise KinbaseError(
-                    f"{source} names parents but not the child: say which model it speaks of with --name"
-                )
-            claims.append((child, edge, source))
-    ids = named_all(con, [label for child, edge, _ in claims for label in (child, edge.parent)])
-    rows = [
-        (
-            ids[child], ids[edge.parent], edge.relation, edge.method, edge.weight, edge.evidence,
-            json.dumps(edge.detail, default=str) if edge.detail else None, source,
-        )
-        for child, edge, source in claims
-        if ids[child] != ids[edge.parent]
-    ]  # fmt: skip
-    _replace(con, [source for _, source, _ in said], rows)
-    return list(
-        dict.fromkeys((source, child) for child, edge, source in claims if ids[child] == ids[edge.parent])
-    )
+    sources = [source for _, source, _ in said]
+    frames = [_rows_of(*each) for each in said if len(each[2])]
+    theirs = "select 1 from raw.claim where list_contains($1::varchar[], source) limit 1"
+    is_known = bool(con.execute(theirs, [sources]).fetchall())
+    if is_known:
+        con.execute(f"create or replace temp table said as select {', '.join(CLAIM)} from raw.claim limit 0")
+    loops: list[tuple[str, str]] = []
+    if frames:
+        import polars as pl
+
+        for part in pl.concat(frames, how="diagonal_relaxed").iter_slices(SLICE):
+            loops += _put_slice(con, part, "said" if is_known else "raw.claim")
+    if is_known:
+        _replace(con, sources)
+    return list(dict.fromkeys(loops))
 
 
 CLAIM = ("child_id", "parent_id", "relation", "method", "weight", "evidence", "detail", "source")
 
 
-def _replace(con: Connection, sources: Sequence[str], rows: Sequence[tuple[object, ...]]) -> None:
-    """Let `rows`, each of CLAIM, be all that `sources` claim; what they said before stays, with the time it was first said."""
+def _replace(con: Connection, sources: Sequence[str]) -> None:
+    """Let the table `said` be all that `sources` claim; what they said before stays, with the time it was first said."""
     columns = ", ".join(CLAIM)
-    con.execute(f"create or replace temp table said as select {columns} from raw.claim limit 0")
-    if rows:
-        con.execute(
-            """
-            insert into said select unnest($1::integer[]), unnest($2::integer[]), unnest($3::varchar[]), unnest($4::varchar[]),
-                unnest($5::double[]), unnest($6::varchar[]), unnest($7::json[]), unnest($8::varchar[])
-            """,
-            [list(column) for column in zip(*rows, strict=True)],
-        )
     theirs = "raw.claim where list_contains($1::varchar[], source)"
-    if con.execute(f"select 1 from {theirs} limit 1", [sources]).fetchall():
-        same = " and ".join(f"old.{name} is not distinct from new.{name}" for name in CLAIM)
-        numbered = f"select rowid as number, *, row_number() over (partition by {columns} order by rowid) as copy from"
-        con.execute(
-            f"""
-            create or replace temp table again as select old.number as old, new.number as new
-            from ({numbered} {theirs}) old join ({numbered} said) new on old.copy = new.copy and {same}
-            """,
-            [sources],
-        )
-        con.execute(f"delete from {theirs} and rowid not in (select old from again)", [sources])
-        con.execute("delete from said where rowid in (select new from again)")
-        con.execute("drop table again")
+    same = " and ".join(f"old.{name} is not distinct from new.{name}" for name in CLAIM)
+    numbered = (
+        f"select rowid as number, *, row_number() over (partition by {columns} order by rowid) as copy from"
+    )
+    con.execute(
+        f"""
+        create or replace temp table again as select old.number as old, new.number as new
+        from ({numbered} {theirs}) old join ({numbered} said) new on old.copy = new.copy and {same}
+        """,
+        [sources],
+    )
+    con.execute(f"delete from {theirs} and rowid not in (select old from again)", [sources])
+    con.execute("delete from said where rowid in (select new from again)")
     con.execute(f"insert into raw.claim ({columns}) select {columns} from said")
-    con.execute("drop table said")
+    con.execute("drop table again; drop table said")
+
+
+def _put_slice(con: Connection, claims: "pl.DataFrame", into: str) -> list[tuple[str, str]]:
+    """Store some claims; (source, model) of those that a model is its own parent."""
+    import polars as pl
+
+    is_loop = pl.col("child_id") == pl.col("parent_id")
+    with meant(con, claims, child="child_id", parent="parent_id") as told:
+        put_fresh(con)
+        with rows(con, told.remove(is_loop), kind=Edge):
+            columns = ", ".join(CLAIM)
+            con.execute(f"insert into {into} ({columns}) select {columns} from new_rows")
+        return told.filter(is_loop).select("source", "child").rows()
+
+
+def _rows_of(subject: str | None, source: str, edges: Sequence[Edge] | Table) -> "pl.DataFrame":
+    """The claims of one source as columns; raises KinbaseError where the child is not said."""
+    import polars as pl
+
+    from kinbase.checkpoint import tables
+
+    table = edges if isinstance(edges, Table) else tables.of(Edge, edges)
+    frame = filled(table.rows, child=subject, evidence="reported")
+    if frame["child"].has_nulls():
+        raise KinbaseError(
+            f"{source} names parents but not the child: say which model it speaks of with --name"
+        )
+    return frame.with_columns(source=pl.lit(source, pl.Categorical))
 
 
 def put_link(

@@ -6,13 +6,19 @@ All functions take a connection of `Store.writing()` and are part of its one tra
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import PurePath
+from typing import TYPE_CHECKING
 
-from kinbase.checkpoint import Alias, Edge, Facts, FileStamp
+from kinbase.checkpoint import Alias, Edge, Facts, FileStamp, Table
 from kinbase.checkpoint.tensors import dtype_code
 from kinbase.errors import KinbaseError
 from kinbase.store import Connection, utc
 from kinbase.store.aliases import put_alias
-from kinbase.store.names import find, ids, named
+from kinbase.store.columns import SLICE, rows
+from kinbase.store.labels import meant
+from kinbase.store.names import find, ids, name_of, named
+
+if TYPE_CHECKING:
+    import polars as pl
 
 FACTS = ("architecture", "license", "revision", "relation", "parameters", "dtype", "created_at")
 
@@ -314,35 +320,57 @@ def put_files(con: Connection, model_id: int, files: Iterable[FileStamp]) -> Non
 
 def put_facts(con: Connection, model_id: int, facts: Facts) -> None:
     """Fill in what a source says of a model; what it does not say stays as it was."""
-    put_many_facts(con, [(model_id, facts)])
+    put_many_facts(con, [replace(facts, model=name_of(con, model_id))])
 
 
-def put_many_facts(con: Connection, said: Sequence[tuple[int, Facts]], *, is_new_only: bool = False) -> None:
-    """Fill in what is said of models, or only what was not said yet; of several words on one thing the last counts.
+def put_many_facts(con: Connection, said: Sequence[Facts] | Table, *, is_new_only: bool = False) -> None:
+    """Fill in what is said of models, each by a name, or only what was not said yet; of several words the last counts.
 
-    What was set by hand stays.
+    What was set by hand stays. A model not met before comes with its facts: to change a row costs ten times as much.
     """
-    merged: dict[int, dict[str, object]] = {}
-    for model_id, facts in said:
-        told = merged.setdefault(model_id, dict.fromkeys(FACTS))
-        told |= {name: value for name in FACTS if (value := getattr(facts, name)) is not None}
-        told["created_at"] = utc(facts.created_at) or told["created_at"]
-        told["dtype"] = dtype_code(facts.dtype) if facts.dtype else told["dtype"]
+    from kinbase.checkpoint import tables
+
+    frame = said.rows if isinstance(said, Table) else tables.of(Facts, said).rows
+    for part in frame.iter_slices(SLICE):
+        _put_slice(con, part, is_new_only=is_new_only)
+
+
+def _put_slice(con: Connection, frame: "pl.DataFrame", *, is_new_only: bool) -> None:
+    import polars as pl
+
+    from kinbase.checkpoint.tables import asked
+
+    columns = [name for name in FACTS if name in frame.columns]
+    if "dtype" in columns:
+        frame = frame.with_columns(asked(frame["dtype"], lambda said: said and dtype_code(said), pl.String))
+    with meant(con, frame, model="model_id") as told:
+        facts = told.select("model_id", *columns)
+        if facts["model_id"].is_duplicated().any():
+            facts = facts.group_by("model_id").agg(pl.col(name).drop_nulls().last() for name in columns)
+        with rows(con, facts, "facts"):
+            con.execute(
+                f"""
+                insert into raw.model ({", ".join(["model_id", "name", *columns])})
+                select {", ".join(["fresh.model_id", "name", *columns])} from fresh join facts using (model_id)
+                """
+            )
+            if columns:
+                _fill_in(con, columns, is_new_only=is_new_only)
+
+
+def _fill_in(con: Connection, columns: Sequence[str], *, is_new_only: bool) -> None:
+    """Change the rows of models met before of which `facts` says anything else."""
     order = "coalesce(model.{name}, new.{name})" if is_new_only else "coalesce(new.{name}, model.{name})"
     order = f"if(list_contains(model.by_hand, '{{name}}'), model.{{name}}, {order})"
-    if merged:
-        con.execute(
-            f"""
-            update raw.model set {", ".join(f"{name} = {order.format(name=name)}" for name in FACTS)}
-            from (
-                select unnest($1::integer[]) as model_id, unnest($2::varchar[]) as architecture,
-                    unnest($3::varchar[]) as license, unnest($4::varchar[]) as revision, unnest($5::varchar[]) as relation,
-                    unnest($6::bigint[]) as parameters, unnest($7::varchar[]) as dtype, unnest($8::timestamp[]) as created_at
-            ) new
-            where model.model_id = new.model_id
-            """,
-            [list(merged), *([told[name] for told in merged.values()] for name in FACTS)],
-        )
+    told = {name: order.format(name=name) for name in columns}
+    differs = " or ".join(f"model.{name} is distinct from {value}" for name, value in told.items())
+    con.execute(
+        f"""
+        update raw.model set {", ".join(f"{name} = {value}" for name, value in told.items())}
+        from (from facts anti join fresh using (model_id)) new
+        where model.model_id = new.model_id and ({differs})
+        """
+    )
 
 
 def put_sizes(con: Connection, rows: Sequence[tuple[int, int, str | None, int]]) -> None:

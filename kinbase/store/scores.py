@@ -4,90 +4,97 @@ All functions take a connection of `Store.writing()` and are part of its one tra
 """
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from kinbase.checkpoint import Score, Task, Training
+from kinbase.checkpoint import Row, Score, Table, Task, Training
 from kinbase.errors import KinbaseError
-from kinbase.store import Connection, utc
-from kinbase.store.names import named_all
+from kinbase.store import Connection
+from kinbase.store.columns import filled, rows
+from kinbase.store.labels import meant, put_fresh
+
+if TYPE_CHECKING:
+    import polars as pl
 
 
-def put_scores(con: Connection, subject: str | None, scores: Sequence[Score]) -> None:
+def put_scores(con: Connection, subject: str | None, scores: Sequence[Score] | Table) -> None:
     """Add benchmark results. What a source says again is not stored twice; what it says otherwise is a later statement.
 
     Of several results of one test in `scores`, of one time, the last counts.
     """
-    labels = dict.fromkeys(score.model or subject for score in scores)
-    if None in labels:
-        raise KinbaseError("the results do not say of which model they are: name it with --name")
-    ids = named_all(con, [str(label) for label in labels])
-    rows: dict[tuple[object, ...], list[object]] = {}
-    for score in scores:
-        said = (
-            ids[str(score.model or subject)], score.benchmark, score.metric, score.n_shot, score.split, score.template,
-            score.source, utc(score.evaluated_at),
-        )  # fmt: skip
-        rows[said] = [*said, score.value, score.stderr, score.higher_is_better]
-    if not rows:
-        return
-    con.execute(
-        """
-        insert into raw.score (
-            model_id, benchmark, metric, n_shot, split, template, source, evaluated_at, value, stderr, higher_is_better
-        )
-        with new as (
-            select unnest($1::integer[]) as model_id, unnest($2::varchar[]) as benchmark, unnest($3::varchar[]) as metric,
-                unnest($4::integer[]) as n_shot, unnest($5::varchar[]) as split, unnest($6::varchar[]) as template,
-                unnest($7::varchar[]) as source, unnest($8::timestamp[]) as evaluated_at, unnest($9::double[]) as value,
-                unnest($10::double[]) as stderr, unnest($11::boolean[]) as higher_is_better
-        ),
-        last as (  -- what each source said last of each test and time
-            select * from raw.score where model_id in (select model_id from new)
-            qualify row_number() over (
-                partition by model_id, benchmark, metric, n_shot, split, template, source, evaluated_at
-                order by imported_at desc, rowid desc
-            ) = 1
-        )
-        select new.* from new left join last
-            on last.model_id = new.model_id and last.benchmark = new.benchmark and last.metric = new.metric
-            and last.n_shot is not distinct from new.n_shot and last.split is not distinct from new.split
-            and last.template is not distinct from new.template and last.source is not distinct from new.source
-            and last.evaluated_at is not distinct from new.evaluated_at
-        where last.value is distinct from new.value
-            or last.higher_is_better is distinct from coalesce(new.higher_is_better, last.higher_is_better)
-        """,
-        [list(column) for column in zip(*rows.values(), strict=True)],
+    frame = _rows_of(
+        Score, subject, scores, "the results do not say of which model they are: name it with --name"
     )
-
-
-def put_tasks(con: Connection, tasks: Sequence[Task]) -> None:
-    """Store what benchmarks are about; the last word on each counts."""
-    said = {task.benchmark: task.category for task in tasks}
-    if said:
+    if frame.is_empty():
+        return
+    with (
+        meant(con, frame, model="model_id") as told,
+        rows(con, told.with_row_index("place"), kind=Score),
+    ):
+        put_fresh(con)
         con.execute(
-            "insert or replace into raw.task select unnest($1::varchar[]), unnest($2::varchar[])",
-            [list(said), list(said.values())],
+            f"""
+            insert into raw.score ({_TEST}, value, stderr, higher_is_better)
+            with new as (
+                select {_TEST}, value, stderr, higher_is_better, place from new_rows
+                qualify row_number() over (partition by {_TEST} order by place desc) = 1
+            ),
+            last as (  -- what each source said last of each test and time
+                select * from raw.score where model_id in (select model_id from new)
+                qualify row_number() over (partition by {_TEST} order by imported_at desc, rowid desc) = 1
+            )
+            select new.* exclude (place) from new left join last
+                on last.model_id = new.model_id and last.benchmark = new.benchmark and last.metric = new.metric
+                and last.n_shot is not distinct from new.n_shot and last.split is not distinct from new.split
+                and last.template is not distinct from new.template and last.source is not distinct from new.source
+                and last.evaluated_at is not distinct from new.evaluated_at
+            where last.value is distinct from new.value
+                or last.higher_is_better is distinct from coalesce(new.higher_is_better, last.higher_is_better)
+            order by place
+            """
         )
 
 
-def put_trainings(con: Connection, subject: str | None, trainings: Sequence[Training]) -> None:
+_TEST = "model_id, benchmark, metric, n_shot, split, template, source, evaluated_at"
+"""What makes two results two statements on one test."""
+
+
+def _rows_of(
+    kind: type[Row], subject: str | None, said: Sequence[Row] | Table, silent: str
+) -> "pl.DataFrame":
+    """Records as columns, with the subject as their model where they name none; KinbaseError, `silent`, where there is none."""
+    from kinbase.checkpoint import tables
+
+    table = said if isinstance(said, Table) else tables.of(kind, said)
+    frame = filled(table.rows, model=subject)
+    if frame["model"].has_nulls():
+        raise KinbaseError(silent)
+    return frame
+
+
+def put_tasks(con: Connection, tasks: Sequence[Task] | Table) -> None:
+    """Store what benchmarks are about; the last word on each counts."""
+    from kinbase.checkpoint import tables
+
+    table = tasks if isinstance(tasks, Table) else tables.of(Task, tasks)
+    with rows(con, table.rows.unique("benchmark", keep="last", maintain_order=True)):
+        con.execute("insert or replace into raw.task select benchmark, category from new_rows")
+
+
+def put_trainings(con: Connection, subject: str | None, trainings: Sequence[Training] | Table) -> None:
     """Add the benchmarks models were trained for; one that is stored already is not stored twice."""
-    said: dict[tuple[str, str], None] = {}
-    for training in trainings:
-        model = training.model or subject
-        if model is None:
-            raise KinbaseError("the table does not say which model was trained: name it with --name")
-        said[model, training.benchmark] = None
-    if not said:
-        return
-    ids = named_all(con, [model for model, _ in said])
-    con.execute(
-        """
-        insert into raw.training
-        select distinct new.model_id, new.benchmark
-        from (select unnest($1::integer[]) as model_id, unnest($2::varchar[]) as benchmark) new
-        where not exists (
-            select 1 from raw.training old where old.model_id = new.model_id and old.benchmark = new.benchmark
-        )
-        """,
-        [[ids[model] for model, _ in said], [benchmark for _, benchmark in said]],
+    frame = _rows_of(
+        Training, subject, trainings, "the table does not say which model was trained: name it with --name"
     )
+    if frame.is_empty():
+        return
+    with meant(con, frame, model="model_id") as told, rows(con, told):
+        put_fresh(con)
+        con.execute(
+            """
+            insert into raw.training
+            select distinct model_id, benchmark from new_rows
+            where not exists (
+                select 1 from raw.training old where old.model_id = new_rows.model_id and old.benchmark = new_rows.benchmark
+            )
+            """
+        )

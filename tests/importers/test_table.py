@@ -38,8 +38,8 @@ def test_each_view_by_its_columns(write):
     ]
     assert read(table, write("5.json", json.dumps(models))) == [
         Facts("m", license="mit", parameters=7),
-        Edge("b", "base", "reported", "m"),
         Facts("b"),
+        Edge("b", "base", "reported", "m"),
     ]
 
 
