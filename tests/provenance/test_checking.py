@@ -4,6 +4,7 @@ import csv
 import json
 from datetime import datetime
 from pathlib import Path
+from random import Random
 
 import polars as pl
 import pytest
@@ -248,3 +249,25 @@ def test_link_on_the_command_line(db, cli):
     assert edges(db, "ab") == [("a", "merge", "linear", 0.5), ("b", "merge", "linear", 0.5)]
     assert cli("unlink", "ab", "b").returncode == 0
     assert edges(db, "ab") == [("a", "merge", "linear", 0.5)]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_of_one_model_is_found_what_is_found_of_it_among_all(db, seed):
+    random = Random(seed)
+    models = [f"m{i}" for i in range(20)]
+    edges = [
+        (*random.sample(models, 2), random.choice(["merge", "finetune"])) for _ in range(24)
+    ]  # circles too
+    tests = [("x", "acc"), ("y", "acc"), ("average", "acc"), ("average", "gain"), ("x", "gain")]
+    scores = [
+        (m, *test, random.choice([50.0, 60.0])) for m in models for test in tests if random.random() < 0.7
+    ]
+    facts = [
+        Facts(m, license=random.choice(["mit", "gpl-3.0", "own", None]), created_at=datetime(2024, 1, random.randint(1, 9)))
+        for m in models[:15]
+    ]  # fmt: skip
+    tell(db, edges, scores, facts)
+    every = db.check().rows()
+    assert len({verdict for _, _, verdict, _ in every}) == 3
+    for model in models:
+        assert db.check([model]).rows() == [row for row in every if row[0] == model]

@@ -69,6 +69,8 @@ def findings(
     `report` is told how many of how many models were looked at.
     """
     measured = stored.measured_models(con, names)
+    if names and not measured and not stored.copies(con, names):
+        return []
     said = all_claims(con)
     rows, copied = _copies(con, said, names), _claims_of_copies(con, said, names)
     originals = [] if not names else [name for name in copied if name not in names]

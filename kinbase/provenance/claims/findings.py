@@ -8,6 +8,7 @@ from kinbase.ingest.steps import OnProgress as Report
 from kinbase.query import graph
 from kinbase.query.merges import recomputed
 from kinbase.store import Connection
+from kinbase.store.extract import extract, with_kin
 
 Finding = tuple[str, str, str, str]
 
@@ -22,10 +23,14 @@ def findings(
     """
     from kinbase.provenance.claims import against_weights as holding
 
-    rows = recomputed(con, tolerance)
+    if names:
+        with extract(con, with_kin(con, names)) as part:
+            rows, circles = recomputed(part, tolerance), _circles(part)
+    else:
+        rows, circles = recomputed(con, tolerance), _circles(con)
     rows += holding.findings(con, names, report)
     order = {"contradicted": 0, "undecidable": 1, "supported": 2}
-    rows = [*_circles(con), *sorted(rows, key=lambda row: (order[row[2]], row))]
+    rows = [*circles, *sorted(rows, key=lambda row: (order[row[2]], row))]
     return [row for row in rows if not names or row[0] in names]
 
 
