@@ -77,7 +77,7 @@ def open(source: str, depth: str = "whole", tell: Tell = lambda what, done, tota
         return
     hub = Hub(tell)
     repo = hub.repo(name, revision)
-    yield Commit(repo.name, repo.commit)
+    yield Commit(repo.name, repo.commit, is_pinned=revision not in (None, "main"))
     if repo.name != name:
         yield Alias(name, kind="redirect")
     if revision not in (None, repo.commit):

@@ -326,11 +326,12 @@ class Training:
 class Commit:
     """The model and version that a source elsewhere is. It comes before anything else of it is read.
 
-    A loader that has this version may stop there.
+    A loader that has this version may stop there. `is_pinned`: this very version was asked for, and not the newest one.
     """
 
     model: str
     commit: str
+    is_pinned: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import TypeVar
 
 from kinbase.checkpoint import Commit
-from kinbase.checkpoint.open import Known, Opened, Tell, as_called, elsewhere, read
+from kinbase.checkpoint.open import Known, Opened, Tell, elsewhere, read
 from kinbase.errors import KinbaseError
 from kinbase.ingest.steps import ImportOptions
 from kinbase.ingest.trajectories import Leg
@@ -22,15 +22,21 @@ AT_ONCE = 16
 def stored_versions(store: Store, depth: str, base: str | None = None) -> Known:
     """What `checkpoint.open.read` asks of each version it meets: what to call it, and whether it is stored as deep as `depth`.
 
-    A version of a model of which another one is stored with its weights is called after its commit.
+    A version of a model of which another one is stored with its weights is called after its commit; so is one that was
+    asked for, of a model that is here in another version at all, or that the same import met in another one. What is known
+    by its metadata alone is renewed by a newer version that nobody named.
     """
-    if not store.path.exists():
-        return as_called
-    with store.reading() as con:
-        versions = naming.versions(con)
+    versions: dict[str, naming.Version] = {}
+    if store.path.exists():
+        with store.reading() as con:
+            versions = naming.versions(con)
+    met: dict[str, str] = {}
+    one_at_a_time = threading.Lock()
 
     def known(commit: Commit) -> tuple[str, bool]:
         here = versions.get(f"{commit.model}@{commit.commit}")
+        if here is not None and commit.is_pinned and here.revision != commit.commit:
+            here = None  # what had this version was renewed since
         if here is not None:
             if depth == "metadata":
                 return here.name, here.revision == commit.commit
@@ -40,7 +46,11 @@ def stored_versions(store: Store, depth: str, base: str | None = None) -> Known:
             placed = placed and base in (None, here.name, here.base)
             return here.name, placed and (depth == "stream" or _kept(store, here.name))
         other = versions.get(commit.model)
-        taken = other is not None and other.has_weights
+        taken = other is not None and (
+            other.has_weights or (commit.is_pinned and other.revision != commit.commit)
+        )
+        with one_at_a_time:
+            taken = taken or met.setdefault(commit.model, commit.commit) != commit.commit
         return (f"{commit.model}@{commit.commit[:12]}" if taken else commit.model), False
 
     return known

@@ -59,3 +59,32 @@ def test_a_newer_commit_renews_metadata(hub, db, family):
     assert db.import_(["hf:org/ft_a"], metadata_only=True)["status"].to_list() == ["metadata"]
     assert db.models("ft_a")["revision"].to_list() == [commit]
     assert db.sql("select parent from lineage where child = 'org/ft_a'").rows() == [("org/other",)]
+
+
+def test_two_versions_asked_for_are_two_models_by_their_metadata_too(hub, db, family):
+    first = hub.put("org/moving", files_of(family["ft_a"], README__md=card("org/base")))
+    second = hub.put("org/moving", files_of(family["ft_b"], README__md=card("org/other")), branch="v2")
+    found = db.import_([f"hf:org/moving@{first}", "hf:org/moving@v2"], metadata_only=True)
+    assert found["status"].to_list() == ["metadata", "metadata"]
+    revisions = dict(db.models("org/moving").select("revision", "name").rows())
+    assert revisions.keys() == {first, second} and len(set(revisions.values())) == 2
+    parents = dict(db.sql("select child, parent from lineage where relation = 'finetune'").rows())
+    assert parents == {revisions[first]: "org/base", revisions[second]: "org/other"}
+    for label, commit in ((f"org/moving@{first}", first), ("org/moving@v2", second)):
+        assert db.show(label)["name"].to_list() == [revisions[commit]]
+    again = db.import_([f"hf:org/moving@{first}", "hf:org/moving@v2"], metadata_only=True)
+    assert again["status"].to_list() == ["unchanged", "unchanged"]
+
+
+def test_an_old_version_that_is_asked_for_after_a_renewal_does_not_take_the_new_ones_place(hub, db, family):
+    first = hub.put("org/moving", files_of(family["ft_a"]))
+    db.import_(["hf:org/moving"], metadata_only=True)
+    second = hub.put("org/moving", files_of(family["ft_b"]))
+    db.import_(["hf:org/moving"], metadata_only=True)
+    (row,) = db.import_([f"hf:org/moving@{first}"], metadata_only=True).to_dicts()
+    assert row["model"] == f"org/moving@{first[:12]}" and "another version" in row["notes"][0]
+    assert dict(db.models("org/moving").select("name", "revision").rows()) == {
+        "org/moving": second,
+        f"org/moving@{first[:12]}": first,
+    }
+    assert db.show(f"org/moving@{first}")["name"].to_list() == [f"org/moving@{first[:12]}"]
