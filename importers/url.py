@@ -5,6 +5,7 @@ where its store can list, and else asked for the usual names. A file is known by
 tells it apart with (an ETag, a checksum, a time): asked again at the end, since a read does not tell it.
 """
 
+import asyncio
 import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 
 from kinbase.checkpoint import ADDRESS, Checkpoint, Problem, Record
 from kinbase.checkpoint.files import CONFIG_LIMIT, shown
+from kinbase.checkpoint.limits import LIMITS
 from kinbase.errors import CheckpointError, WeightsRefused
 from kinbase.importers import adapter, card, folder, mergekit, safetensors
 from kinbase.importers.hub.client import Tell
@@ -157,6 +159,10 @@ class _Store:
         if self.over_http:  # its listings are guesses from links in a page
             return [name for name in _USUAL if self._exists(name)] + self._shards()
         listed = self.asked(lambda: self.fs.ls(self.path, detail=False))
+        if len(listed) > LIMITS.listing_names:
+            raise CheckpointError(
+                f"{shown(self.shown)} holds {len(listed):,} files; at most {LIMITS.listing_names:,} are looked at"
+            )
         return sorted(
             n for n in (entry.rstrip("/").rpartition("/")[2] for entry in listed) if _PLAIN.fullmatch(n)
         )
@@ -183,7 +189,8 @@ class _Store:
 
         def part() -> Any:
             if self.over_http:
-                return sync(self.fs.loop, self._part, file, start, stop)
+                arriving = self._part(file, start, stop)
+                return sync(self.fs.loop, asyncio.wait_for, arriving, LIMITS.arrival(stop - start))
             return self.fs.cat_file(self.at(file), start=start, end=stop)
 
         data: bytes = self.asked(part)
@@ -235,7 +242,7 @@ class _Store:
             ) from None
         except TimeoutError:
             raise CheckpointError(
-                f"{shown(self.shown)} did not answer for {_TIMEOUT:g} s; try again later"
+                f"{shown(self.shown)} did not answer for {_TIMEOUT:g} s, or so slowly that it was given up; try again later"
             ) from None
         except ImportError as error:
             raise CheckpointError(

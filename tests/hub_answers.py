@@ -118,19 +118,33 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_response(status)
         for name, value in headers.items():
             self.send_header(name, value)
+        if self.broken and self.broken.endless:
+            self._send_for_ever(body)
+            return
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
-        slow = self.broken.slow if self.broken else 0.0
-        for start in range(0, sent, 1 << 16):
-            self.wfile.write(body[start : min(sent, start + (1 << 16))])
-            if slow:
-                self.wfile.flush()
-                self.hub.stopping.wait(slow)
-        self.wfile.flush()
+        self._pieces(body[:sent])
         if cut is not None and sent < len(body):
             # What was sent arrives, then the connection ends.
             self.close_connection = True
             self.connection.shutdown(socket.SHUT_RDWR)
+
+    def _pieces(self, body):
+        slow, size = (self.broken.slow, self.broken.piece) if self.broken else (0.0, 1 << 16)
+        for start in range(0, len(body), size):
+            self.wfile.write(body[start : start + size])
+            if slow:
+                self.wfile.flush()
+                self.hub.stopping.wait(slow)
+        self.wfile.flush()
+
+    def _send_for_ever(self, body):
+        """Until the client goes away."""
+        self.close_connection = True
+        self.send_header("Connection", "close")
+        self.end_headers()
+        while not self.hub.stopping.is_set() and self.command == "GET":
+            self._pieces(body)
 
 
 class StorageHandler(_Handler):

@@ -44,7 +44,9 @@ class Fault:
     headers: dict = field(default_factory=dict)
     cut: int | None = None  # bytes of the body before the connection is cut
     stall: float = 0.0  # seconds before the first byte
-    slow: float = 0.0  # seconds between pieces of 64 KiB
+    slow: float = 0.0  # seconds between pieces
+    piece: int = 1 << 16  # bytes of a piece
+    endless: bool = False  # the body comes again and again, and no length is told
     etag: str | None = None  # sent in place of the file's
     body: bytes | None = None  # sent in place of the file, or with the status
     whole: bool = False  # ranges are not known: the whole file is sent

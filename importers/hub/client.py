@@ -7,6 +7,7 @@ words, which could quote it.
 """
 
 import contextlib
+import json
 import os
 import re
 import threading
@@ -16,9 +17,10 @@ from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, TypeVar
-from urllib.parse import urlencode, urlsplit
+from urllib.parse import quote, urlencode, urljoin, urlsplit
 
 from kinbase.checkpoint.files import shown
+from kinbase.checkpoint.limits import LIMITS, refuse_many
 from kinbase.checkpoint.untrusted import name as label
 from kinbase.errors import CheckpointError
 
@@ -32,6 +34,8 @@ Tell = Callable[[str, int, int], None]
 ENDPOINT = "https://huggingface.co"
 TRIES = 3
 """How often a request is sent before its failure is believed."""
+
+REDIRECTS = 10
 
 LONGEST_WAIT = 900.0
 """Seconds that a rate limit is waited for: three of the Hub's windows."""
@@ -109,12 +113,14 @@ class Hub:
     def repo(self, name: str, revision: str | None) -> Repo:
         """What the Hub says of a model at a revision (None: its newest commit); one request."""
         what = f"hf:{name}" + (f"@{revision}" if revision else "")
+        from huggingface_hub.hf_api import ModelInfo
+        from huggingface_hub.utils import validate_repo_id
+
+        at = f"/revision/{quote(revision, safe='')}" if revision else ""
         with self.sensible(what):
-            info = self.asked(
-                lambda: self.api.model_info(name, revision=revision, timeout=self.timeout, expand=SAID),  # type: ignore[arg-type]
-                what,
-            )
-            found = repo_of(info)
+            self.asked(lambda: validate_repo_id(name), what)
+            url = f"{self.endpoint}/api/models/{name}{at}?{urlencode([('expand', each) for each in SAID])}"
+            found = repo_of(ModelInfo(**self._document(url, what)[0]))  # type: ignore[no-untyped-call]
         if found is None:
             raise CheckpointError(f"the Hub does not say which commit {shown(what)} is; try again later")
         return found
@@ -127,32 +133,82 @@ class Hub:
         asked = [("filter", wanted), ("limit", str(limit)), *(("expand", each) for each in SAID)]
         page: str | None = f"{self.endpoint}/api/models?{urlencode(asked)}"
         what, seen = f"the children of hf:{name}", 0
+        taken = 0.0
         for _ in range(limit):  # a page has at least one, or the listing may have no end
             if page is None or seen >= limit:
                 return
+            if taken > LIMITS.listing_seconds:
+                raise self.too_slow(what, LIMITS.listing_seconds)
+            began = time.monotonic()
             with self.sensible(what):
                 listed, page = self._page(page, what)
                 found = [repo_of(ModelInfo(**each)) for each in listed[: limit - seen]]  # type: ignore[no-untyped-call]
             seen += len(found)
+            taken += time.monotonic() - began
             yield from (repo for repo in found if repo is not None)
 
     def _page(self, url: str, what: str) -> tuple[list[dict[str, Any]], str | None]:
-        """One page of a listing and the address of the next; asked here, since the client waits as long as it is told."""
-        from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
-
-        def ask() -> Any:
-            headers = build_hf_headers(library_name="kinbase")
-            response = get_session().get(url, headers=headers, timeout=self.timeout)
-            hf_raise_for_status(response)
-            return response
-
-        response = self.asked(ask, what)
-        after = response.links.get("next", {}).get("url")
-        listed = response.json()
+        """One page of a listing and the address of the next."""
+        listed, links = self._document(url, what)
+        after = links.get("next", {}).get("url")
         if not isinstance(listed, list):
             raise ValueError("no list")
         # Of the next address only the query counts: the account's token goes nowhere but to the endpoint.
         return listed, f"{self.endpoint}/api/models?{urlsplit(after).query}" if after else None
+
+    def _document(self, url: str, what: str) -> tuple[Any, dict[str, dict[str, str]]]:
+        """What the Hub answers in JSON, and its links; asked here, since the client takes and waits as much as it is told.
+
+        Raises CheckpointError, and ValueError for what is no JSON.
+        """
+
+        def ask() -> tuple[bytes, dict[str, dict[str, str]]]:
+            response = self._opened(url, what)
+            try:
+                return self.taken(response, what, LIMITS.answer_bytes), response.links
+            finally:
+                response.close()
+
+        data, links = self.asked(ask, what)
+        refuse_many(data, shown(what), LIMITS.json_items)
+        return json.loads(data), links
+
+    def _opened(self, url: str, what: str) -> Any:
+        """An answer whose body was not read; where the endpoint redirects within itself, what it leads to."""
+        from huggingface_hub.utils import build_hf_headers, get_session
+
+        client, headers = get_session(), build_hf_headers(library_name="kinbase")
+        for _ in range(REDIRECTS):
+            request = client.build_request("GET", url, headers=headers, timeout=self.timeout)
+            response = client.send(request, stream=True, follow_redirects=False)
+            if not response.has_redirect_location:
+                refuse_failed(response)
+                return response
+            response.close()  # its body may have no end
+            url = urljoin(url, response.headers["Location"])
+            if urlsplit(url)[:2] != urlsplit(self.endpoint)[:2]:
+                headers = {key: value for key, value in headers.items() if key.lower() != "authorization"}
+        raise CheckpointError(f"{self.endpoint} redirects {shown(what)} in a circle; try again later")
+
+    def taken(self, response: Any, what: str, most: int) -> bytes:
+        """The body of an answer, of at most so many bytes, unpacked, and within their time; raises CheckpointError."""
+        data, until = bytearray(), time.monotonic() + LIMITS.arrival(0)
+        for piece in response.iter_bytes():
+            data += piece
+            if len(data) > most:
+                raise CheckpointError(
+                    f"{self.endpoint} answers more about {shown(what)} than the {most:,} bytes that are read"
+                )
+            if time.monotonic() > until + len(data) / LIMITS.network_rate:
+                raise self.too_slow(what, LIMITS.arrival(len(data)))
+        return bytes(data)
+
+    def too_slow(self, what: str, seconds: float) -> CheckpointError:
+        """What is said of an answer that comes in drops."""
+        return CheckpointError(
+            f"{self.endpoint} answers so slowly about {shown(what)} that it was given up after {seconds:.0f} s; "
+            "try again later"
+        )
 
     @contextlib.contextmanager
     def sensible(self, what: str) -> Iterator[None]:
@@ -301,6 +357,15 @@ def repo_of(info: "ModelInfo") -> Repo | None:
         architecture=label(gguf.get("architecture"), []),
         children=info.children_model_count if isinstance(info.children_model_count, int) else None,
     )
+
+
+def refuse_failed(response: Any) -> None:
+    """Raise the client's own error for an answer that is one; what its headers say is enough, its body may have no end."""
+    from huggingface_hub.utils import hf_raise_for_status
+
+    if response.status_code >= 400:
+        response.close()
+    hf_raise_for_status(response)
 
 
 def whole_number(header: str | None) -> int | None:

@@ -1,12 +1,13 @@
 """Files of a commit into the Hub's cache, resumable: what the client keeps of a download that was broken off is nothing.
 
-A file grows as `blobs/<sha256>.kinbase.incomplete`, where the next import goes on with it; whole and checked
+A file grows as `blobs/<hash>.kinbase.incomplete`, where the next import goes on with it; whole and checked
 against the hash that names it, it becomes the blob that huggingface_hub's own download would have made, and
 the client links it into the snapshot.
 """
 
 import hashlib
 import os
+import re
 import shutil
 import threading
 from collections.abc import Sequence
@@ -14,10 +15,14 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
 from kinbase.checkpoint.files import shown
+from kinbase.checkpoint.limits import LIMITS
 from kinbase.errors import CheckpointError
 from kinbase.importers.hub.cache import cache
 from kinbase.importers.hub.client import Hub, Repo
 from kinbase.importers.hub.file import HubFile
+
+_HASH = re.compile(r"[0-9a-f]{64}|[0-9a-f]{40}")
+"""By which the Hub knows a file: the SHA-256 of a large one, Git's SHA-1 of any other."""
 
 _AT_ONCE = 4
 """Files that are downloaded at the same time."""
@@ -78,7 +83,12 @@ def _fetch(hub: Hub, repo: Repo, file: str, progress: _Progress) -> None:
             lambda: get_hf_file_metadata(url, timeout=hub.timeout, library_name="kinbase"), what
         )
     etag, size = about.etag or "", about.size
-    if len(etag) == 64 and all(c in "0123456789abcdef" for c in etag) and size is not None:
+    if _HASH.fullmatch(etag) and size is not None:
+        if len(etag) == 40 and size > LIMITS.plain_bytes:
+            raise CheckpointError(
+                f"{shown(what)} has {size:,} bytes beside the large files of its repository, where at most "
+                f"{LIMITS.plain_bytes:,} are read; it is refused"
+            )
         locks = cache() / ".locks" / snapshot.parents[1].name
         blob = snapshot.parents[1] / "blobs" / etag
         for folder in (locks, blob.parent):
@@ -89,7 +99,11 @@ def _fetch(hub: Hub, repo: Repo, file: str, progress: _Progress) -> None:
                 _grow(HubFile(hub, repo, file), blob, size, progress)
             if progress.stopped.is_set():
                 return
-    # The file's name in the snapshot, and files that are small enough for git.
+    else:
+        raise CheckpointError(
+            f"{hub.endpoint} does not say how long {shown(what)} is, or by which hash it is known"
+        )
+    # The file's name in the snapshot.
     try:
         with hub.sensible(what):
             hub.asked(
@@ -111,7 +125,7 @@ def _fetch(hub: Hub, repo: Repo, file: str, progress: _Progress) -> None:
 def _grow(file: HubFile, blob: Path, size: int, progress: _Progress) -> None:
     """Download what is missing of `blob`, check the whole against its name, and put it there."""
     part = blob.with_name(blob.name + ".kinbase.incomplete")
-    hasher = hashlib.sha256()
+    hasher = hashlib.sha256() if len(blob.name) == 64 else hashlib.sha1(b"blob %d\0" % size)
     try:
         with part.open("a+b") as out:
             if out.tell() > size:
@@ -144,6 +158,6 @@ def _grow(file: HubFile, blob: Path, size: int, progress: _Progress) -> None:
     if hasher.hexdigest() != blob.name:
         part.unlink(missing_ok=True)
         raise CheckpointError(
-            f"{shown(file.path)} did not arrive as the Hub describes it (its sha256 differs) and was removed; import it again"
+            f"{shown(file.path)} did not arrive as the Hub describes it (its hash differs) and was removed; import it again"
         )
     os.replace(part, blob)  # noqa: PTH105 - atomic, over a file another program may have made meanwhile

@@ -6,8 +6,9 @@ from typing import Any
 from urllib.parse import urljoin, urlsplit
 
 from kinbase.checkpoint.files import shown
+from kinbase.checkpoint.limits import LIMITS
 from kinbase.errors import CheckpointError
-from kinbase.importers.hub.client import TRIES, Hub, Repo, whole_number
+from kinbase.importers.hub.client import REDIRECTS, TRIES, Hub, Repo, refuse_failed, whole_number
 from kinbase.importers.ranges import Piece
 
 
@@ -48,10 +49,11 @@ class HubFile:
         """
         import httpx2
 
-        failures = 0
+        failures, spent, first = 0, 0.0, start
         while True:
             with self.hub.sensible(self.path):
                 response = self.hub.asked(lambda begin=start: self._answer(begin, stop), self.path)  # type: ignore[misc]
+            began = time.monotonic()
             try:
                 told(self._about(response, start, stop))
                 if response.status_code == 416:
@@ -59,6 +61,8 @@ class HubFile:
                 for data in response.iter_raw():
                     if start >= stop:
                         return  # more than was asked for
+                    if spent + time.monotonic() - began > (most := LIMITS.arrival(start - first)):
+                        raise self.hub.too_slow(self.path, most)
                     data = data[: stop - start]
                     if data:
                         start, failures = start + len(data), 0
@@ -70,11 +74,12 @@ class HubFile:
                     raise self.hub.unreachable(error, self.path) from None
             finally:
                 response.close()
+            spent += time.monotonic() - began
             time.sleep(0.25 * 2**failures)
 
     def _answer(self, start: int, stop: int) -> Any:
         """An open response with the file's bytes from `start` on: the storage's, or the Hub's."""
-        from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
+        from huggingface_hub.utils import build_hf_headers, get_session
 
         asked = {"Range": f"bytes={start}-{stop - 1}", "Accept-Encoding": "identity"}
         client = get_session()
@@ -82,7 +87,7 @@ class HubFile:
         anonymous = {key: value for key, value in account.items() if key.lower() != "authorization"}
         url, ours = (self._storage, False) if self._storage else (self._page, True)
         refused = False
-        for _ in range(10):
+        for _ in range(REDIRECTS):
             request = client.build_request(
                 "GET", url, headers=account if ours else anonymous, timeout=self.hub.timeout
             )
@@ -102,11 +107,7 @@ class HubFile:
                 self._storage, (url, ours) = None, (self._page, True)
                 continue
             if not response.has_redirect_location:
-                try:
-                    hf_raise_for_status(response)
-                except BaseException:
-                    response.close()
-                    raise
+                refuse_failed(response)
                 return response
             if ours:
                 self._identify(_etag(response.headers.get("X-Linked-Etag")))
@@ -114,12 +115,7 @@ class HubFile:
             ours = ours and urlsplit(target)[:2] == urlsplit(self.hub.endpoint)[:2]
             if not ours:
                 self._storage = target
-            if (
-                response.headers.get("Content-Length", "").isdigit()
-                and int(response.headers["Content-Length"]) < 1 << 16
-            ):
-                response.read()
-            response.close()
+            response.close()  # its body may have no end
             url = target
         raise CheckpointError(
             f"{self.hub.endpoint} redirects {shown(self.path)} in a circle; try again later"

@@ -48,6 +48,22 @@ class Limits:
     """Processor time of one reader on one file; more by its size (kinbase.checkpoint.guard)."""
     memory: int = 200 << 20
     """Bytes that one reader may add to the process; sixteen times the file's size more."""
+    answer_bytes: int = 32 << 20
+    """One answer of a site's about a model, or a page of a listing: a hundred thousand files have a fifth of it."""
+    plain_bytes: int = 256 << 20
+    """A file that a site keeps beside its large ones; the Hub's have 10 MB."""
+    network_seconds: float = 60.0
+    """Until an answer is whole; more by its bytes."""
+    network_rate: float = 16_384.0
+    """Bytes a second below which a site is given up."""
+    listing_names: int = 100_000
+    """Files of a folder elsewhere."""
+    listing_seconds: float = 600.0
+    """All pages of a listing together."""
+
+    def arrival(self, nbytes: int) -> float:
+        """The seconds within which so many bytes have to come over the network."""
+        return self.network_seconds + nbytes / self.network_rate
 
 
 LIMITS = Limits()

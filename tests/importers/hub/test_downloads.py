@@ -71,6 +71,6 @@ def test_a_download_that_is_not_what_was_promised_is_removed(hub, db, family, tm
     good = (family["ft_a"] / "model.safetensors").read_bytes()
     hub.fail(STORAGE, body=good[:-1] + bytes([good[-1] ^ 1]), times=1)
     (row,) = db.import_(["hf:org/ft_a"]).to_dicts()
-    assert row["status"] == "failed" and "sha256 differs" in row["notes"][-1]
+    assert row["status"] == "failed" and "its hash differs" in row["notes"][-1]
     assert not [p for p in (tmp_path / "hf").rglob("*") if p.is_file() and p.stat().st_size == len(good)]
     assert db.import_(["hf:org/ft_a"])["status"].to_list() == ["imported"]
