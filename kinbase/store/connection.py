@@ -67,7 +67,8 @@ class Store:
     def __init__(
         self, path: str | Path, *, wait: float = WAIT, log: Callable[[str], None] = lambda line: None
     ) -> None:
-        self.path = Path(path)
+        # DuckDB takes a name such as `md:x` for an address; from the root on it is a file's.
+        self.path = Path(path) if ":" not in str(path) else Path(path).absolute()
         self.wait = wait
         self.log = log
 
@@ -216,6 +217,10 @@ class Store:
 
     def _exists(self) -> bool:
         """Whether there is anything at the path; raises DatabaseError where it can be no database."""
+        if self.path.name == ":memory:":
+            raise DatabaseError(
+                "a database in memory keeps nothing from one command to the next: name a file with --db"
+            )
         if self.path.name.partition(".")[0].lower() == "raw":
             # DuckDB calls the database after its file, and could not tell it from the schema `raw`.
             raise DatabaseError(

@@ -233,3 +233,21 @@ def test_a_file_cannot_be_called_raw(tmp_path):
     ):
         pass
     assert not list(tmp_path.iterdir())
+
+
+def test_a_name_like_an_address_is_a_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("md:mine", "postgres:host=x"):
+        with Store(name).writing() as con:
+            con.execute("insert into raw.model (name) values ('a')")
+        with Store(name).reading() as con:
+            assert con.execute("select name from models").fetchall() == [("a",)]
+        assert (tmp_path / name).is_file()
+
+
+def test_a_database_in_memory_is_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for handle in (Store(":memory:").writing, Store(":memory:").reading):
+        with pytest.raises(DatabaseError, match="keeps nothing"), handle():
+            pass
+    assert not list(tmp_path.iterdir())
