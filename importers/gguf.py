@@ -54,18 +54,22 @@ def recognises(source: str) -> bool:
     return head(source, 4) == b"GGUF"
 
 
-def open(source: str) -> Iterator[Record]:
-    """Facts and edges of the model the file holds."""
-    path = Path(source)
+def _read_header(path: Path) -> "_Header":
     try:
         with opened(path) as file:
-            header = _header(file, os.fstat(file.fileno()).st_size)
+            return _header(file, os.fstat(file.fileno()).st_size)
     except OSError as error:
         raise CheckpointError(f"cannot read {shown(path)}: {error.strerror}") from None
     except (EOFError, _LyingError) as error:
         raise CheckpointError(
             f"{shown(path)} has a GGUF header that is cut short or wrong: {error}"
         ) from None
+
+
+def open(source: str) -> Iterator[Record]:
+    """Facts and edges of the model the file holds."""
+    path = Path(source)
+    header = _read_header(path)
     values, parameters = header.values, header.parameters
     refused: list[str] = []
 

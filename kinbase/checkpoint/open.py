@@ -25,10 +25,8 @@ from kinbase.checkpoint import (
 from kinbase.checkpoint.authority import within_their_right
 from kinbase.checkpoint.guard import watched
 from kinbase.checkpoint.own_name import without_itself
+from kinbase.checkpoint.subjects import WEIGHTS, are_unnamed, renamed, said_of, subject, told_of_folder
 from kinbase.errors import CheckpointError, KinbaseError, WeightsRefused
-
-WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf")
-"""Files of a checkpoint folder that hold weights, not records beside them."""
 
 MANIFEST = "kinbase.json"
 """What tells a folder that holds a whole database, as `kinbase export` writes it."""
@@ -157,10 +155,10 @@ def _read_here(source: str, name: str | None, depth: str) -> Opened:
         if refused and not any(_tells(record) for _, record in records):
             raise refused
         if name and not checkpoint:
-            records = _renamed(records, name)
+            records = renamed(records, name)
         elif not checkpoint:
-            records += _unnamed_results(Path(source), records)
-        model = name or (checkpoint.name if checkpoint else _subject(Path(source)))
+            records += told_of_folder(Path(source), records)
+        model = name or (checkpoint.name if checkpoint else subject(Path(source)))
         has_weights = checkpoint is not None or _holds_weights(Path(source))
         records = within_their_right(without_itself(records, model), model, beside_weights=has_weights)
         opened = Opened(
@@ -351,20 +349,15 @@ def _read_beside(folder: Path, known: Sequence[ModuleType], *, has_weights: bool
             except CheckpointError as error:  # a card that cannot be read does not keep the weights out
                 said[path] = [(str(path), Problem(str(error)))]
             if is_model:
-                said[path] = _of(said[path], f"{folder.absolute().name}/{path.name}")
+                said[path] = said_of(said[path], f"{folder.absolute().name}/{path.name}")
     merges = [path for path, records in said.items() if any(_is_recipe(record) for _, record in records)]
     own = [path for path in merges if path.stem.startswith("mergekit")]
     if len(merges) > 1:
         for path in merges:
             if own != [path]:
-                said[path] = _of(said[path], path.stem)
+                said[path] = said_of(said[path], path.stem)
     return [record for records in said.values() for record in records]
 
-
-_OF_A_MODEL = re.compile(
-    r"(config\.json|README\.md|trainer_state\.json|\.(safetensors|bin|gguf))$", re.IGNORECASE
-)
-"""Files of a folder that is a model's, so that what lies in it is said of that model."""
 
 _LATER_PART = re.compile(r"-(?!0*1-of-)\d{5}-of-\d{5}\.gguf$", re.IGNORECASE)
 
@@ -380,81 +373,11 @@ def _is_recipe(record: Record) -> bool:
     )
 
 
-def _of(records: list[tuple[str, Record]], name: str) -> list[tuple[str, Record]]:
-    """What was said of the model a file lies beside, said of `name`."""
-    changed: list[tuple[str, Record]] = []
-    for file, record in records:
-        if isinstance(record, Edge) and record.child is None:
-            record = replace(record, child=name)
-        elif isinstance(record, Facts | Score | Alias | Training) and record.model is None:
-            record = replace(record, model=name)
-        changed.append((file, record))
-    return changed
-
-
 def _holds_weights(path: Path) -> bool:
     """Whether a folder holds weights, though perhaps none that are read; a file of records does not."""
     return path.is_dir() and any(each.suffix.lower() in WEIGHTS for each in path.iterdir())
 
 
-_SUBJECT = {Edge: "child", Facts: "model", Score: "model"}
-"""The field by which a record of each kind names the model that a source speaks of."""
-
-
-def _renamed(records: list[tuple[str, Record]], name: str) -> list[tuple[str, Record]]:
-    """The records of a source that speaks of one model, under another name for it; others as they are."""
-    labels = {label for _, record in records for label in _subjects(record)}
-    if len(labels) != 1:
-        return records
-    changed: list[tuple[str, Record]] = []
-    for file, record in records:
-        if isinstance(record, Table) and record.kind in _SUBJECT:
-            import polars as pl
-
-            rows = record.rows.with_columns(pl.lit(name).alias(_SUBJECT[record.kind]))
-            record = replace(record, rows=rows)
-        elif isinstance(record, Edge):
-            record = replace(record, child=name)
-        elif isinstance(record, Facts | Score):
-            record = replace(record, model=name)
-        changed.append((file, record))
-    return changed
-
-
-def _unnamed_results(path: Path, records: Sequence[tuple[str, Record]]) -> list[tuple[str, Record]]:
-    """A line on results by themselves that do not say of which model they are: they are taken as their folder's."""
-    try:
-        beside = [each.name for each in path.parent.iterdir()] if path.is_file() else None
-    except OSError:
-        return []
-    of_folder = any(isinstance(record, Score) and record.model is None for _, record in records)
-    if beside is None or not of_folder or any(_OF_A_MODEL.search(each) for each in beside):
-        return []
-    said = f"{path.name} does not say which model was tested: taken as {_subject(path)}, after its folder; --name says another"
-    return [(str(path), Problem(said))]
-
-
-def _subjects(record: Record) -> Iterable[str]:
-    """The models that edges, facts and scores speak of; of a table's at most two."""
-    if isinstance(record, Table):
-        field = _SUBJECT.get(record.kind)
-        return record.rows[field].unique().head(2) if field else ()
-    field = _SUBJECT.get(type(record))
-    label = getattr(record, field) if field else None
-    return [label] if label else ()
-
-
-def _subject(path: Path) -> str | None:
-    """The model that records without a name speak of: their folder's, as in a checkpoint; a GGUF file is one itself."""
-    path = path.resolve()
-    return path.stem if path.suffix.lower() in WEIGHTS else path.name if path.is_dir() else path.parent.name
-
-
 def _refuse_unnamed(opened: Opened) -> None:
-    silent = (
-        (isinstance(r, Edge) and r.child is None)
-        or (isinstance(r, Score | Facts | Training) and r.model is None)
-        for _, r in opened.records
-    )
-    if opened.name is None and any(silent):
+    if opened.name is None and are_unnamed(opened.records):
         raise CheckpointError(f"{opened.source} does not say which model it speaks of: name it with --name")

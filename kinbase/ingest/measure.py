@@ -55,6 +55,9 @@ def measure_sources(store: Store, placement: Placement, options: ImportOptions) 
     return Measured(tuple(standing), tuple(found), placement.known)
 
 
+FORMS = {"layout": "another layout", "dtype": "another dtype", "names": "other names"}
+
+
 def _measure(
     store: Store, family: Family, options: ImportOptions, *, is_last: bool
 ) -> "tuple[FamilySums | None, tuple[Placed, ...]]":
@@ -110,10 +113,9 @@ def _measure(
             continue
         lines = [*measured.notes.get(member.name, ()), *partial.lines(measured, i)]
         lines += oddities.lines(measured, i, squares)
-        if measured.same.get(member.name, ("", "", ""))[2]:
-            other, how, first = measured.same[member.name]
-            form = {"layout": "another layout", "dtype": "another dtype", "names": "other names"}[how]
-            lines.append(f"{member.name}: the same weights as {other}, in {form} ({first})")
+        other, how, first = measured.same.get(member.name, ("", "", ""))
+        if first:
+            lines.append(f"{member.name}: the same weights as {other}, in {FORMS[how]} ({first})")
         by_name[member.name] = source.noted(*lines)
     return measured, tuple(by_name.values())
 

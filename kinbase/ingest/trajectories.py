@@ -7,7 +7,8 @@ from pathlib import Path
 
 from kinbase.checkpoint import Edge
 from kinbase.checkpoint.files import listing
-from kinbase.checkpoint.open import WEIGHTS, Opened
+from kinbase.checkpoint.open import Opened
+from kinbase.checkpoint.subjects import WEIGHTS
 from kinbase.errors import CheckpointError
 
 _STEP = re.compile(r"(?:checkpoint|ckpt|step|epoch|iter|iteration)s?[-_]?(\d{1,12})(?:[-_].*)?")

@@ -148,16 +148,11 @@ def fitted(
     sub = grams.of(chosen)
     count = len(chosen)
     normal = Normal.of(sub, base=True)
-    deltas, ends = list(range(count)), list(range(count + 1))
-    based = False
+    ends, trust = list(range(count + 1)), sub.trust
     # How an adapter lies to the base's weights is not known, so no share of those is fitted beside it.
     adapted = not sub.adapters.isdisjoint(sub.names)
-    if sub.based and not adapted and normal.gram[-1, -1] > 0:
-        with_base, without = normal.solve(ends)[1], normal.solve(deltas)[1]
-        based = without - with_base > normal.matters(with_base)
-    rows = ends if based else deltas
-
-    trust = sub.trust
+    based = sub.based and not adapted and _has_of_base(normal, count)
+    rows = ends if based else ends[:-1]
 
     def estimate(sums: Grams) -> tuple[FloatArray, FloatArray]:
         values = np.zeros(count + 1)
@@ -172,11 +167,10 @@ def fitted(
     else:
         some = population.of(chosen) if population is not None else None
         straight, bend, expected = straightened(sub, estimate, lambda values: values, population=some)
-    drawing = np.sqrt(np.diagonal(_covariance(sub, rows, left, trust)))
-    if np.all(np.abs(bend[rows]) <= 2.5 * drawing):
-        straight, bend = fit, bend / BLUR  # a correction that its own draws explain is none, but may be there
-    rss, sumsq = float(left.sum()), float(sub.sumsq.sum())
     covariance = _covariance(sub, rows, left, trust)
+    if np.all(np.abs(bend[rows]) <= 2.5 * np.sqrt(np.diagonal(covariance))):
+        straight, bend = fit, bend / BLUR  # a correction that its own draws explain is none, but may be there
+    residual = float(np.sqrt(float(left.sum()) / float(sub.sumsq.sum())))
     crowded = condition(normal.gram[:-1, :-1])
     inner = normal.gram[:-1, :-1]
     crowding = np.sqrt(np.diagonal(inverse(inner)) * np.diagonal(inner))
@@ -189,10 +183,8 @@ def fitted(
     rest = float(1 + straight[-1] - total)
     adding_up = abs(rest) <= (1e-4 if based else max(unsure, 1e-3))
     finding = Finding(
-        MERGE, "", float(np.sqrt(rss / sumsq)), sub.floor, parents,
-        "linear" if adding_up else "task_arithmetic",
-        float(np.sqrt(rss / sumsq)) / sub.floor, condition=crowded,
-        base=0.0 if adding_up else rest, opposed=_lowest_cosine(inner),
+        MERGE, "", residual, sub.floor, parents, "linear" if adding_up else "task_arithmetic", residual / sub.floor,
+        condition=crowded, base=0.0 if adding_up else rest, opposed=_lowest_cosine(inner),
     )  # fmt: skip
     each = np.broadcast_to(straight, (len(left), count + 1))
     found = held(replace(finding), left, expected, sub, each, is_made=is_made)
@@ -203,6 +195,14 @@ def fitted(
         parents = _parents(sub.names, unbent, half)
         found = _nearer(found, held(replace(finding, parents=parents), left, by_tensor, sub, each), sub)
     return found
+
+
+def _has_of_base(normal: Normal, count: int) -> bool:
+    """Whether a share of the base's own weights, the last column, explains more than chance beside `count` parents."""
+    if normal.gram[-1, -1] <= 0:
+        return False
+    with_base, without = normal.solve(list(range(count + 1)))[1], normal.solve(list(range(count)))[1]
+    return bool(without - with_base > normal.matters(with_base))
 
 
 def _parents(names: Sequence[str], coefficients: FloatArray, half: FloatArray) -> list[Parent]:
@@ -251,6 +251,19 @@ def _covariance(grams: Grams, rows: Sequence[int], left: FloatArray, trust: Floa
     return np.asarray(back @ np.einsum("t,tij->ij", variance, gram) @ back)
 
 
+@dataclass(frozen=True, slots=True)
+class _Remainder:
+    """What is left of a reading, in units of what rounding leaves; what rounding adds to the whole change; how far and how
+    unevenly what is left may be off.
+    """
+
+    ratio: float
+    hidden: float
+    room: float
+    spread: float
+    uneven: float
+
+
 def held(
     finding: Finding,
     left: FloatArray,
@@ -265,6 +278,46 @@ def held(
     `each` are the coefficients by tensor: where one is 1 and the others 0, the tensor is a copy, and nothing
     was rounded. Tensors in which hardly an element moved have no say either.
     """
+    remainder = _weighed(finding, left, expected, grams, each)
+    first, *rest = finding.parents
+    one = abs(first.coefficient - 1) <= WHOLE and all(abs(p.coefficient) < HARDLY for p in rest)
+    parents = f"{len(finding.parents)} parents" if rest else "one parent and the base"
+    if remainder.ratio <= LIMIT and remainder.hidden >= HIDDEN:
+        finding.verdict = UNDECIDABLE
+        finding.reason = f"its whole change is {1 / remainder.hidden:.2g} times what rounding adds"
+    elif is_made and not one:
+        finding.reason = f"{parents} make each sampled element to half a unit in its last place"
+    elif remainder.ratio > (LIMIT if remainder.hidden < HIDDEN / 2 else STRICT):
+        finding.verdict, finding.reason = UNDECIDABLE, "it leaves more than rounding such a merge would"
+    elif remainder.ratio > np.exp(remainder.room):
+        finding.verdict = UNDECIDABLE
+        finding.reason = (
+            f"it leaves {remainder.ratio:.2f} of what rounding such a merge would: "
+            "a parent is not here, or merges of it alone are"
+        )
+    elif remainder.ratio < LEAST or remainder.spread > remainder.uneven:
+        finding.verdict = UNDECIDABLE
+        finding.reason = (
+            "what is left is below the rounding floor, but is not what rounding such a merge leaves "
+            f"(ratio {remainder.ratio:.2f}, spread {remainder.spread:.2f} over the tensors)"
+        )
+    elif not rest and first.parent in grams.adapters:
+        finding.verdict, finding.method = ADAPTER, None
+        finding.reason = f"the adapter at scale {first.coefficient:.4g} leaves {remainder.ratio:.2f} of what rounding would"
+    elif one:
+        finding.verdict, finding.method = UNDECIDABLE, None
+        finding.reason = "what sets it apart from its nearest kin is as small as rounding"
+    else:
+        finding.reason = f"{parents} leave {remainder.ratio:.2f} of what rounding would"
+    if finding.verdict not in MERGES:
+        finding.nearest, finding.parents = finding.parents, []
+    return finding
+
+
+def _weighed(
+    finding: Finding, left: FloatArray, expected: FloatArray, grams: Grams, each: FloatArray
+) -> _Remainder:
+    """Hold what is left by tensor [T] against what rounding is expected to leave there; sets the finding's ratio."""
     copied = (
         np.abs(np.sort(np.abs(each[:, :-1]), axis=1) - np.eye(1, each.shape[1] - 1, each.shape[1] - 2)).max(
             axis=1
@@ -296,42 +349,8 @@ def held(
     # What float64 sums do not resolve may be left or not.
     unsure = float(trust @ np.where(silent, 0, unresolved)) / max(float(trust @ expected), 1e-300)
     room = _times(finding) * tolerance(grams) / share_rounded + unsure / 2
-    first, *rest = finding.parents
-    one = abs(first.coefficient - 1) <= WHOLE and all(abs(p.coefficient) < HARDLY for p in rest)
     hidden = float(np.sqrt(grams.rounded.sum() / max(float(grams.sumsq.sum()), 1e-300)))
-    if finding.ratio <= LIMIT and hidden >= HIDDEN:
-        finding.verdict = UNDECIDABLE
-        finding.reason = f"its whole change is {1 / hidden:.2g} times what rounding adds"
-    elif is_made and not one:
-        parents = f"{len(finding.parents)} parents" if len(finding.parents) > 1 else "one parent and the base"
-        finding.reason = f"{parents} make each sampled element to half a unit in its last place"
-    elif finding.ratio > (LIMIT if hidden < HIDDEN / 2 else STRICT):
-        finding.verdict, finding.reason = UNDECIDABLE, "it leaves more than rounding such a merge would"
-    elif finding.ratio > np.exp(room):
-        finding.verdict = UNDECIDABLE
-        finding.reason = (
-            f"it leaves {finding.ratio:.2f} of what rounding such a merge would: "
-            "a parent is not here, or merges of it alone are"
-        )
-    elif finding.ratio < LEAST or spread > UNEVEN / share_rounded + 3 * chance:
-        finding.verdict = UNDECIDABLE
-        finding.reason = (
-            "what is left is below the rounding floor, but is not what rounding such a merge leaves "
-            f"(ratio {finding.ratio:.2f}, spread {spread:.2f} over the tensors)"
-        )
-    elif len(finding.parents) == 1 and finding.parents[0].parent in grams.adapters:
-        finding.verdict, finding.method = ADAPTER, None
-        scale = finding.parents[0].coefficient
-        finding.reason = f"the adapter at scale {scale:.4g} leaves {finding.ratio:.2f} of what rounding would"
-    elif one:
-        finding.verdict, finding.method = UNDECIDABLE, None
-        finding.reason = "what sets it apart from its nearest kin is as small as rounding"
-    else:
-        parents = f"{len(finding.parents)} parents" if len(finding.parents) > 1 else "one parent and the base"
-        finding.reason = f"{parents} leave {finding.ratio:.2f} of what rounding would"
-    if finding.verdict not in MERGES:
-        finding.nearest, finding.parents = finding.parents, []
-    return finding
+    return _Remainder(finding.ratio, hidden, room, spread, UNEVEN / share_rounded + 3 * chance)
 
 
 def _times(finding: Finding) -> float:
