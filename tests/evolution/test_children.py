@@ -19,7 +19,7 @@ from kinbase.evolution.subprocesses import Caller
 
 
 def test_a_parent_of_other_shapes(place):
-    write_model(place / "wide", {name: torch.zeros(4, *shape[1:]) for name, shape in SHAPES.items()})
+    write_model(place / "wide", {name: torch.ones(4, *shape[1:]) for name, shape in SHAPES.items()})
     kinbase.open(place / "kin.duckdb").import_([place / "wide"])
     (place / "evaluator.py").write_text("def near(folder):\n    return {'near': len(folder)}\n")
     with pytest.raises(KinbaseError, match=r"run-1-1: .*shape"):
