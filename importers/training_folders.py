@@ -31,6 +31,31 @@ def advice(folder: str) -> str | None:
         return None
     here = shown(folder)
     below = [name for name in names if is_folder(str(Path(folder, name)))]
+    if told := _of_processes(here, folder, names, below):
+        return told
+    if "model_index.json" in names:
+        return _several(here, "a diffusers pipeline of several models", folder, below)
+    if _ADAPTER_CONFIG not in names and (alone := [name for name in names if name in _ADAPTERS]):
+        return (
+            f"{here} holds {alone[0]} without its {_ADAPTER_CONFIG}, which says what it is applied to and how: download it, or "
+            f"keep what the file says by importing {Path(folder, alone[0])}"
+        )
+    if packed := sorted(name for name in names if name.endswith(".gguf")):
+        return _of_gguf_files(here, folder, packed)
+    deeper = [f"{one}/{two}" for one in below[:_MOST] for two in _names(Path(folder, one))[:_MOST]]
+    below += [name for name in deeper if is_folder(str(Path(folder, name)))]
+    holding = [name for name in below if _ends(str(Path(folder, name)), _WEIGHTS)]
+    if holding:
+        return _several(here, f"no weights itself, folders below it do ({len(holding)})", folder, below)
+    foreign = [name for name in names if Path(name).suffix in _FOREIGN]
+    if foreign:
+        kind = _FOREIGN[Path(foreign[0]).suffix]
+        return f"{here} holds weights in {kind}'s format ({shown(foreign[0])}): save them as .safetensors and import those"
+    return None
+
+
+def _of_processes(here: str, folder: str, names: Sequence[str], below: Sequence[str]) -> str | None:
+    """A line on what several processes of a training wrote, each a piece; None where they did not."""
     distributed = [name for name in ["", *below] if _ends(str(Path(folder, name)), (".distcp",))]
     if distributed:
         part = str(Path(folder, distributed[0]))
@@ -57,32 +82,17 @@ def advice(folder: str) -> str | None:
             "slice of every tensor: convert them to one checkpoint (transformers has a script for each model family) and "
             "import that"
         )
-    if "model_index.json" in names:
-        return _several(here, "a diffusers pipeline of several models", folder, below)
-    if _ADAPTER_CONFIG not in names and (alone := [name for name in names if name in _ADAPTERS]):
-        return (
-            f"{here} holds {alone[0]} without its {_ADAPTER_CONFIG}, which says what it is applied to and how: download it, or "
-            f"keep what the file says by importing {Path(folder, alone[0])}"
-        )
-    packed = sorted(name for name in names if name.endswith(".gguf"))
-    if packed and all(_SPLIT.search(name) for name in packed):
-        return f"{here} holds a GGUF file in {len(packed)} parts: join them with `llama-gguf-split --merge` and import the whole"
-    if packed:
-        more = f" and {len(packed) - 4} more" if len(packed) > 4 else ""
-        return (
-            f"{here} holds {'GGUF files, each a model of its own' if len(packed) > 1 else 'its weights in a GGUF file'}: import "
-            f"{', '.join(str(Path(folder, name)) for name in packed[:4])}{more}{' by themselves' * (len(packed) > 1)}"
-        )
-    deeper = [f"{one}/{two}" for one in below[:_MOST] for two in _names(Path(folder, one))[:_MOST]]
-    below += [name for name in deeper if is_folder(str(Path(folder, name)))]
-    holding = [name for name in below if _ends(str(Path(folder, name)), _WEIGHTS)]
-    if holding:
-        return _several(here, f"no weights itself, folders below it do ({len(holding)})", folder, below)
-    foreign = [name for name in names if Path(name).suffix in _FOREIGN]
-    if foreign:
-        kind = _FOREIGN[Path(foreign[0]).suffix]
-        return f"{here} holds weights in {kind}'s format ({shown(foreign[0])}): save them as .safetensors and import those"
     return None
+
+
+def _of_gguf_files(here: str, folder: str, packed: Sequence[str]) -> str:
+    if all(_SPLIT.search(name) for name in packed):
+        return f"{here} holds a GGUF file in {len(packed)} parts: join them with `llama-gguf-split --merge` and import the whole"
+    more = f" and {len(packed) - 4} more" if len(packed) > 4 else ""
+    return (
+        f"{here} holds {'GGUF files, each a model of its own' if len(packed) > 1 else 'its weights in a GGUF file'}: import "
+        f"{', '.join(str(Path(folder, name)) for name in packed[:4])}{more}{' by themselves' * (len(packed) > 1)}"
+    )
 
 
 def _several(here: str, what: str, folder: str, below: Sequence[str]) -> str:

@@ -137,14 +137,7 @@ The family of the current model, or what the filter lets through, as a table. **
 
     def refit(self) -> None:
         """Choose the columns that fit beside a name worth reading: whole ones, and always that which is sorted by."""
-        columns = self.found.columns
-        wanted = [
-            columns.index(c)
-            for c in dict.fromkeys(["name", *self.chosen_columns, self.sorted_by])
-            if c in columns
-        ]
-        empty = {c for c in wanted if c and all(row[c] is None for row in self.found.rows)}
-        wanted = [c for c in wanted if c not in empty or columns[c] == self.sorted_by]
+        columns, wanted = self.found.columns, self._wanted()
         texts = {c: self._cells(columns[c], [row[c] for row in self.found.rows]) for c in wanted}
         marked = self._app.chosen
         texts[wanted[0]] = [
@@ -152,16 +145,8 @@ The family of the current model, or what the filter lets through, as a table. **
             for model, name in zip(self.found.models, texts[wanted[0]], strict=True)
         ]
         heads = {c: self._head(columns[c]) for c in wanted}
-        widths = {c: min(max(map(text_width, [heads[c], *texts[c]]), default=1), WIDEST) for c in wanted}
-        room = max(self.scrollable_content_region.width, 20) - len(str(len(self.found.rows))) - 2
-        shown, least = list(wanted), {c: min(widths[c], SHORTEST.get(columns[c], widths[c])) for c in wanted}
-        while len(shown) > 2 and sum(least[c] + 2 for c in shown) > room:
-            shown.remove(next(c for c in reversed(shown) if columns[c] != self.sorted_by))
-        for c in reversed(shown):  # the parents give way before the name does
-            over = sum(widths[c] + 2 for c in shown) - room
-            widths[c] = max(least[c], widths[c] - max(over, 0))
-        rest = sum(widths[c] + 2 for c in shown[1:])
-        widths[shown[0]] = max(min(widths[shown[0]], room - rest - 2), 8)
+        widths = self._fitted({c: min(max(map(text_width, [heads[c], *texts[c]])), WIDEST) for c in wanted})
+        shown = list(widths)
         self._shown, self._texts = shown, texts
         at = self.cursor
         self.columns = [heads[c] for c in shown]
@@ -174,6 +159,32 @@ The family of the current model, or what the filter lets through, as a table. **
         self.windows = {start: rows[start : start + WINDOW] for start in range(0, max(len(rows), 1), WINDOW)}
         self.cursor = min(at, max(self.number - 1, 0))
         self._measure()
+
+    def _wanted(self) -> list[int]:
+        """The name, the columns chosen in which anything is known, and the one sorted by, by their places."""
+        columns = self.found.columns
+        chosen = dict.fromkeys(["name", *self.chosen_columns, self.sorted_by])
+        return [
+            c
+            for c in (columns.index(name) for name in chosen if name in columns)
+            if c == 0 or columns[c] == self.sorted_by or any(row[c] is not None for row in self.found.rows)
+        ]
+
+    def _fitted(self, widths: dict[int, int]) -> dict[int, int]:
+        """The columns that have room, with their widths: the parents give way before the name does."""
+        columns = self.found.columns
+        room = max(self.scrollable_content_region.width, 20) - len(str(len(self.found.rows))) - 2
+        least = {c: min(width, SHORTEST.get(columns[c], width)) for c, width in widths.items()}
+        shown = list(widths)
+        while len(shown) > 2 and sum(least[c] + 2 for c in shown) > room:
+            shown.remove(next(c for c in reversed(shown) if columns[c] != self.sorted_by))
+        fitted = {c: widths[c] for c in shown}
+        for c in reversed(shown):
+            over = sum(fitted.values()) + 2 * len(shown) - room
+            fitted[c] = max(least[c], fitted[c] - max(over, 0))
+        rest = sum(fitted[c] + 2 for c in shown[1:])
+        fitted[shown[0]] = max(min(fitted[shown[0]], room - rest - 2), 8)
+        return fitted
 
     def _head(self, column: str) -> str:
         if column != self.sorted_by:
