@@ -53,9 +53,7 @@ with concerned as materialized (
 ),
 latest as (
     select
-        model_id, benchmark, metric, n_shot, split, template, source, value, stderr, higher_is_better,
-        -- as in raw.scaled: two cards have one scale where their values say so, two results of one program always
-        if(regexp_matches(source, '^(card|eval_results)($| \\()|://'), null, source) as program
+        model_id, benchmark, metric, n_shot, split, template, source, value, stderr, higher_is_better
     from raw.score where model_id in (from concerned)
     qualify row_number() over (
         partition by model_id, benchmark, metric, n_shot, split, template
@@ -77,8 +75,10 @@ left join latest theirs on theirs.model_id <> $1 and own.metric <> 'gain'   -- p
     and theirs.benchmark = own.benchmark and theirs.metric = own.metric
     and theirs.n_shot is not distinct from own.n_shot and theirs.split is not distinct from own.split
     and theirs.template is not distinct from own.template
-    and (theirs.program = own.program or own.source is null and theirs.source is null
-        or (abs(theirs.value) <= 1) = (abs(own.value) <= 1))
+    -- As in raw.compared: a program has one scale, of two sources both must be fractions or both percent, and averages of
+    -- two never meet.
+    and ((theirs.source is not distinct from own.source and not raw.is_by_author(own.source))
+        or (own.benchmark <> 'average' and (abs(theirs.value) <= 1) = (abs(own.value) <= 1)))
 group by own.benchmark, own.metric, own.n_shot, own.split, own.template, own.value, own.stderr, own.is_better_higher
 order by own.benchmark, own.metric, own.n_shot, own.split, own.template
 """

@@ -43,6 +43,9 @@ comment on column scores.template is 'chat template, system prompt, examples as 
 comment on column scores.higher_is_better is 'as the file says, else by the view metrics; NULL: not known, and taken as true';
 comment on column scores.evaluated_at is 'when it was measured, as its source says it';
 
+-- Whether a source is a model's own card or results file, written by its author, and no program or table.
+create or replace macro raw.is_by_author(source) as coalesce(regexp_matches(source, '^(card|eval_results)($| \()|://'), false);
+
 -- Measured results of which more is better, with the scale they are on. A program or a table has one scale for each metric;
 -- cards are written by their models' authors, each of whom has one scale for all metrics that are fractions or percent.
 create or replace view raw.scaled as
@@ -52,7 +55,7 @@ select
         coalesce(max(abs(value)) filter (best = 1) over (partition by model_id, by_author, source), abs(value)),
         max(abs(value)) over (partition by benchmark, metric, by_author, source)) <= 1 as is_fraction
 from (
-    select *, coalesce(regexp_matches(source, '^(card|eval_results)($| \()|://'), false) as by_author
+    select *, raw.is_by_author(source) as by_author
     from raw.latest
     where metric <> 'gain' and coalesce(higher_is_better, true)
 );

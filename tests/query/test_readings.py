@@ -73,3 +73,19 @@ def test_a_gain_is_over_parents_on_one_scale(empty, source, gain):
     with empty.store.reading() as con:
         (found,) = details(con, child).scores
     assert found.gain == gain
+
+
+@pytest.mark.parametrize(("theirs", "gain"), [("s", 10.0), ("t", None)])
+def test_a_gain_in_an_average_is_of_one_source(empty, theirs, gain):
+    """What two sources average is not said, so nothing follows from the difference."""
+    with empty.store.writing() as con:
+        put_edges(con, "child", "f", [Edge("a", "finetune", "card")])
+        scores = [
+            Score("average", "acc", 50.0, "a", source=theirs),
+            Score("average", "acc", 60.0, "child", source="s"),
+        ]
+        put_scores(con, None, scores)
+        (child,) = named_all(con, ["child"]).values()
+    with empty.store.reading() as con:
+        (found,) = details(con, child).scores
+    assert found.gain == gain
