@@ -76,11 +76,20 @@ def read_all(legs: Sequence[Leg], options: ImportOptions, known: Known) -> list[
     away = [leg for leg in dict.fromkeys(legs) if elsewhere(leg.source)]
     if len(away) < 2 or options.depth not in ("metadata", "sample"):
         return [one(leg) for leg in legs]
+    # Versions of one model after each other, so that it is always the first that is called as the model.
+    versions: dict[str, list[Leg]] = {}
+    for leg in away:
+        versions.setdefault(leg.source.partition("@")[0], []).append(leg)
+
+    def each(same: Sequence[Leg]) -> list[Opened]:
+        return [one(leg) for leg in same]
+
     with ThreadPoolExecutor(AT_ONCE, thread_name_prefix="kinbase-ask") as pool:
         opened: dict[Leg, Opened] = {}
         try:
-            for leg, reading in [(leg, pool.submit(one, leg)) for leg in away]:
-                opened[leg] = result(reading)
+            for same, reading in [(same, pool.submit(each, same)) for same in versions.values()]:
+                read_of_same = result(reading)
+                opened |= zip(same, read_of_same, strict=True)
         except BaseException:
             stopped.set()
             pool.shutdown(cancel_futures=True)
