@@ -215,9 +215,9 @@ COMMIT = "0" * 39 + "1"
 @pytest.mark.parametrize(
     ("path", "parent"),
     [
-        ("/root/models/Base-7B/", "org/base-7b"),
+        ("/home/ada/models/Base-7B/", "org/base-7b"),
         ("C:\\models\\base-7b", "org/base-7b"),
-        (f"/root/.cache/huggingface/hub/models--org--x/snapshots/{COMMIT}", f"org/x@{COMMIT}"),
+        (f"/home/ada/.cache/huggingface/hub/models--org--x/snapshots/{COMMIT}", f"org/x@{COMMIT}"),
     ],
 )
 def test_a_path_is_the_model_whose_name_it_ends_in(db, tmp_path, path, parent):
