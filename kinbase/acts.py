@@ -9,14 +9,13 @@ import polars as pl
 from kinbase.checkpoint import Score
 from kinbase.errors import KinbaseError, UsageError
 from kinbase.ingest.steps import OnProgress
-from kinbase.query.frames import DIFFERENCE, STAT, STATUS, frame
+from kinbase.query import acts, models, scores
+from kinbase.query.frames import DIFFERENCE, STAT, STATUS
 from kinbase.store import Connection, Store, corrections, journal, removal
 from kinbase.store import names as naming
 from kinbase.store.lineage import drop_links, put_link
 
 RELATIONS = ("finetune", "merge", "adapter", "quantized", "base")
-
-LOG = "select act, acted_at, verb, said, changed, can_be_undone from acts order by act desc limit ?"
 
 
 class Acts:
@@ -66,7 +65,7 @@ class Acts:
             with journal.act(con, "link", _words(child, *names)):
                 for i, parent in enumerate(names):
                     put_link(con, child, parent, relation, method, weights[i] if weights else None)
-        return self._asked("from lineage where child = ? order by parent, evidence", child)
+        return self.store.ask(models.parents, child)
 
     def unlink(self, child: str, parents: Sequence[str] = ()) -> list[str]:
         """Take back what `link` said of a child and `parents` (none: all of them); the parents it was said of.
@@ -133,7 +132,7 @@ class Acts:
                 )
             with journal.act(con, "set", _words(known, *(f"{key}={value}" for key, value in told.items()))):
                 corrections.put_said(con, known, told)
-        return self._asked("from models where name = ?", known)
+        return self.store.ask(models.row, known)
 
     def tag(self, model: str, tags: Sequence[str]) -> list[str]:
         """Add tags to a model; all that it has now."""
@@ -141,7 +140,7 @@ class Acts:
             known = naming.resolve(con, model)
             with journal.act(con, "tag", _words(known, *tags)):
                 corrections.put_tags(con, known, tags)
-        return self._asked("select unnest(tags) as tag from models where name = ?", known)["tag"].to_list()
+        return self.store.ask(models.tags, known)
 
     def untag(self, model: str, tags: Sequence[str] = ()) -> list[str]:
         """Take tags from a model (none: all); those it had. Raises KinbaseError when it has none of them."""
@@ -185,16 +184,11 @@ class Acts:
                         benchmark, metric, value, n_shot=n_shot, source=corrections.HAND, evaluated_at=moment
                     ),
                 )
-        with self.store.reading() as con:
-            return frame(
-                con,
-                "from scores where model = ? and benchmark = ? and metric = ? order by n_shot nulls first",
-                [known, benchmark, metric],
-            )
+        return self.store.ask(scores.of_test, known, benchmark, metric)
 
     def log(self, limit: int = 1_000_000) -> pl.DataFrame:
         """The acts by hand and the imports, newest first: act, acted_at, verb, said, changed, can_be_undone."""
-        return self._asked(LOG, limit)
+        return self.store.ask(acts.log, limit)
 
     def undo(self, number: int = 1) -> list[str]:
         """Take back the last `number` acts that can be, all or none; a line for each.
@@ -243,10 +237,6 @@ class Acts:
 
         found = whereabouts(self.store, str(relocate) if relocate else None, on_progress=report, log=log)
         return pl.DataFrame([astuple(at) for at in found], schema=STATUS, orient="row")
-
-    def _asked(self, query: str, value: object) -> pl.DataFrame:
-        with self.store.reading() as con:
-            return frame(con, query, [value])
 
     def _existing(self) -> Store:
         """The database, which none of these verbs makes. Raises DatabaseError when there is none."""

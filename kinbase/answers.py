@@ -3,10 +3,10 @@
 What is asked of the database stands once, in `kinbase.query`, for the command line, the terminal UI and the plots as well.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import astuple
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
@@ -15,15 +15,12 @@ from kinbase.ingest.steps import OnProgress
 from kinbase.query import details, kinship, models, scores
 from kinbase.query.frames import ALIGNED, ALIGNED_PARTS, SCANNED, frame, framed
 from kinbase.query.kinship import KinshipMatrix
-from kinbase.store import Connection, Store
+from kinbase.store import Store
 from kinbase.store import names as naming
 from kinbase.store.worker import Worker
 
 if TYPE_CHECKING:  # a graph costs the import of networkx, which the other verbs need not pay
     import networkx as nx
-
-Asked = ParamSpec("Asked")
-Answer = TypeVar("Answer")
 
 
 class Answers:
@@ -47,34 +44,34 @@ class Answers:
 
     def models(self, pattern: str = "") -> pl.DataFrame:
         """The view `models`, those whose name contains `pattern`, by family."""
-        return self._read(models.listed, pattern)
+        return self.store.ask(models.listed, pattern)
 
     def show(self, model: str, *, most: int | None = None) -> pl.DataFrame:
         """Everything about one model: its row of `models`, with aliases, parents, children, scores, kin, ... as lists.
 
         Of children at most so many, if `most` is given.
         """
-        return self._read(details.show, model, most)
+        return self.store.ask(details.show, model, most)
 
     def ancestors(self, model: str) -> pl.DataFrame:
         """What a model was made from: model, generation (fewest steps up)."""
-        return self._read(models.ancestors, model)
+        return self.store.ask(models.ancestors, model)
 
     def descendants(self, model: str) -> pl.DataFrame:
         """What was made from a model: model, generation (fewest steps down)."""
-        return self._read(models.descendants, model)
+        return self.store.ask(models.descendants, model)
 
     def family(self, model: str) -> pl.DataFrame:
         """Rows of `models` measured against the same base, the base included."""
-        return self._read(models.family, model)
+        return self.store.ask(models.family, model)
 
     def left_out(self, model: str) -> list[tuple[str, float]]:
         """Models compared with one by so little that `nearest_kin` leaves them out, with their coverage."""
-        return self._read(kinship.left_out, model)
+        return self.store.ask(kinship.left_out, model)
 
     def nearest_kin(self, model: str, k: int = 10) -> pl.DataFrame:
         """The k models most akin to one: model, pcc, cs, ed, stderr, coverage, method."""
-        return self._read(kinship.nearest_kin, model, k)
+        return self.store.ask(kinship.nearest_kin, model, k)
 
     def why_without_kin(self, model: str) -> str:
         """Why a model has no kinship, and what would give it some, in a line."""
@@ -88,7 +85,7 @@ class Answers:
         """Kinship among `models` (none: all), each pair once; `by` tensor, layer or block."""
         if by is not None and by not in kinship.GROUPINGS:
             raise UsageError(f"kinship goes by {', '.join(kinship.GROUPINGS)}, not by {by!r}")
-        return self._read(kinship.pairs, models, by)
+        return self.store.ask(kinship.pairs, models, by)
 
     def kin(
         self,
@@ -154,11 +151,11 @@ class Answers:
 
         `block` and `layer` take the tensors of one kind and of one layer; see `kinbase.query.kinship.matrix`.
         """
-        return self._read(kinship.matrix_of, models, block, layer)
+        return self.store.ask(kinship.matrix_of, models, block, layer)
 
     def group_kinship(self, models: Sequence[str]) -> pl.DataFrame:
         """Mean kinship over all pairs of `models`: pcc, cs, ed, pairs (known ones), models."""
-        return self._read(kinship.group, models)
+        return self.store.ask(kinship.group, models)
 
     def tree(
         self, model: str, *, up: bool = True, down: bool = True, depth: int = 1000, most: int | None = None
@@ -173,31 +170,21 @@ class Answers:
         """The lineage of `models`, or of all; see `kinbase.query.graph.whole`."""
         from kinbase.query import graph as lineage
 
-        return self._read(lineage.whole, models)
+        return self.store.ask(lineage.whole, models)
 
     def accuracies(self) -> pl.DataFrame:
         """Accuracies in percent, a row a model and a column a benchmark, with their plain mean, best first."""
-        return self._read(scores.accuracies)
+        return self.store.ask(scores.accuracies)
 
     def average_gains(self) -> pl.DataFrame:
         """What each merge gained on average, in percent, with its parents' kinship."""
-        return self._read(scores.average_gains)
+        return self.store.ask(scores.average_gains)
 
     def names(self) -> list[str]:
         """All model names."""
-        return self._read(models.all_names)
+        return self.store.ask(models.all_names)
 
     def resolved(self, models: Sequence[str]) -> list[str]:
         """The names of models given by name, alias or prefix, each once."""
         with self.store.reading() as con:
             return list(dict.fromkeys(naming.resolve(con, model) for model in models))
-
-    def _read(
-        self,
-        question: Callable[Concatenate[Connection, Asked], Answer],
-        *given: Asked.args,
-        **more: Asked.kwargs,
-    ) -> Answer:
-        """What a function of `kinbase.query` answers."""
-        with self.store.reading() as con:
-            return question(con, *given, **more)

@@ -213,7 +213,7 @@ class Kinbase(Acts, Answers):
         assert resume is not None
         for _ in running.evolve(self.store, resume, trusted=trust, tell=tell, report=report):
             pass
-        return self._read(runs.generation_rows, resume)
+        return self.store.ask(runs.generation_rows, resume)
 
     def first_generation(
         self, config: str | Path, *, name: str | None = None, tell: Callable[[str], None] = lambda line: None

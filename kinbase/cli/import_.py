@@ -271,6 +271,7 @@ def demo(ctx: click.Context, folder: str, seed: int) -> None:
 
     from kinbase.cli.console import progress, say
     from kinbase.cli.pages import demo_page, evolution_page
+    from kinbase.query import runs
 
     root = ctx.find_root()
     say("training a family of tiny language models on six-digit exercises, for real: about a minute")
@@ -292,7 +293,7 @@ def demo(ctx: click.Context, folder: str, seed: int) -> None:
         click.echo(line)
     config = Path(folder, "evolve.yaml")
     config.write_text(EVOLUTION)
-    begun = base.sql("select run from runs where run = 'digits'").height
+    begun = base.store.ask(runs.exists, "digits")
     with progress("evolving") as report:
         base.evolve(None if begun else config, resume="digits" if begun else None, tell=say, report=report)
     for line in evolution_page(base, "digits", folder):

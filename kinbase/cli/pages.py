@@ -145,17 +145,12 @@ def demo_page(db: "Kinbase", root: str) -> Iterator[str]:
     )
 
 
-EVOLVED = """
-select generation, child, array_to_string(parents, ' + ') as parents, role, round(kinship, 3) as kinship,
-    round(score, 3) as score, kept
-from offspring where run = ? order by generation, position
-"""
-
-
 def evolution_page(db: "Kinbase", run: str, folder: str) -> Iterator[str]:
     """Lines that show what the demo's run of evolution tried, and where to go on."""
+    from kinbase.query import runs
+
     yield "\nEvolution: the best pairs merged, and the best with its least kin; score: average accuracy"
-    yield from _table(db.sql(EVOLVED, [run]))
+    yield from _table(db.store.ask(runs.tried, run))
     path = safe(db.store.path)
     yield f"\nThe models are in {safe(folder)}/models, the database is {path}. Go on with"
     yield f"  kinbase --db {path} recipe digits-all"

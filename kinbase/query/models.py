@@ -362,6 +362,12 @@ def digests(con: Connection) -> frozenset[str]:
     return frozenset(digest for (digest,) in rows)
 
 
+def tags(con: Connection, model: str) -> list[str]:
+    """A model's tags."""
+    found = con.execute("select unnest(tags) from models where name = ?", [model]).fetchall()
+    return [tag for (tag,) in found]
+
+
 # As frames.
 
 
@@ -373,6 +379,11 @@ def listed(con: Connection, pattern: str) -> "pl.DataFrame":
         "from models where contains(lower(name), lower(?)) order by family nulls last, base nulls first, name"
     )
     return frame(con, query, [pattern])
+
+
+def row(con: Connection, model: str) -> "pl.DataFrame":
+    """A model's row of `models`."""
+    return _about(con, model, "from models where name = ?")
 
 
 def ancestors(con: Connection, model: str) -> "pl.DataFrame":

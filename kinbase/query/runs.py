@@ -36,6 +36,12 @@ where o.run = $1 order by o.generation desc, o.position limit $2 offset $3
 """
 
 
+TRIED = """
+select generation, child, array_to_string(parents, ' + ') as parents, role, round(kinship, 3) as kinship,
+    round(score, 3) as score, kept
+from offspring where run = ? order by generation, position
+"""
+
 # Of the generation that is under way, if one is; how long a child of the run takes from the start of its merge to its score.
 PROGRESS = """
 select o.generation, count(*), count(*) filter (o.status not in ('planned', 'merged')),
@@ -159,3 +165,10 @@ def generation_rows(con: Connection, run: str) -> "pl.DataFrame":
     from kinbase.query.frames import frame
 
     return frame(con, "from generations where run = ? order by generation", [run])
+
+
+def tried(con: Connection, run: str) -> "pl.DataFrame":
+    """What a run tried, child by child, as a page shows it."""
+    from kinbase.query.frames import frame
+
+    return frame(con, TRIED, [run])

@@ -144,6 +144,14 @@ def gains_and_kinship(
     return base, [dict(zip(columns, row, strict=True)) for row in found.fetchall()]
 
 
+def of_test(con: Connection, model: str, benchmark: str, metric: str) -> "pl.DataFrame":
+    """A model's rows of `scores` of one benchmark by one metric."""
+    from kinbase.query.frames import frame
+
+    query = "from scores where model = ? and benchmark = ? and metric = ? order by n_shot nulls first"
+    return frame(con, query, [model, benchmark, metric])
+
+
 def accuracies(con: Connection) -> "pl.DataFrame":
     """Accuracies in percent, a row a model and a column a benchmark, with their plain mean, best first."""
     from kinbase.query.frames import frame

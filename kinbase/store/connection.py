@@ -2,7 +2,7 @@
 
 DuckDB allows one writing process or many reading ones. So a handle never lives longer than one unit
 of work, the tensor pass runs with the file closed, and a locked file is waited for, within bounds.
-This is the only module that imports duckdb.
+Nothing outside this package imports duckdb.
 """
 
 import re
@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import duckdb
 
@@ -23,6 +23,8 @@ from kinbase.store import migrations, surface
 from kinbase.text import made_whole
 
 Connection = duckdb.DuckDBPyConnection
+Asked = ParamSpec("Asked")
+Answer = TypeVar("Answer")
 
 # Whoever reads can reach nothing but the database file: no other file, no extension, no variable of this
 # process. One configuration for all readers, because DuckDB refuses two on one file in one process.
@@ -88,6 +90,16 @@ class Store:
             raise query_error(error) from error
         finally:
             con.close()
+
+    def ask(
+        self,
+        question: Callable[Concatenate[Connection, Asked], Answer],
+        *given: Asked.args,
+        **more: Asked.kwargs,
+    ) -> Answer:
+        """What a function of `kinbase.query` answers on a connection of its own. Raises like `reading`."""
+        with self.reading() as con:
+            return question(con, *given, **more)
 
     @contextmanager
     def writing(self, reads: Sequence[str | Path] = ()) -> Iterator[Connection]:
