@@ -210,9 +210,11 @@ def _status(source: Placed, done: Measured | Sampled) -> str:
 
 
 COUNTED = {
-    Edge: "claims of parents", Score: "scores", ReportedKinship: "kinships", Facts: "models' facts", Alias: "other names",
-    Task: "tasks", Training: "trainings",
+    Edge: ("claim of a parent", "claims of parents"), Score: ("score", "scores"), ReportedKinship: ("kinship", "kinships"),
+    Facts: ("model's facts", "models' facts"), Alias: ("other name", "other names"), Task: ("task", "tasks"),
+    Training: ("training", "trainings"),
 }  # fmt: skip
+"""What a source of records says, one of it and several."""
 
 
 def _outcome(source: Placed, status: str) -> Outcome:
@@ -224,7 +226,9 @@ def _outcome(source: Placed, status: str) -> Outcome:
                 found[record.kind] += len(record)
             else:
                 found[type(record)] += 1
-        counts = [f"{found[kind]:,} {words}" for kind, words in COUNTED.items() if found[kind]]
+        counts = [
+            f"{n:,} {one if n == 1 else many}" for kind, (one, many) in COUNTED.items() if (n := found[kind])
+        ]
         notes = (*notes, ", ".join(counts)) if counts else notes
     return Outcome(source.opened.source, source.name, status, source.base, notes)
 
