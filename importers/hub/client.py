@@ -192,15 +192,15 @@ class Hub:
 
     def taken(self, response: Any, what: str, most: int) -> bytes:
         """The body of an answer, of at most so many bytes, unpacked, and within their time; raises CheckpointError."""
-        data, until = bytearray(), time.monotonic() + LIMITS.arrival(0)
+        data, began = bytearray(), time.monotonic()
         for piece in response.iter_bytes():
             data += piece
             if len(data) > most:
                 raise CheckpointError(
                     f"{self.endpoint} answers more about {shown(what)} than the {most:,} bytes that are read"
                 )
-            if time.monotonic() > until + len(data) / LIMITS.network_rate:
-                raise self.too_slow(what, LIMITS.arrival(len(data)))
+            if time.monotonic() - began > (longest := LIMITS.arrival(len(data))):
+                raise self.too_slow(what, longest)
         return bytes(data)
 
     def too_slow(self, what: str, seconds: float) -> CheckpointError:

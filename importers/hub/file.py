@@ -61,8 +61,8 @@ class HubFile:
                 for data in response.iter_raw():
                     if start >= stop:
                         return  # more than was asked for
-                    if spent + time.monotonic() - began > (most := LIMITS.arrival(start - first)):
-                        raise self.hub.too_slow(self.path, most)
+                    if spent + time.monotonic() - began > (longest := LIMITS.arrival(start - first)):
+                        raise self.hub.too_slow(self.path, longest)
                     data = data[: stop - start]
                     if data:
                         start, failures = start + len(data), 0

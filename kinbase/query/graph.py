@@ -41,7 +41,6 @@ where base_id in (from level) and not exists (select 1 from raw.claim where chil
 order by 1 limit $2
 """
 
-
 ADAPTER_IN = """
 select adapter.parent, onto.parent from lineage adapter
 join models m on m.name = adapter.parent and m.relation = 'adapter'
