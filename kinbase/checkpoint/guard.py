@@ -71,7 +71,7 @@ class _Watch(threading.Thread):
         self._reader = threading.get_ident()
         self._clock = _clock_of(self._reader)
         self._ends = self._now() + seconds
-        self._most = _peak() + memory
+        self._most, self._before = _resident() + memory, _peak()
         self._done = threading.Event()
         self._lock = threading.Lock()
         self.over = ""
@@ -84,14 +84,18 @@ class _Watch(threading.Thread):
 
     def run(self) -> None:
         while not self._done.wait(_EVERY):
-            over = "time" if self._now() > self._ends else "memory" if _peak() > self._most else ""
+            over = "time" if self._now() > self._ends else "memory" if self._is_large() else ""
             with self._lock:
                 if over and not self._done.is_set():
                     self.over = over
                     self._stop_reader()
                     # Once more if a reader swallowed it, but not before it had the time to end.
                     self._ends = self._now() + 1
-                    self._most = _peak() + (64 << 20)
+                    self._most, self._before = _resident() + (64 << 20), _peak()
+
+    def _is_large(self) -> bool:
+        """Whether the process has too much memory, or had since the last look; what it had before the reader began is not its."""
+        return _resident() > self._most or _peak() > max(self._most, self._before)
 
     def end(self) -> None:
         """Watch no more; what was raised and has not arrived yet arrives here, and is forgotten.
@@ -140,6 +144,15 @@ class _Watch(threading.Thread):
 def _clock_of(thread: int) -> int | None:
     """The clock of a thread's processor time: a busy machine costs no file its reading. None where there is none."""
     return time.pthread_getcpuclockid(thread) if hasattr(time, "pthread_getcpuclockid") else None
+
+
+def _resident() -> int:
+    """The memory this process has, in bytes; where that is not told, the most it ever had."""
+    try:
+        with open("/proc/self/statm", "rb") as file:
+            return int(file.read().split()[1]) * resource.getpagesize()
+    except OSError:
+        return _peak()
 
 
 def _peak() -> int:

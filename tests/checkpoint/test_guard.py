@@ -4,6 +4,7 @@ import cProfile
 import re
 import signal
 import threading
+import time
 from dataclasses import replace
 
 import pytest
@@ -45,6 +46,21 @@ def test_what_grows_is_refused():
 
     with pytest.raises(CheckpointError, match=r"takes more memory than a file of its size is worth"):
         watched(growing, "/nowhere", replace(LIMITS, memory=32 << 20))
+
+
+def test_what_the_process_once_had_is_no_room_for_a_reader():
+    once = [bytearray(1 << 20) for _ in range(1024)]
+    del once
+    held = []
+
+    def growing():
+        while True:
+            held.append(bytearray(1 << 20))
+            time.sleep(0.001)  # the watch has its turn on a busy machine too
+
+    with pytest.raises(CheckpointError, match=r"takes more memory than a file of its size is worth"):
+        watched(growing, "/nowhere", replace(LIMITS, memory=32 << 20))
+    assert len(held) < 512  # 32 and what comes in between two looks; without the bound 1,024
 
 
 def test_a_reader_under_a_profiler_is_left_as_it_was():
